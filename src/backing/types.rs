@@ -1,0 +1,95 @@
+//! Plain values that cross the border between the overlay and a backing.
+
+use std::ffi::OsString;
+use std::time::SystemTime;
+
+/// Type of a file, from the S_IFMT bits of `st_mode` (inode(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileKind {
+    /// S_IFREG.
+    Regular,
+    /// S_IFDIR.
+    Directory,
+    /// S_IFLNK.
+    Symlink,
+    /// S_IFIFO.
+    Fifo,
+    /// S_IFSOCK.
+    Socket,
+    /// S_IFCHR.
+    CharDevice,
+    /// S_IFBLK.
+    BlockDevice,
+}
+
+/// The attributes of a file, as in `struct stat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// st_dev and st_ino of the backing; they identify a file only where [`super::Traits::stable_inodes`] says so.
+    pub identity: (u64, u64),
+    /// Type.
+    pub kind: FileKind,
+    /// Permission bits, with setuid, setgid and sticky (07777).
+    pub perm: u16,
+    /// st_nlink.
+    pub nlink: u32,
+    /// st_uid.
+    pub uid: u32,
+    /// st_gid.
+    pub gid: u32,
+    /// st_rdev.
+    pub rdev: u32,
+    /// st_size in bytes.
+    pub size: u64,
+    /// st_blocks, of 512 bytes.
+    pub blocks: u64,
+    /// st_blksize in bytes.
+    pub block_size: u32,
+    /// st_atim.
+    pub atime: SystemTime,
+    /// st_mtim.
+    pub mtime: SystemTime,
+    /// st_ctim.
+    pub ctime: SystemTime,
+}
+
+/// A time to set, as in utimensat(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// UTIME_OMIT.
+    Omit,
+    /// UTIME_NOW.
+    Now,
+    /// That time.
+    At(SystemTime),
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The name, without a slash.
+    pub name: OsString,
+    /// The type, where the directory says it.
+    pub kind: Option<FileKind>,
+}
+
+/// The figures of statvfs(3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatFs {
+    /// f_blocks, in units of `fragment_size`.
+    pub blocks: u64,
+    /// f_bfree.
+    pub blocks_free: u64,
+    /// f_bavail.
+    pub blocks_available: u64,
+    /// f_files.
+    pub files: u64,
+    /// f_ffree.
+    pub files_free: u64,
+    /// f_bsize in bytes.
+    pub block_size: u32,
+    /// f_namemax in bytes.
+    pub name_max: u32,
+    /// f_frsize in bytes.
+    pub fragment_size: u32,
+}

@@ -1,0 +1,187 @@
+//! What one mount is configured to do: plain data, made by the command line, read by everything below it.
+//!
+//! Nothing here parses text; [`crate::cli`] turns `-o` options into a [`MountConfig`] and rejects bad input first.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+/// Where the files really are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `[user@]host:[dir]`, reached through an sshfs that steadfs starts and owns.
+    Sshfs {
+        /// `[user@]host:[dir]`, exactly as sshfs takes it.
+        target: String,
+    },
+    /// `dir:/path`: a directory that exists already (a local disk, NFS, an rclone mount).
+    Dir {
+        /// Absolute path of the directory.
+        path: PathBuf,
+    },
+}
+
+impl Source {
+    /// The mount's source as `findmnt` shows it.
+    pub fn label(&self) -> String {
+        match self {
+            Source::Sshfs { target } => target.clone(),
+            Source::Dir { path } => format!("dir:{}", path.display()),
+        }
+    }
+}
+
+/// How long calls may take, and with which error they fail in an outage (promises P1 and P2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallPolicy {
+    /// `deadline=`: the limit of an ordinary call, and the age at which an outage starts to fail calls at once.
+    pub deadline: Duration,
+    /// `sync_deadline=`: the limit of fsync, flush and fsyncdir, and of reads and writes while bytes move.
+    pub sync_deadline: Duration,
+    /// `hold=`: how much longer than `deadline` calls wait an outage out.
+    pub hold: Duration,
+    /// `errno=`: what calls fail with in an outage.
+    pub outage_errno: Errno,
+}
+
+impl Default for CallPolicy {
+    fn default() -> Self {
+        CallPolicy {
+            deadline: Duration::from_secs(5),
+            sync_deadline: Duration::from_secs(30),
+            hold: Duration::ZERO,
+            outage_errno: Errno::ENOTCONN,
+        }
+    }
+}
+
+/// When a backing is doubted, pronounced dead and started again (promise P3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepairPolicy {
+    /// `probe_interval=`: time between two probes of a live generation.
+    pub probe_interval: Duration,
+    /// `probe_deadline=`: silence after which an unanswered probe is evidence.
+    pub probe_deadline: Duration,
+    /// `start_deadline=`: time a new generation has to connect and answer its first probe.
+    pub start_deadline: Duration,
+    /// `backoff_min=`: first delay between two failed starts.
+    pub backoff_min: Duration,
+    /// `backoff_max=`: longest delay between two failed starts.
+    pub backoff_max: Duration,
+    /// `steady=`: how long a generation must live before a recovery is announced to the worker.
+    pub steady: Duration,
+}
+
+impl Default for RepairPolicy {
+    fn default() -> Self {
+        RepairPolicy {
+            probe_interval: Duration::from_millis(800),
+            probe_deadline: Duration::from_secs(2),
+            start_deadline: Duration::from_secs(20),
+            backoff_min: Duration::from_millis(500),
+            backoff_max: Duration::from_secs(30),
+            steady: Duration::from_secs(2),
+        }
+    }
+}
+
+/// How the overlay looks to the kernel and to `findmnt`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayConfig {
+    /// `subtype=`: the part after `fuse.` in the filesystem type.
+    pub subtype: String,
+    /// `fsname=`: the source shown in mount tables; the backing's label when absent.
+    pub fsname: Option<String>,
+    /// `ro`: refuse every change.
+    pub read_only: bool,
+    /// Other users may use the mount; always so for root, an option for others.
+    pub allow_other: bool,
+    /// `attr_timeout=`: how long the kernel may believe attributes.
+    pub attr_timeout: Duration,
+    /// `entry_timeout=`: how long the kernel may believe names.
+    pub entry_timeout: Duration,
+    /// `guard`: make the directory below the mountpoint immutable (promise P5).
+    pub guard: bool,
+    /// mount(2) flags such as `nosuid`, `nodev`, `noexec`, `noatime`, by their option names.
+    pub mount_flags: Vec<String>,
+}
+
+/// The overlay answers root's calls and everybody's only if started by root.
+impl Default for OverlayConfig {
+    fn default() -> Self {
+        let root = nix::unistd::geteuid().is_root();
+        OverlayConfig {
+            subtype: "steadfs".into(),
+            fsname: None,
+            read_only: false,
+            allow_other: root,
+            attr_timeout: Duration::from_secs(1),
+            entry_timeout: Duration::from_secs(1),
+            guard: root,
+            mount_flags: Vec::new(),
+        }
+    }
+}
+
+/// A command that is run without a shell unless it was asked for with `sh:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookCommand {
+    /// Program and arguments.
+    pub argv: Vec<String>,
+}
+
+/// What is told to the worker (promise P7).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkerConfig {
+    /// `pause_file=`: exists while the worker should pause.
+    pub pause_file: Option<PathBuf>,
+    /// `on_outage=`: run when an outage outlives `deadline`.
+    pub on_outage: Option<HookCommand>,
+    /// `on_recovery=`: run when the backing has been steady again.
+    pub on_recovery: Option<HookCommand>,
+    /// `hook_timeout=`: after this a hook is killed.
+    pub hook_timeout: Option<Duration>,
+}
+
+/// Where `/metrics` and `/healthz` are served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// A TCP address; loopback unless the user insists.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+/// What is exported (promise P8).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TelemetryConfig {
+    /// `metrics=ADDR:PORT` or `metrics=unix:PATH`.
+    pub listen: Option<MetricsListen>,
+    /// `textfile=DIR`: directory of node_exporter's textfile collector.
+    pub textfile: Option<PathBuf>,
+}
+
+/// Everything about one mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountConfig {
+    /// The backing.
+    pub source: Source,
+    /// Absolute, canonical path of the hot path.
+    pub mountpoint: PathBuf,
+    /// Deadlines.
+    pub calls: CallPolicy,
+    /// Supervision.
+    pub repair: RepairPolicy,
+    /// The overlay.
+    pub overlay: OverlayConfig,
+    /// The worker.
+    pub worker: WorkerConfig,
+    /// Metrics.
+    pub telemetry: TelemetryConfig,
+    /// `soft_start=`: mount even if the server cannot be reached yet.
+    pub soft_start: bool,
+    /// Options handed to sshfs (and by it to ssh), one `-o` value each, unescaped.
+    pub sshfs_options: Vec<String>,
+}

@@ -1,0 +1,1 @@
+//! Wires one mount together and runs it until it is unmounted.

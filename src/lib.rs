@@ -1,0 +1,15 @@
+//! steadfs: a FUSE overlay that outlives the sshfs below it.
+//!
+//! Data flows one way: the kernel calls the [`overlay`] (FUSE protocol only), which submits calls to the [`gate`]
+//! (deadlines, admission, outage policy), whose workers run them against one generation of the [`backing`]. The
+//! [`supervisor`] owns generations and opens and closes the gate. [`worker`], [`telemetry`] and [`cli`] watch.
+
+pub mod backing;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod gate;
+pub mod overlay;
+pub mod supervisor;
+pub mod telemetry;
+pub mod worker;

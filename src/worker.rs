@@ -1,0 +1,1 @@
+//! Tells the worker to pause and to go on (promise P7).
