@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod gate;
 pub mod overlay;
+pub mod rundir;
 pub mod supervisor;
 pub mod telemetry;
 pub mod worker;
