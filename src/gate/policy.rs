@@ -1,0 +1,131 @@
+//! The rules of the gate as pure functions: when a call is due, which error it gets, which errors raise a doubt.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::Class;
+use crate::config::CallPolicy;
+
+/// What the gate knows of the backing at the moment a rule is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weather {
+    /// First evidence of the present outage or suspicion.
+    pub outage_since: Option<Instant>,
+    /// The gate is closed.
+    pub closed: bool,
+    /// Last time bytes moved on the link.
+    pub progress_at: Option<Instant>,
+}
+
+/// The limit of a call of that class, from its arrival, on a healthy and quick backing.
+pub fn limit(policy: &CallPolicy, class: Class) -> Duration {
+    match class {
+        Class::Meta | Class::Data => policy.deadline,
+        Class::Sync => policy.sync_deadline,
+    }
+}
+
+/// When the outage begins to fail everything at once, if there is one and the gate is closed.
+pub fn overdue_at(policy: &CallPolicy, weather: &Weather) -> Option<Instant> {
+    match (weather.closed, weather.outage_since) {
+        (true, Some(since)) => Some(since + policy.deadline + policy.hold),
+        _ => None,
+    }
+}
+
+/// When a call that arrived then and has that limit must be answered.
+pub fn due_at(policy: &CallPolicy, weather: &Weather, class: Class, arrived: Instant, limit: Duration) -> Instant {
+    let mut due = arrived + limit;
+    if weather.closed {
+        due += policy.hold;
+    } else if class == Class::Data {
+        // A deadline counts silence, not slowness.
+        if let Some(progress) = weather.progress_at {
+            due = due.max(progress + limit).min(arrived + policy.sync_deadline.max(limit));
+        }
+    }
+    match overdue_at(policy, weather) {
+        Some(overdue) => due.min(overdue.max(arrived)),
+        None => due,
+    }
+}
+
+/// The error of a call that was not done in time.
+pub fn late_errno(policy: &CallPolicy, weather: &Weather) -> Errno {
+    if weather.outage_since.is_some() { policy.outage_errno } else { Errno::ETIMEDOUT }
+}
+
+/// Errors that may mean a dead backing rather than an answer of a live one: those of a FUSE connection that has gone
+/// (ENOTCONN, ECONNABORTED), sshfs's EIO for a lost link, and those of a network filesystem under `dir:`.
+pub fn raises_doubt(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::ENOTCONN
+            | Errno::ECONNABORTED
+            | Errno::EIO
+            | Errno::ESHUTDOWN
+            | Errno::ECONNRESET
+            | Errno::EPIPE
+            | Errno::ENODEV
+            | Errno::ETIMEDOUT
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::ENETDOWN
+            | Errno::ESTALE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn fair() -> Weather {
+        Weather { outage_since: None, closed: false, progress_at: None }
+    }
+
+    #[test]
+    fn an_ordinary_call_is_due_at_its_deadline() {
+        let (policy, t) = (CallPolicy::default(), Instant::now());
+        assert_eq!(due_at(&policy, &fair(), Class::Meta, t, 5 * S), t + 5 * S);
+        assert_eq!(due_at(&policy, &fair(), Class::Sync, t, 30 * S), t + 30 * S);
+    }
+
+    #[test]
+    fn moving_bytes_extend_data_calls_only_and_only_to_the_sync_deadline() {
+        let (policy, t) = (CallPolicy::default(), Instant::now());
+        let moving = Weather { progress_at: Some(t + 4 * S), ..fair() };
+        assert_eq!(due_at(&policy, &moving, Class::Data, t, 5 * S), t + 9 * S);
+        assert_eq!(due_at(&policy, &moving, Class::Meta, t, 5 * S), t + 5 * S);
+        let long = Weather { progress_at: Some(t + 28 * S), ..fair() };
+        assert_eq!(due_at(&policy, &long, Class::Data, t, 5 * S), t + 30 * S);
+    }
+
+    #[test]
+    fn an_old_outage_fails_even_an_fsync() {
+        let (policy, t) = (CallPolicy::default(), Instant::now());
+        let outage = Weather { outage_since: Some(t + 3 * S), closed: true, progress_at: None };
+        assert_eq!(due_at(&policy, &outage, Class::Sync, t, 30 * S), t + 8 * S);
+        assert_eq!(due_at(&policy, &outage, Class::Meta, t + 4 * S, 5 * S), t + 8 * S);
+        assert_eq!(due_at(&policy, &outage, Class::Meta, t + 20 * S, 5 * S), t + 20 * S);
+    }
+
+    #[test]
+    fn hold_lets_calls_wait_longer_in_an_outage() {
+        let t = Instant::now();
+        let policy = CallPolicy { hold: 60 * S, ..CallPolicy::default() };
+        let outage = Weather { outage_since: Some(t), closed: true, progress_at: None };
+        assert_eq!(due_at(&policy, &outage, Class::Meta, t, 5 * S), t + 65 * S);
+    }
+
+    #[test]
+    fn a_late_call_gets_the_outage_errno_only_in_an_outage() {
+        let policy = CallPolicy { outage_errno: Errno::EHOSTDOWN, ..CallPolicy::default() };
+        assert_eq!(late_errno(&policy, &fair()), Errno::ETIMEDOUT);
+        let doubted = Weather { outage_since: Some(Instant::now()), ..fair() };
+        assert_eq!(late_errno(&policy, &doubted), Errno::EHOSTDOWN);
+    }
+}
