@@ -81,6 +81,9 @@ pub trait Backing: Send + Sync {
     /// Starts generation `number` and returns when it has answered a probe, or within about `limit`.
     /// After an error nothing of it is left.
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError>;
+
+    /// Makes a [`Backing::start`] that is under way in another thread give up soon. No start follows.
+    fn cancel_start(&self) {}
 }
 
 /// One life of the backing.

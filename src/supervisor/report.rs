@@ -48,7 +48,9 @@ pub enum Event {
         generation: u64,
         /// In words (ssh's own where there are some).
         detail: String,
-        /// Seconds until the next try; `None` when somebody has to act first.
+        /// Nothing is tried again until somebody acts.
+        halted: bool,
+        /// Seconds until the next try, unless halted.
         retry_in_secs: Option<f64>,
     },
     /// The gate is open again.
@@ -75,7 +77,7 @@ pub enum Event {
 /// The supervisor's state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// `starting`, `live`, `suspect`, `repairing`, `waiting`, `halted` or `stopping`.
+    /// `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
     pub state: &'static str,
     /// Since when it is in that state.
     pub since: SystemTime,
@@ -108,7 +110,7 @@ pub struct Snapshot {
 impl Default for Snapshot {
     fn default() -> Self {
         Snapshot {
-            state: "starting",
+            state: "reaching",
             since: SystemTime::now(),
             why: None,
             next: "start the first generation".into(),

@@ -1,0 +1,236 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const S: Duration = Duration::from_secs(1);
+
+/// A machine with a clock that the test moves.
+struct Rig {
+    machine: Machine,
+    now: Instant,
+    vitals: Vitals,
+    inside: Inside,
+    done: Vec<Action>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let now = Instant::now();
+        let (machine, done) = Machine::begin(RepairPolicy::default(), 5 * S, now);
+        Rig { machine, now, vitals: Vitals::default(), inside: Inside::default(), done }
+    }
+
+    fn live() -> Rig {
+        let mut rig = Rig::new();
+        rig.put(Input::Reached);
+        rig.put(Input::Started(1));
+        rig.put(Input::Restored(1));
+        assert_eq!(rig.machine.state().name(), "live");
+        rig
+    }
+
+    fn put(&mut self, input: Input) -> Vec<Action> {
+        let sight = Sight { now: self.now, vitals: self.vitals, inside: self.inside, dice: 0.0 };
+        let todo = self.machine.handle(input, &sight);
+        self.done.extend(todo.clone());
+        todo
+    }
+
+    /// Lets time pass in steps as the runner does; what was to be done on the way is returned.
+    fn pass(&mut self, time: Duration) -> Vec<Action> {
+        let (end, from) = (self.now + time, self.done.len());
+        while self.now < end {
+            self.now = self.machine.wakes_at(self.now).clamp(self.now + Duration::from_millis(1), end);
+            self.put(Input::Tick);
+        }
+        self.done[from..].to_vec()
+    }
+
+    fn probe(&self) -> Option<(u64, u64)> {
+        self.done.iter().rev().find_map(|action| match action {
+            Action::Probe(generation, id) => Some((*generation, *id)),
+            _ => None,
+        })
+    }
+}
+
+fn opened(todo: &[Action]) -> bool {
+    todo.iter().any(|action| matches!(action, Action::Open(_)))
+}
+
+fn closed(todo: &[Action]) -> bool {
+    todo.iter().any(|action| matches!(action, Action::Close(_)))
+}
+
+#[test]
+fn the_gate_opens_only_when_descriptors_are_back() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.done, [Action::Reach]);
+    assert_eq!(rig.put(Input::Reached), [Action::Start(1)]);
+    assert_eq!(rig.put(Input::Started(1)), [Action::Restore(1)]);
+    assert!(opened(&rig.put(Input::Restored(1))));
+}
+
+#[test]
+fn a_silent_link_is_pronounced_dead_within_three_seconds() {
+    let mut rig = Rig::live();
+    let todo = rig.pass(3 * S);
+    assert!(closed(&todo), "{todo:?}");
+    assert!(todo.contains(&Action::Retire(1)));
+    assert!(!opened(&todo));
+}
+
+#[test]
+fn a_process_exit_is_a_verdict() {
+    let mut rig = Rig::live();
+    let todo = rig.put(Input::Evidence(1, Reason::ProcessExit));
+    assert!(closed(&todo) && todo.contains(&Action::Retire(1)));
+    assert_eq!(rig.put(Input::Retired(1)), [Action::Reach]);
+    assert_eq!(rig.put(Input::Reached), [Action::Start(2)]);
+}
+
+#[test]
+fn moving_bytes_keep_a_saturated_link_alive() {
+    let mut rig = Rig::live();
+    for _ in 0..600 {
+        rig.vitals.progress_at = Some(rig.now);
+        let todo = rig.pass(S / 10);
+        assert!(!closed(&todo), "{todo:?}");
+    }
+    assert!(rig.machine.outage().is_none());
+}
+
+#[test]
+fn an_answered_probe_refutes_a_call_error() {
+    let mut rig = Rig::live();
+    let todo = rig.put(Input::Evidence(1, Reason::CallError));
+    assert!(todo.iter().any(|action| matches!(action, Action::Probe(1, _))), "asks at once: {todo:?}");
+    let (generation, id) = rig.probe().expect("a probe was sent");
+    let sent = rig.now;
+    let todo = rig.put(Input::ProbeAnswered(generation, id));
+    assert!(todo.contains(&Action::Settle(1, sent)));
+    assert!(todo.contains(&Action::Doubt(None)));
+    assert_eq!(rig.machine.state().name(), "live");
+}
+
+#[test]
+fn evidence_after_a_probe_was_sent_wants_another_probe() {
+    let mut rig = Rig::live();
+    rig.pass(S);
+    let (generation, id) = rig.probe().expect("a probe was sent");
+    rig.put(Input::Evidence(1, Reason::CallError));
+    let todo = rig.put(Input::ProbeAnswered(generation, id));
+    assert_eq!(rig.machine.state().name(), "suspect");
+    assert!(todo.contains(&Action::Probe(1, id + 1)), "{todo:?}");
+}
+
+#[test]
+fn a_link_that_heals_is_used_within_a_second_whatever_the_back_off_is() {
+    let mut rig = Rig::new();
+    rig.put(Input::Reached);
+    for generation in 1..8 {
+        rig.put(Input::StartFailed(generation, StartError::Unreachable("reset".into())));
+        rig.pass(40 * S);
+        rig.put(Input::Reached);
+    }
+    rig.put(Input::StartFailed(rig.machine.newest(), StartError::Unreachable("reset".into())));
+    rig.pass(S);
+    rig.put(Input::Unreached);
+    rig.pass(S);
+    let todo = rig.put(Input::Reached);
+    assert!(matches!(todo[..], [Action::Start(_)]), "{todo:?}");
+}
+
+#[test]
+fn a_refused_key_is_not_retried_until_asked() {
+    let mut rig = Rig::new();
+    rig.put(Input::Reached);
+    rig.put(Input::StartFailed(1, StartError::Refused("Permission denied (publickey).".into())));
+    let todo = rig.pass(3600 * S);
+    assert!(!todo.iter().any(|action| matches!(action, Action::Start(_) | Action::Reach)), "{todo:?}");
+    assert_eq!(rig.put(Input::RetryNow), [Action::Reach]);
+}
+
+#[test]
+fn an_outage_is_overdue_once_and_only_after_the_deadline() {
+    let mut rig = Rig::live();
+    rig.put(Input::Evidence(1, Reason::ProcessExit));
+    rig.put(Input::Retired(1));
+    let overdue = |todo: &[Action]| {
+        todo.iter().filter(|action| matches!(action, Action::Tell(News::OutageOverdue { .. }))).count()
+    };
+    assert_eq!(overdue(&rig.pass(S * 49 / 10)), 0);
+    assert_eq!(overdue(&rig.pass(60 * S)), 1);
+}
+
+#[test]
+fn stopping_retires_what_exists_and_then_finishes() {
+    let mut rig = Rig::live();
+    let todo = rig.put(Input::Stop);
+    assert!(closed(&todo) && todo.contains(&Action::Retire(1)));
+    assert_eq!(rig.put(Input::Retired(1)), [Action::Finish]);
+    let mut rig = Rig::new();
+    rig.put(Input::Reached);
+    assert_eq!(rig.put(Input::Stop), [Action::CancelStart]);
+    assert_eq!(rig.put(Input::Started(1)), [Action::Retire(1)]);
+    assert_eq!(rig.put(Input::Retired(1)), [Action::Finish]);
+}
+
+fn any_input() -> impl Strategy<Value = u8> {
+    0_u8..14
+}
+
+proptest! {
+    /// Whatever happens in whatever order: one generation at a time, an open gate only to the one that exists,
+    /// numbers that only grow, and nothing after the end.
+    #[test]
+    fn never_two_generations(script in proptest::collection::vec((any_input(), 0_u64..4000), 1..200)) {
+        let mut rig = Rig::new();
+        let (mut alive, mut open, mut newest, mut finished): (Option<u64>, Option<u64>, u64, bool) = (None, None, 0, false);
+        for (pick, millis) in script {
+            rig.now += Duration::from_millis(millis);
+            let newest_seen = rig.machine.newest();
+            let (generation, id) = rig.probe().unwrap_or((newest_seen, 0));
+            let starting = matches!(rig.machine.state(), State::Starting { .. } | State::Stopping { .. });
+            let input = match pick {
+                0 => Input::Evidence(newest_seen, Reason::CallError),
+                1 => Input::Evidence(newest_seen, Reason::ProcessExit),
+                2 => Input::Evidence(newest_seen, Reason::CallLate),
+                3 => Input::ProbeAnswered(generation, id),
+                4 => Input::ProbeFailed(generation, id, Errno::ENOTCONN),
+                5 => Input::Reached,
+                6 => Input::Unreached,
+                // The world outside only reports what was asked of it.
+                7 if starting && alive == Some(newest_seen) => Input::Started(newest_seen),
+                8 if starting && alive == Some(newest_seen) => Input::StartFailed(newest_seen, StartError::Unreachable(String::new())),
+                9 => Input::Restored(newest_seen),
+                10 if alive.is_some() && rig.done.contains(&Action::Retire(newest_seen)) => Input::Retired(newest_seen),
+                11 => Input::RetryNow,
+                12 if millis > 3900 => Input::Stop,
+                _ => Input::Tick,
+            };
+            if matches!(input, Input::StartFailed(..) | Input::Retired(_)) {
+                alive = None;
+            }
+            for action in rig.put(input) {
+                prop_assert!(!finished, "after the end: {action:?}");
+                match action {
+                    Action::Start(generation) => {
+                        prop_assert_eq!(alive, None, "two generations");
+                        prop_assert!(generation > newest);
+                        (alive, newest) = (Some(generation), generation);
+                    }
+                    Action::Open(generation) => {
+                        prop_assert_eq!((alive, open), (Some(generation), None));
+                        open = Some(generation);
+                    }
+                    Action::Close(_) => open = None,
+                    Action::Retire(generation) => prop_assert!(alive == Some(generation) && open.is_none()),
+                    Action::Probe(generation, _) => prop_assert_eq!(open, Some(generation)),
+                    Action::Finish => finished = true,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
