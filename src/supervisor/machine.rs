@@ -593,14 +593,8 @@ impl Machine {
         if self.state != (State::Restoring { generation }) {
             return;
         }
-        let service = Service {
-            generation,
-            since: sight.now,
-            announced: false,
-            probe: None,
-            last_sent: Some(sight.now),
-            ask_again: false,
-        };
+        let service =
+            Service { generation, since: sight.now, announced: false, probe: None, last_sent: None, ask_again: false };
         todo.push(Action::Open(generation));
         if let Some(outage) = self.outage.take() {
             let lasted = sight.now.saturating_duration_since(outage.since);

@@ -1,0 +1,131 @@
+//! The command line of an sshfs that steadfs owns.
+
+use std::path::Path;
+use std::process::Command;
+
+/// Options that steadfs gives unless the user gave the same option another value. Sources: ssh_config(5), sshfs(1).
+const DEFAULTS: [(&str, &str); 6] = [
+    // Nobody is there to answer a question.
+    ("BatchMode", "yes"),
+    ("NumberOfPasswordPrompts", "0"),
+    ("ConnectTimeout", "10"),
+    // A shared master connection would not be ours to kill.
+    ("ControlMaster", "no"),
+    ("ControlPath", "none"),
+    // Bulk data wants throughput, and a probe should not overtake it.
+    ("TCPKeepAlive", "yes"),
+];
+
+/// What is handed to sshfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arguments {
+    /// `[user@]host:[dir]`.
+    pub target: String,
+    /// One `-o` value each.
+    pub options: Vec<String>,
+}
+
+impl Arguments {
+    /// Adds what steadfs decides to what the user said.
+    pub fn new(target: &str, user_options: &[String]) -> Arguments {
+        let mut options = user_options.to_vec();
+        for (name, value) in DEFAULTS {
+            if value_of(user_options, name).is_none() {
+                options.push(format!("{name}={value}"));
+            }
+        }
+        // Until there is a write log every write waits for the server's answer, so that none is lost in silence.
+        options.push("sshfs_sync".into());
+        Arguments { target: target.to_owned(), options }
+    }
+
+    /// The sshfs command for one generation.
+    pub fn sshfs(&self, mountpoint: &Path) -> Command {
+        let mut command = Command::new("sshfs");
+        command.arg("-f");
+        for option in &self.options {
+            command.arg("-o").arg(escape(option));
+        }
+        // Nothing that looks like an option can come from the target or the mountpoint.
+        command.arg(&self.target).arg(mountpoint).env("LC_ALL", "C").env_remove("SSH_ASKPASS").env_remove("DISPLAY");
+        command
+    }
+
+    /// True when calls do not go through the ssh of this machine's PATH to a server.
+    pub fn has_own_transport(&self) -> bool {
+        ["ssh_command", "directport", "passive", "slave", "vsock"]
+            .iter()
+            .any(|name| value_of(&self.options, name).is_some() || self.options.iter().any(|option| option == name))
+    }
+
+    /// Arguments for `ssh -G`: the options that are ssh's, and the host.
+    pub fn ssh(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        for option in &self.options {
+            match option.split_once('=') {
+                Some(("port", port)) => arguments.extend(["-p".into(), port.into()]),
+                Some(("ssh_configfile" | "F", file)) => arguments.extend(["-F".into(), file.into()]),
+                Some((name, _)) if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
+                    arguments.extend(["-o".into(), option.clone()]);
+                }
+                _ => {}
+            }
+        }
+        arguments.extend(["--".into(), self.host().into()]);
+        arguments
+    }
+
+    /// `[user@]host`, without the brackets around an IPv6 address.
+    fn host(&self) -> String {
+        let (user, rest) = match self.target.split_once('@') {
+            Some((user, rest)) if !user.contains(':') => (format!("{user}@"), rest),
+            _ => (String::new(), self.target.as_str()),
+        };
+        let host = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _)) => address,
+            None => rest.split_once(':').map_or(rest, |(host, _)| host),
+        };
+        format!("{user}{host}")
+    }
+}
+
+/// The value of `name=`; names of ssh options do not care for case.
+fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
+    options
+        .iter()
+        .filter_map(|option| option.split_once('='))
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, v)| v)
+}
+
+/// libfuse splits `-o` values at commas and takes a backslash as an escape.
+fn escape(option: &str) -> String {
+    option.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_wins_over_defaults_whatever_the_case() {
+        let arguments = Arguments::new("h:", &["connecttimeout=3".into()]);
+        assert!(!arguments.options.iter().any(|option| option == "ConnectTimeout=10"));
+        assert!(arguments.options.contains(&"BatchMode=yes".into()));
+    }
+
+    #[test]
+    fn commas_do_not_make_options() {
+        let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()]);
+        let command = arguments.sshfs(Path::new("/m"));
+        assert!(command.get_args().any(|argument| argument == "IdentityFile=/a\\,allow_other"));
+    }
+
+    #[test]
+    fn ssh_is_asked_about_the_host_with_its_own_options_only() {
+        let options = ["port=23", "IdentityFile=/k", "uid=5", "max_conns=2"].map(String::from);
+        let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into() };
+        assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "--", "me@fe80::1"]);
+        assert_eq!(Arguments::new("box:dir", &[]).host(), "box");
+    }
+}
