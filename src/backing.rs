@@ -6,6 +6,7 @@
 
 pub mod dir;
 pub mod fake;
+pub mod mountinfo;
 pub mod posix;
 pub mod sshfs;
 pub mod types;
