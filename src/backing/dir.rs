@@ -1,1 +1,155 @@
-//! Stub, written in the next commit.
+//! A directory that exists already: a local disk, NFS, an rclone mount.
+//!
+//! Nothing here owns the mount, so nothing here can repair it. What can be done: see that the directory still lies on
+//! the mount it lay on at the first start (else the local directory below an unmounted one would be written to, promise
+//! P5), and never wait for it in the calling thread.
+
+mod opener;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::posix::PosixTree;
+use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals, mountinfo};
+use opener::{Attempt, Opened, Opener};
+
+/// `dir:/path`.
+#[derive(Debug)]
+pub struct DirBacking {
+    path: PathBuf,
+    opener: Opener,
+    home: Mutex<Option<Home>>,
+}
+
+/// The mount that the directory lay on when it was first opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Home {
+    mountpoint: PathBuf,
+    fstype: String,
+}
+
+impl std::fmt::Display for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.mountpoint.display(), self.fstype)
+    }
+}
+
+impl From<&mountinfo::Entry> for Home {
+    fn from(entry: &mountinfo::Entry) -> Self {
+        Home { mountpoint: entry.mountpoint.clone(), fstype: entry.fstype.to_string_lossy().into_owned() }
+    }
+}
+
+impl DirBacking {
+    /// A backing at an absolute path. Does not look at it: that may hang, and is left to [`Backing::start`].
+    pub fn new(path: PathBuf) -> Result<Self, StartError> {
+        if !path.is_absolute() {
+            return Err(StartError::Local(format!("dir:{}: the path must be absolute", path.display())));
+        }
+        Ok(DirBacking { opener: Opener::new(path.clone()), path, home: Mutex::new(None) })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks the mount against that of the first start, or makes it the first.
+    fn settle(&self, opened: &Opened) -> Result<(), StartError> {
+        let now = Home::from(&opened.mount);
+        let mut home = self.home.lock();
+        match &*home {
+            Some(first) if *first != now => {
+                let path = self.path.display();
+                Err(StartError::Unreachable(format!("{path} was on {first} and is now on {now}: mount gone?")))
+            }
+            Some(_) => Ok(()),
+            None => {
+                *home = Some(now);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Backing for DirBacking {
+    fn traits(&self) -> Traits {
+        Traits { stable_inodes: true, keeps_unlinked: true, owners: true }
+    }
+
+    /// Reads the mount table only, which cannot hang.
+    fn reach(&self, _limit: Duration) -> Result<(), String> {
+        let Some(home) = self.home.lock().clone() else {
+            return Ok(());
+        };
+        match mountinfo::at(&home.mountpoint) {
+            Ok(Some(entry)) if Home::from(&entry) == home => Ok(()),
+            Ok(_) => Err(format!("{home} is not mounted")),
+            Err(error) => Err(format!("/proc/self/mountinfo: {error}")),
+        }
+    }
+
+    fn start(&self, number: u64, limit: Duration, _exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
+        let path = self.path.display();
+        match self.opener.open(limit) {
+            Attempt::Opened(opened) => {
+                self.settle(&opened)?;
+                Ok(Arc::new(DirGeneration { number, tree: PosixTree::new(opened.root) }))
+            }
+            Attempt::Failed(error) => {
+                let text = format!("{path}: {error}");
+                // What was there once may come back; what never was is a mistake in the path.
+                let never_was = self.home.lock().is_none() && error.is_wrong_path();
+                Err(if never_was { StartError::Local(text) } else { StartError::Unreachable(text) })
+            }
+            Attempt::NoAnswer => Err(StartError::Unreachable(format!(
+                "{path}: no answer within {}",
+                humantime::format_duration(Duration::from_millis(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)))
+            ))),
+        }
+    }
+}
+
+/// One life of a directory: an open root.
+#[derive(Debug)]
+struct DirGeneration {
+    number: u64,
+    tree: PosixTree,
+}
+
+impl Generation for DirGeneration {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn tree(&self) -> &dyn Tree {
+        &self.tree
+    }
+
+    fn probe(&self) -> OpResult<StatFs> {
+        self.tree.stat_fs()
+    }
+
+    /// Nothing can be seen from outside.
+    fn vitals(&self) -> Vitals {
+        Vitals::default()
+    }
+
+    /// Calls that begin later fail. Those that are inside the kernel cannot be got out by anybody but whoever mounted
+    /// the directory: their threads stay there for as long as the filesystem keeps them.
+    fn abort(&self) {
+        self.tree.stop();
+    }
+
+    /// The root is closed when the last user of the generation lets go of it; nothing else is held.
+    fn retire(&self) -> Result<(), String> {
+        self.tree.stop();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
