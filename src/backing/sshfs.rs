@@ -1,1 +1,304 @@
-//! Stub, written in the next commit.
+//! The backing behind `[user@]host:[dir]`: one sshfs a generation, without `reconnect`, in a private directory.
+
+pub mod command;
+pub mod failure;
+pub mod group;
+pub mod link;
+pub mod reach;
+pub mod tcp;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use super::posix::PosixTree;
+use super::{
+    Backing, ExitSink, Generation, OpResult, ProcessExit, StartError, StatFs, Traits, Tree, Vitals, mountinfo,
+};
+use command::Arguments;
+use group::Group;
+use link::Link;
+use reach::Server;
+
+/// How often a start looks whether it has come further.
+const LOOK: Duration = Duration::from_millis(10);
+/// A start is given up when the peer's kernel has acknowledged nothing for that long: the link went in the middle.
+const START_SILENCE: Duration = Duration::from_millis(2500);
+/// How long a failing sshfs may take to end after its first failed call.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time that killed processes have to be reaped. Those of an aborted connection are never in state D for long.
+const REAP: Duration = Duration::from_secs(5);
+/// f_files and f_blocks of the reply that sshfs makes up when the server cannot say (sshfs_statfs in sshfs.c).
+const MADE_UP_FILES: u64 = 1_000_000_000;
+
+/// See the module.
+pub struct SshfsBacking {
+    arguments: Arguments,
+    /// Private, mode 0700; generations are mounted below it.
+    directory: PathBuf,
+    server: OnceLock<Option<Server>>,
+    cancelled: AtomicBool,
+}
+
+impl SshfsBacking {
+    /// A backing that mounts below `directory`. Left-overs of a predecessor there are aborted and removed.
+    pub fn new(target: &str, options: &[String], directory: &Path) -> io::Result<SshfsBacking> {
+        let directory = directory.canonicalize()?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        sweep(&directory)?;
+        Ok(SshfsBacking {
+            arguments: Arguments::new(target, options),
+            directory,
+            server: OnceLock::new(),
+            cancelled: AtomicBool::new(false),
+        })
+    }
+
+    fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<(u32, u32), StartError> {
+        loop {
+            if let Some(entry) = mountinfo::at(&started.mountpoint).map_err(local)?.filter(mountinfo::Entry::is_fuse) {
+                return Ok(entry.dev);
+            }
+            self.check(started, until)?;
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Fails when a start that is under way has no future.
+    fn check(&self, started: &Started, until: Instant) -> Result<(), StartError> {
+        if let Some(ending) = started.group.ending() {
+            // The last words may still be on their way from the pipe.
+            std::thread::sleep(LOOK * 3);
+            return Err(failure::classify(&started.group.output(), &ending));
+        }
+        if self.cancelled.load(Relaxed) {
+            return Err(StartError::Unreachable("cancelled".into()));
+        }
+        if Instant::now() >= until {
+            let words = started.group.output().pop().map(|line| format!(": {line}")).unwrap_or_default();
+            return Err(StartError::Unreachable(format!("no answer in time{words}")));
+        }
+        if started.since.elapsed() > START_SILENCE && !started.link.vitals(&started.group).link_acked {
+            return Err(StartError::Unreachable("the link went silent while connecting".into()));
+        }
+        Ok(())
+    }
+
+    /// Opens the root and has the first probe answered.
+    fn enter(&self, started: &Started, dev: (u32, u32), until: Instant) -> Result<PosixTree, StartError> {
+        // Both may hang like any call into a generation, so a thread that may be lost does them.
+        let (sender, receiver) = channel();
+        let mountpoint = started.mountpoint.clone();
+        let open = move || {
+            let result = open_root(&mountpoint, dev).and_then(|root| {
+                let tree = PosixTree::new(root);
+                probe(&tree).map(|_| tree)
+            });
+            _ = sender.send(result);
+        };
+        std::thread::Builder::new().name("first-probe".into()).spawn(open).map_err(local)?;
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(Ok(tree)) => return Ok(tree),
+                // An sshfs that mounts and then fails to log in says why just before it ends.
+                Ok(Err(errno)) => {
+                    let end = Instant::now() + LAST_WORDS;
+                    while Instant::now() < end {
+                        self.check(started, until)?;
+                        std::thread::sleep(LOOK);
+                    }
+                    return Err(StartError::Unreachable(format!("the first probe failed: {}", errno.desc())));
+                }
+                Err(RecvTimeoutError::Timeout) => self.check(started, until)?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(StartError::Unreachable("the first probe was lost".into()));
+                }
+            }
+        }
+    }
+}
+
+impl Backing for SshfsBacking {
+    fn traits(&self) -> Traits {
+        Traits { stable_inodes: false, keeps_unlinked: false, owners: false }
+    }
+
+    fn reach(&self, limit: Duration) -> Result<(), String> {
+        let server = self.server.get_or_init(|| {
+            (!self.arguments.has_own_transport()).then(|| Server::resolve(&self.arguments.ssh())).flatten()
+        });
+        server.as_ref().map_or(Ok(()), |server| server.reach(limit))
+    }
+
+    fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
+        let until = Instant::now() + limit;
+        let mountpoint = self.directory.join(format!("gen-{number}"));
+        DirBuilder::new().mode(0o700).create(&mountpoint).map_err(local)?;
+        let sink = move |what| exits(ProcessExit { generation: number, what });
+        let group = Group::spawn(self.arguments.sshfs(&mountpoint), sink).map_err(|error| {
+            let _ = std::fs::remove_dir(&mountpoint);
+            StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
+        })?;
+        let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
+        let entered =
+            self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
+        match entered {
+            Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
+            Err(error) => {
+                let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
+                started.abort(dev);
+                started.retire().unwrap_or_else(|left| tracing::warn!("{left}"));
+                Err(error)
+            }
+        }
+    }
+
+    fn cancel_start(&self) {
+        self.cancelled.store(true, Relaxed);
+    }
+}
+
+fn local(error: io::Error) -> StartError {
+    StartError::Local(error.to_string())
+}
+
+/// Processes and mountpoint of a generation, whether it came up or not.
+struct Started {
+    number: u64,
+    mountpoint: PathBuf,
+    group: Arc<Group>,
+    link: Link,
+    since: Instant,
+}
+
+impl Started {
+    fn abort(&self, dev: Option<(u32, u32)>) {
+        self.group.condemn();
+        abort_connection(&self.mountpoint, dev);
+        // Without CAP_SYS_ADMIN and fusectl this is what ends the connection: nobody holds /dev/fuse any more.
+        self.group.kill();
+    }
+
+    fn retire(&self) -> Result<(), String> {
+        let reaped = self.group.wait_empty(REAP);
+        detach(&self.mountpoint).and_then(|()| std::fs::remove_dir(&self.mountpoint)).map_err(|error| {
+            format!("generation {}: {} is left behind: {error}", self.number, self.mountpoint.display())
+        })?;
+        if reaped {
+            Ok(())
+        } else {
+            Err(format!("generation {}: processes {:?} do not end", self.number, self.group.members()))
+        }
+    }
+}
+
+struct SshfsGeneration {
+    started: Started,
+    dev: (u32, u32),
+    tree: PosixTree,
+}
+
+impl Generation for SshfsGeneration {
+    fn number(&self) -> u64 {
+        self.started.number
+    }
+
+    fn tree(&self) -> &dyn Tree {
+        &self.tree
+    }
+
+    fn probe(&self) -> OpResult<StatFs> {
+        probe(&self.tree)
+    }
+
+    fn vitals(&self) -> Vitals {
+        self.started.link.vitals(&self.started.group)
+    }
+
+    fn abort(&self) {
+        self.started.abort(Some(self.dev));
+    }
+
+    fn retire(&self) -> Result<(), String> {
+        self.started.retire()
+    }
+}
+
+/// fstatfs(2) always goes to the server if it has `statvfs@openssh.com`; else a name that no cache can know is looked up.
+fn probe(tree: &PosixTree) -> OpResult<StatFs> {
+    let answer = tree.stat_fs()?;
+    if answer.files == MADE_UP_FILES && answer.files_free == MADE_UP_FILES && answer.blocks == answer.blocks_free {
+        let nonce = Instant::now().elapsed().as_nanos() ^ u128::from(std::process::id());
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos());
+        match tree.stat(Path::new(&format!(".steadfs-probe-{at:x}-{nonce:x}"))) {
+            Ok(_) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(answer)
+}
+
+/// Opens the root of a mount and makes sure that it is that mount and not the directory below it.
+fn open_root(mountpoint: &Path, dev: (u32, u32)) -> OpResult<OwnedFd> {
+    use nix::fcntl::{OFlag, open};
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+    let root = open(mountpoint, flags, nix::sys::stat::Mode::empty())?;
+    // fstat would ask the server; fdinfo only asks the kernel.
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", root.as_raw_fd())).map_err(|_| Errno::EIO)?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
+    let entries = mountinfo::entries().map_err(|_| Errno::EIO)?;
+    match entries.iter().find(|entry| Some(entry.id) == id) {
+        Some(entry) if entry.dev == dev => Ok(root),
+        _ => Err(Errno::ENOTCONN),
+    }
+}
+
+/// Aborts a FUSE connection: every call inside returns at once. Two ways, since neither is there on every machine:
+/// umount2(2) with MNT_FORCE, which says EBUSY and aborts all the same, and fusectl (Documentation/filesystems/fuse).
+fn abort_connection(mountpoint: &Path, dev: Option<(u32, u32)>) {
+    let still_there = mountinfo::at(mountpoint).ok().flatten().filter(mountinfo::Entry::is_fuse);
+    if let Some(entry) = still_there.filter(|entry| dev.is_none_or(|dev| dev == entry.dev)) {
+        let _ = umount2(mountpoint, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
+        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", entry.dev.1), "1");
+    }
+}
+
+/// Takes every FUSE mount away from `mountpoint`, busy or not.
+fn detach(mountpoint: &Path) -> io::Result<()> {
+    while mountinfo::at(mountpoint)?.is_some_and(|entry| entry.is_fuse()) {
+        match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Err(Errno::EPERM) => {
+                let status =
+                    std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(mountpoint).status()?;
+                if !status.success() {
+                    return Err(io::Error::other(format!("fusermount3 -u -z: {status}")));
+                }
+            }
+            // EINVAL: sshfs unmounted itself between the look and the call.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a predecessor that was killed has left; its sshfs ends when its connection is aborted.
+fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("gen-") {
+            abort_connection(&entry.path(), None);
+            detach(&entry.path())?;
+            std::fs::remove_dir(entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -99,8 +99,9 @@ pub struct Service {
     ask_again: bool,
 }
 
-/// Where the supervisor is.
+/// Where the supervisor is. Fields are what the name says; numbers are those of generations.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
 pub enum State {
     /// Looking whether the server can be reached; `asking` is false between two looks.
     Reaching { asking: bool, last: Instant },

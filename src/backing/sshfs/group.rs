@@ -106,6 +106,11 @@ impl Group {
         self.state.lock().output.clone()
     }
 
+    /// From now on members are expected to end.
+    pub fn condemn(&self) {
+        self.state.lock().condemned = true;
+    }
+
     /// Kills every member, stopped ones too (SIGKILL wakes them).
     pub fn kill(&self) {
         let mut state = self.state.lock();
