@@ -230,13 +230,13 @@ impl Tree for PosixTree {
     }
 
     fn read_dir(&self, path: &Path) -> OpResult<Vec<DirEntry>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let fd = self.open_at(path, flags, Mode::empty())?;
         dirents::read_all(&fd)
     }
 
     fn sync_dir(&self, path: &Path) -> OpResult<()> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
         let fd = self.open_at(path, flags, Mode::empty())?;
         retry(|| nix::unistd::fsync(&fd))
     }

@@ -60,9 +60,9 @@ impl PosixTree {
         open_beneath(spot.parent(), Path::new(spot.name), flags, mode)
     }
 
-    /// An O_PATH descriptor of a directory, in as many steps as the length of the path asks for.
+    /// An O_PATH descriptor of a directory (without O_NOFOLLOW, so that a link is ELOOP, not ENOTDIR), in as many steps as the length of the path asks for.
     fn open_directory(&self, root: BorrowedFd<'_>, path: &Path) -> OpResult<OwnedFd> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
         if path.as_os_str().len() <= LONGEST {
             return open_beneath(root, path, flags, Mode::empty());
         }
