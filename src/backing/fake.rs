@@ -1,1 +1,126 @@
-//! Stub, written in the next commit.
+//! For tests: a real directory that hangs, fails, answers late and lies on command.
+//!
+//! Every call goes through one place (`fake/state.rs`), which counts it, keeps it in there while its generation is
+//! frozen, and applies the first matching [`Fault`]. [`FakeControl`] is the hand on the switches, at run time and from
+//! any thread.
+
+mod control;
+mod fault;
+mod file;
+mod state;
+mod tree;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use super::posix::PosixTree;
+use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals};
+pub use control::FakeControl;
+pub use fault::{Call, Fault, FaultId, What};
+use state::{Shared, Slot};
+
+/// Longest wait for calls that are at work in the real directory when their generation is retired.
+const RETIRE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug)]
+pub struct FakeBacking {
+    path: PathBuf,
+    /// Removed with the backing, if the directory is its own.
+    _own: Option<tempfile::TempDir>,
+    traits: Traits,
+    shared: Arc<Shared>,
+}
+
+impl FakeBacking {
+    /// Over a temporary directory of its own.
+    pub fn new() -> io::Result<Self> {
+        let own = tempfile::Builder::new().prefix("steadfs-fake-").tempdir()?;
+        let mut backing = FakeBacking::over(own.path().to_owned());
+        backing._own = Some(own);
+        Ok(backing)
+    }
+
+    /// Over a directory that exists.
+    pub fn over(path: PathBuf) -> Self {
+        let traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
+        FakeBacking { path, _own: None, traits, shared: Arc::new(Shared::default()) }
+    }
+
+    /// With other traits, such as those of sshfs. They are only said, not imitated.
+    pub fn with_traits(mut self, traits: Traits) -> Self {
+        self.traits = traits;
+        self
+    }
+
+    /// The directory behind it, for looking at what has really been done.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its switches.
+    pub fn control(&self) -> FakeControl {
+        FakeControl::new(Arc::clone(&self.shared))
+    }
+}
+
+impl Backing for FakeBacking {
+    fn traits(&self) -> Traits {
+        self.traits
+    }
+
+    fn reach(&self, _limit: Duration) -> Result<(), String> {
+        self.shared.state().reach()
+    }
+
+    fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
+        self.shared.begin_start(Instant::now() + limit)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(&self.path, flags, Mode::empty())
+            .map_err(|errno| StartError::Local(format!("{}: {}", self.path.display(), errno.desc())))?;
+        let slot = self.shared.add_generation(number, exits);
+        Ok(Arc::new(FakeGeneration { number, slot, tree: PosixTree::new(root) }))
+    }
+}
+
+/// One life of a [`FakeBacking`].
+#[derive(Debug)]
+struct FakeGeneration {
+    number: u64,
+    slot: Slot,
+    tree: PosixTree,
+}
+
+impl Generation for FakeGeneration {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn tree(&self) -> &dyn Tree {
+        self
+    }
+
+    fn probe(&self) -> OpResult<StatFs> {
+        self.slot.call(Call::Probe, Path::new(""), || self.tree.stat_fs())
+    }
+
+    fn vitals(&self) -> Vitals {
+        self.slot.vitals()
+    }
+
+    fn abort(&self) {
+        self.slot.abort();
+    }
+
+    fn retire(&self) -> Result<(), String> {
+        if self.slot.retire(RETIRE) { Ok(()) } else { Err("a call is still at work in the directory (fake)".into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
