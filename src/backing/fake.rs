@@ -1,12 +1,13 @@
 //! For tests: a real directory that hangs, fails, answers late and lies on command.
 //!
-//! Every call goes through one place (`fake/state.rs`), which counts it, keeps it in there while its generation is
+//! Every call goes through one place (`fake/slot.rs`), which counts it, keeps it in there while its generation is
 //! frozen, and applies the first matching [`Fault`]. [`FakeControl`] is the hand on the switches, at run time and from
-//! any thread.
+//! any thread. Faults are for calls; a start obeys the switches only, and makes no probe.
 
 mod control;
 mod fault;
 mod file;
+mod slot;
 mod state;
 mod tree;
 
@@ -22,7 +23,8 @@ use super::posix::PosixTree;
 use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals};
 pub use control::FakeControl;
 pub use fault::{Call, Fault, FaultId, What};
-use state::{Shared, Slot};
+use slot::Slot;
+use state::Shared;
 
 /// Longest wait for calls that are at work in the real directory when their generation is retired.
 const RETIRE: Duration = Duration::from_secs(5);

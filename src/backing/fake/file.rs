@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::fault::Call;
-use super::state::Slot;
+use super::slot::Slot;
 use crate::backing::{Attr, File, OpResult};
 
 /// A real file behind the slot of its generation.

@@ -1,4 +1,4 @@
-//! The one place that every call of every generation goes through.
+//! Everything that is switched and counted, behind one lock.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,13 +9,14 @@ use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::fault::{Call, Fault, FaultId, What};
+use super::slot::Slot;
 use crate::backing::{ExitSink, OpResult, ProcessExit, StartError, Vitals};
 
 /// State, and the bell that rings at each change that a waiting call may care about.
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    pub changed: Condvar,
 }
 
 impl Default for Shared {
@@ -26,7 +27,7 @@ impl Default for Shared {
 
 /// How a generation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(super) enum Fate {
     Alive,
     /// Its "process" was killed.
     Killed,
@@ -34,7 +35,7 @@ enum Fate {
 }
 
 impl Fate {
-    fn check(self) -> OpResult<()> {
+    pub fn check(self) -> OpResult<()> {
         match self {
             Fate::Alive => Ok(()),
             Fate::Killed => Err(Errno::ENOTCONN),
@@ -43,12 +44,12 @@ impl Fate {
     }
 }
 
-struct Life {
+pub(super) struct Life {
     number: u64,
-    fate: Fate,
-    frozen: bool,
+    pub fate: Fate,
+    pub frozen: bool,
     /// Calls that are at work in the real directory.
-    working: usize,
+    pub working: usize,
     exits: ExitSink,
 }
 
@@ -61,7 +62,7 @@ impl std::fmt::Debug for Life {
 /// Everything that is switched and counted.
 #[derive(Debug)]
 pub(super) struct State {
-    lives: Vec<Life>,
+    pub lives: Vec<Life>,
     faults: Vec<(FaultId, Fault)>,
     next_fault: u64,
     dice: u64,
@@ -129,14 +130,14 @@ impl State {
     }
 
     /// The fault that strikes this call, if any.
-    fn struck(&mut self, call: Call, path: &Path) -> Option<(FaultId, What)> {
+    pub fn struck(&mut self, call: Call, path: &Path) -> Option<(FaultId, What)> {
         let State { faults, dice, .. } = self;
         faults.iter_mut().find_map(|(id, fault)| {
             (fault.matches(call, path) && fault.strikes(|| roll(dice))).then_some((*id, fault.what))
         })
     }
 
-    fn has(&self, id: FaultId) -> bool {
+    pub fn has(&self, id: FaultId) -> bool {
         self.faults.iter().any(|(other, _)| *other == id)
     }
 }
@@ -188,7 +189,7 @@ impl Shared {
         let mut state = self.state.lock();
         state.started += 1;
         state.lives.push(Life { number, fate: Fate::Alive, frozen: false, working: 0, exits });
-        Slot { shared: Arc::clone(self), index: state.lives.len() - 1 }
+        Slot::new(Arc::clone(self), state.lives.len() - 1)
     }
 
     /// Kills the newest generation if it is alive.
@@ -202,142 +203,5 @@ impl Shared {
         if let Some((exits, generation)) = told {
             exits(ProcessExit { generation, what: "fake process killed by signal 9".into() });
         }
-    }
-}
-
-/// The place of one generation in the state.
-#[derive(Debug, Clone)]
-pub(super) struct Slot {
-    shared: Arc<Shared>,
-    index: usize,
-}
-
-impl Slot {
-    /// Runs a call, or what a fault makes of it.
-    pub fn call<T>(&self, call: Call, path: &Path, work: impl FnOnce() -> OpResult<T>) -> OpResult<T> {
-        self.call_short(call, path, |_| work())
-    }
-
-    /// As [`Slot::call`], for work that can be told to move only so many bytes.
-    pub fn call_short<T>(
-        &self,
-        call: Call,
-        path: &Path,
-        work: impl FnOnce(Option<usize>) -> OpResult<T>,
-    ) -> OpResult<T> {
-        let struck = {
-            let mut state = self.shared.state();
-            *state.calls.entry(call).or_default() += 1;
-            state.inside += 1;
-            state.lives[self.index].fate.check().map(|()| state.struck(call, path))
-        };
-        let _inside = Inside(&self.shared);
-        let struck = struck?;
-        self.thawed()?;
-        match struck {
-            None => self.finish(self.work(|| work(None))),
-            Some((_, What::Errno(errno))) => Err(errno),
-            Some((id, What::Hang)) => {
-                self.wait(None, |state| !state.has(id))?;
-                self.finish(self.work(|| work(None)))
-            }
-            Some((id, What::HangAfter)) => {
-                let done = self.work(|| work(None));
-                self.wait(None, |state| !state.has(id))?;
-                self.finish(done)
-            }
-            Some((_, What::Late(delay))) => {
-                self.wait(Some(Instant::now() + delay), |_| false)?;
-                self.finish(self.work(|| work(None)))
-            }
-            Some((_, What::LostReply)) => {
-                // Its error is lost as well.
-                let _ = self.work(|| work(None));
-                Err(Errno::ENOTCONN)
-            }
-            Some((_, What::Short(most))) => self.finish(self.work(|| work(Some(most)))),
-        }
-    }
-
-    /// Does the real thing, if the generation is alive at this very moment.
-    fn work<T>(&self, work: impl FnOnce() -> OpResult<T>) -> OpResult<T> {
-        {
-            let mut state = self.shared.state();
-            let life = &mut state.lives[self.index];
-            life.fate.check()?;
-            life.working += 1;
-        }
-        let _working = Working(self);
-        work()
-    }
-
-    /// A call that was inside when it froze does not get out either.
-    fn finish<T>(&self, done: OpResult<T>) -> OpResult<T> {
-        self.thawed()?;
-        done
-    }
-
-    fn thawed(&self) -> OpResult<()> {
-        self.wait(None, |state| !state.server_frozen && !state.lives[self.index].frozen)
-    }
-
-    /// Waits until `over` or the time, or until the generation is dead, which is the error.
-    fn wait(&self, until: Option<Instant>, over: impl Fn(&State) -> bool) -> OpResult<()> {
-        let mut state = self.shared.state();
-        loop {
-            state.lives[self.index].fate.check()?;
-            if over(&state) {
-                return Ok(());
-            }
-            match until {
-                Some(until) if Instant::now() >= until => return Ok(()),
-                Some(until) => drop(self.shared.changed.wait_until(&mut state, until)),
-                None => self.shared.changed.wait(&mut state),
-            }
-        }
-    }
-
-    pub fn vitals(&self) -> Vitals {
-        self.shared.state().vitals
-    }
-
-    pub fn abort(&self) {
-        self.shared.change(|state| {
-            state.aborts += 1;
-            state.lives[self.index].fate = Fate::Aborted;
-        });
-    }
-
-    /// Afterwards nothing of this generation changes the directory any more; false if something is still at it.
-    pub fn retire(&self, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
-        let mut state = self.shared.state();
-        state.retires += 1;
-        state.lives[self.index].fate = Fate::Aborted;
-        self.shared.changed.notify_all();
-        while state.lives[self.index].working > 0 {
-            if self.shared.changed.wait_until(&mut state, until).timed_out() {
-                return false;
-            }
-        }
-        true
-    }
-}
-
-/// Counts a call out, however it ends.
-struct Inside<'a>(&'a Shared);
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.change(|state| state.inside -= 1);
-    }
-}
-
-/// Counts a call out of the real directory.
-struct Working<'a>(&'a Slot);
-
-impl Drop for Working<'_> {
-    fn drop(&mut self) {
-        self.0.shared.change(|state| state.lives[self.0.index].working -= 1);
     }
 }
