@@ -507,11 +507,6 @@ impl Gate {
         match result {
             Run::Answered => {
                 self.stats.count(call.op, Outcome::Ok, call.arrived.elapsed());
-                match call.op {
-                    Op::Read => _ = self.stats.bytes_read.fetch_add(call.bytes, Relaxed),
-                    Op::Write => _ = self.stats.bytes_written.fetch_add(call.bytes, Relaxed),
-                    _ => {}
-                }
                 None
             }
             Run::TooLate => None,

@@ -1,6 +1,40 @@
 //! The mounted hot path: FUSE protocol, node ids and handles. No policy: every call that needs the backing goes
 //! through the [`crate::gate`].
 
+mod adapter;
+mod convert;
+pub mod files;
+pub mod mount;
+pub mod nodes;
+mod ops;
+mod settle;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Session, SessionACL};
+use nix::errno::Errno;
+use parking_lot::Mutex;
+
+use crate::backing::{Attr, Generation, OpResult, StatFs, Traits, Tree};
+use crate::config::OverlayConfig;
+use crate::gate::{Class, Context, Gate, Op};
+use files::{Files, RestoreReport};
+use nodes::Nodes;
+use ops::directories::Directories;
+
+/// Threads that read requests; they only hand them on.
+const READERS: usize = 2;
+/// Threads that reopen descriptors in a new generation.
+const RESTORERS: usize = 8;
+/// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
+const HIDDEN: &str = ".steadfs-hidden-";
+
 /// Figures of one overlay, for telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -10,4 +44,143 @@ pub struct Counts {
     pub open_dirs: usize,
     /// Nodes that the kernel holds.
     pub nodes: usize,
+}
+
+/// One overlay.
+pub struct Overlay {
+    gate: Arc<Gate>,
+    traits: Traits,
+    config: OverlayConfig,
+    nodes: Nodes,
+    files: Files,
+    directories: Directories,
+    last_root: Mutex<Option<Attr>>,
+    last_statfs: Mutex<StatFs>,
+    hidden: AtomicU64,
+}
+
+impl Overlay {
+    /// An overlay whose calls go through `gate` to a backing with these traits.
+    pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig) -> Arc<Overlay> {
+        Arc::new(Overlay {
+            gate,
+            traits,
+            config,
+            nodes: Nodes::new(traits.stable_inodes),
+            files: Files::default(),
+            directories: Directories::default(),
+            last_root: Mutex::default(),
+            last_statfs: Mutex::new(StatFs {
+                block_size: 4096,
+                fragment_size: 4096,
+                name_max: 255,
+                ..StatFs::default()
+            }),
+            hidden: AtomicU64::new(0),
+        })
+    }
+
+    /// Present figures.
+    pub fn counts(&self) -> Counts {
+        Counts { open_files: self.files.count(), open_dirs: self.directories.count(), nodes: self.nodes.count() }
+    }
+
+    /// Serves the kernel's requests on `device` until nothing is mounted any more. `initialised` is called when the
+    /// kernel has begun the session (FUSE_INIT).
+    pub fn serve(self: &Arc<Self>, device: OwnedFd, initialised: impl FnOnce()) -> io::Result<()> {
+        let mut config = Config::default();
+        config.n_threads = Some(READERS);
+        let session = Session::from_fd(adapter::Adapter(Arc::clone(self)), device, SessionACL::All, config)?;
+        initialised();
+        session.run()
+    }
+
+    /// Reopens every file in a new generation, before calls are let in. What takes too long is left for later.
+    pub fn restore(&self, generation: &Arc<dyn Generation>, limit: Duration) -> RestoreReport {
+        let files = self.files.all();
+        let (next, until) = (AtomicU64::new(0), Instant::now() + limit);
+        let report = Mutex::new(RestoreReport::default());
+        let work = || {
+            while let Some(file) = files.get(next.fetch_add(1, Relaxed) as usize) {
+                if Instant::now() >= until {
+                    report.lock().left += 1;
+                    continue;
+                }
+                let result = file.in_generation(&self.nodes, &**generation);
+                let mut report = report.lock();
+                match result {
+                    Ok(_) => report.reopened += 1,
+                    Err(errno) => {
+                        let path = self.nodes.path(file.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
+                        report.failed.push((path, errno));
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..RESTORERS.min(files.len()) {
+                scope.spawn(work);
+            }
+        });
+        report.into_inner()
+    }
+
+    fn submit<T: Send + 'static>(
+        self: &Arc<Self>,
+        op: Op,
+        class: Class,
+        mut work: impl FnMut(&Overlay, &Context<'_>) -> OpResult<T> + Send + 'static,
+        reply: impl FnOnce(&Overlay, OpResult<T>) + Send + 'static,
+    ) {
+        let (worker, replier) = (Arc::clone(self), Arc::clone(self));
+        self.gate.submit(op, class, 0, move |context| work(&worker, context), move |result| reply(&replier, result));
+    }
+
+    /// Runs `call` on a node's path, again if the path turns out to have been renamed meanwhile.
+    fn on_path<T>(
+        &self,
+        context: &Context<'_>,
+        node: u64,
+        call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
+    ) -> OpResult<T> {
+        self.retried(context, || self.nodes.path(node), call)
+    }
+
+    /// As [`Overlay::on_path`], for a name in a directory.
+    fn on_name<T>(
+        &self,
+        context: &Context<'_>,
+        parent: u64,
+        name: &OsStr,
+        call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
+    ) -> OpResult<T> {
+        self.retried(context, || self.nodes.path_of(parent, name), call)
+    }
+
+    fn retried<T>(
+        &self,
+        context: &Context<'_>,
+        path: impl Fn() -> OpResult<(PathBuf, nodes::Stamp)>,
+        call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
+    ) -> OpResult<T> {
+        loop {
+            let (path, stamp) = path()?;
+            match call(context.generation.tree(), &path) {
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)
+                    if self.nodes.has_moved_since(stamp, context.deadline) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// A name for a file that is unlinked while open, in the same directory so that it can be renamed to.
+    fn hidden_name(&self) -> OsString {
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos());
+        format!("{HIDDEN}{at:024x}{:08x}", self.hidden.fetch_add(1, Relaxed)).into()
+    }
+}
+
+/// True for names that only steadfs may use.
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(HIDDEN.as_bytes())
 }

@@ -1,0 +1,68 @@
+//! Between the backing's values and fuser's.
+
+use std::time::SystemTime;
+
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use nix::errno::Errno;
+
+use crate::backing::{Attr, FileKind, SetTime};
+
+/// fuser's type of a file.
+pub fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+/// fuser's attributes of a node; st_ino is always the node id.
+pub fn file_attr(node: u64, attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(node),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime,
+        mtime: attr.mtime,
+        ctime: attr.ctime,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.kind),
+        perm: attr.perm,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.block_size,
+        flags: 0,
+    }
+}
+
+/// fuser's errno.
+pub fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno as i32)
+}
+
+/// A time of a setattr request.
+pub fn set_time(time: Option<TimeOrNow>) -> SetTime {
+    match time {
+        None => SetTime::Omit,
+        Some(TimeOrNow::Now) => SetTime::Now,
+        Some(TimeOrNow::SpecificTime(at)) => SetTime::At(at),
+    }
+}
+
+/// The type bits of a mode, as a kind; what mknod(2) is given without any is a regular file.
+pub fn kind_of_mode(mode: u32) -> FileKind {
+    match mode & libc::S_IFMT {
+        libc::S_IFIFO => FileKind::Fifo,
+        libc::S_IFSOCK => FileKind::Socket,
+        libc::S_IFCHR => FileKind::CharDevice,
+        libc::S_IFBLK => FileKind::BlockDevice,
+        libc::S_IFDIR => FileKind::Directory,
+        _ => FileKind::Regular,
+    }
+}

@@ -1,0 +1,208 @@
+//! Open files: a handle of the kernel's and the backing's descriptor of the present generation behind it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use parking_lot::{Mutex, RwLock};
+
+use super::nodes::Nodes;
+use crate::backing::{File, Generation, OpResult};
+
+/// Flags that only make sense at the first open; reopening with them would destroy or refuse.
+const FIRST_OPEN_ONLY: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
+/// Flags that never go to the backing: the kernel gives offsets to appenders, and O_DIRECT's alignment ends here.
+const OURS: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOFOLLOW;
+
+/// The flags for the first open of a handle.
+pub fn first_flags(flags: i32) -> i32 {
+    flags & !OURS
+}
+
+/// Which writes of a handle are on the backing but not committed: as long as steadfs keeps no log of writes, those of a
+/// dead generation may be lost, and the next fsync or close has to say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unsynced {
+    /// Generation of the oldest uncommitted write.
+    since: Option<u64>,
+    writes: u64,
+}
+
+/// What an fsync in some generation can promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Promise {
+    /// Nothing was written since the last one.
+    Nothing,
+    /// It has to reach the backing; the ticket is for [`Unsynced::synced`].
+    Sync(u64),
+    /// Writes of an earlier generation may be lost.
+    Lost,
+}
+
+impl Unsynced {
+    /// A write was acknowledged in that generation.
+    pub fn wrote(&mut self, generation: u64) {
+        self.since.get_or_insert(generation);
+        self.writes += 1;
+    }
+
+    /// An fsync begins in that generation.
+    pub fn begin(&self, generation: u64) -> Promise {
+        match self.since {
+            None => Promise::Nothing,
+            Some(since) if since == generation => Promise::Sync(self.writes),
+            Some(_) => Promise::Lost,
+        }
+    }
+
+    /// The fsync with that ticket succeeded; writes that came in meanwhile stay uncommitted.
+    pub fn synced(&mut self, ticket: u64) {
+        if self.writes == ticket {
+            self.since = None;
+        }
+    }
+
+    /// The loss has been reported.
+    pub fn reported(&mut self) {
+        self.since = None;
+    }
+
+    /// True if nothing is uncommitted.
+    pub fn is_clean(&self) -> bool {
+        self.since.is_none()
+    }
+}
+
+struct Slot {
+    generation: u64,
+    file: Option<Arc<dyn File>>,
+}
+
+/// One open file.
+pub struct OpenFile {
+    /// Its node.
+    pub node: u64,
+    flags: i32,
+    slot: Mutex<Slot>,
+    /// See [`Unsynced`].
+    pub unsynced: Mutex<Unsynced>,
+}
+
+impl OpenFile {
+    /// A handle whose descriptor was opened in that generation.
+    pub fn new(node: u64, flags: i32, generation: u64, file: Box<dyn File>) -> OpenFile {
+        let slot = Mutex::new(Slot { generation, file: Some(file.into()) });
+        OpenFile { node, flags, slot, unsynced: Mutex::default() }
+    }
+
+    /// The descriptor in that generation; opened now if it has not been yet. The same way serves the repair, which asks
+    /// for all of them before the gate opens, and calls that come before their turn.
+    pub fn in_generation(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Arc<dyn File>> {
+        let mut slot = self.slot.lock();
+        let number = generation.number();
+        match &slot.file {
+            Some(file) if slot.generation == number => return Ok(Arc::clone(file)),
+            // A straggler of a dead generation: the gate runs it again in the live one.
+            Some(_) if slot.generation > number => return Err(Errno::ENOTCONN),
+            _ => {}
+        }
+        let (path, _) = nodes.path(self.node)?;
+        let file: Arc<dyn File> = generation.tree().open(&path, first_flags(self.flags) & !FIRST_OPEN_ONLY)?.into();
+        *slot = Slot { generation: number, file: Some(Arc::clone(&file)) };
+        Ok(file)
+    }
+
+    /// Gives the descriptor up, so that the next call opens the file under its present name.
+    pub fn reopen_later(&self) {
+        *self.slot.lock() = Slot { generation: 0, file: None };
+    }
+
+    /// True if the descriptor is of that generation.
+    pub fn is_in(&self, generation: u64) -> bool {
+        let slot = self.slot.lock();
+        slot.file.is_some() && slot.generation == generation
+    }
+}
+
+/// All open files by handle.
+#[derive(Default)]
+pub struct Files {
+    open: RwLock<(HashMap<u64, Arc<OpenFile>>, u64)>,
+}
+
+impl Files {
+    /// Adds one and returns its handle.
+    pub fn insert(&self, file: OpenFile) -> u64 {
+        let mut open = self.open.write();
+        open.1 += 1;
+        let handle = open.1;
+        open.0.insert(handle, Arc::new(file));
+        handle
+    }
+
+    /// The file behind a handle.
+    pub fn get(&self, handle: u64) -> OpResult<Arc<OpenFile>> {
+        self.open.read().0.get(&handle).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// Takes one out.
+    pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
+        self.open.write().0.remove(&handle)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<OpenFile>> {
+        self.open.read().0.values().cloned().collect()
+    }
+
+    /// Those open on that node.
+    pub fn of_node(&self, node: u64) -> Vec<Arc<OpenFile>> {
+        self.open.read().0.values().filter(|file| file.node == node).cloned().collect()
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.open.read().0.len()
+    }
+}
+
+/// What came of reopening files in a new generation.
+#[derive(Debug, Default)]
+pub struct RestoreReport {
+    /// Files that are open again.
+    pub reopened: usize,
+    /// Files that could not be opened, with the reason.
+    pub failed: Vec<(PathBuf, Errno)>,
+    /// Files that time was too short for; they are opened when they are used.
+    pub left: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_of_a_dead_generation_are_reported_once() {
+        let mut unsynced = Unsynced::default();
+        assert_eq!(unsynced.begin(1), Promise::Nothing);
+        unsynced.wrote(1);
+        unsynced.wrote(2);
+        assert_eq!(unsynced.begin(2), Promise::Lost);
+        unsynced.reported();
+        assert_eq!(unsynced.begin(2), Promise::Nothing);
+    }
+
+    #[test]
+    fn writes_during_an_fsync_stay_uncommitted() {
+        let mut unsynced = Unsynced::default();
+        unsynced.wrote(1);
+        let Promise::Sync(ticket) = unsynced.begin(1) else { panic!("an fsync is due") };
+        unsynced.wrote(1);
+        unsynced.synced(ticket);
+        assert!(!unsynced.is_clean());
+        let Promise::Sync(ticket) = unsynced.begin(1) else { panic!("an fsync is due") };
+        unsynced.synced(ticket);
+        assert!(unsynced.is_clean());
+    }
+}

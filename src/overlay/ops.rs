@@ -1,0 +1,16 @@
+//! The operations, by family. Each copies what it needs, submits the work and says what becomes of the result.
+
+pub mod attributes;
+pub mod data;
+pub mod directories;
+pub mod names;
+pub mod xattr;
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// fsuid.
+    pub uid: u32,
+    /// fsgid.
+    pub gid: u32,
+}

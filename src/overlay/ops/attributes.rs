@@ -1,0 +1,181 @@
+//! getattr, setattr, statfs.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{ReplyAttr, ReplyStatfs};
+use nix::errno::Errno;
+
+use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
+use crate::gate::{Class, Context, Op};
+use crate::overlay::Overlay;
+use crate::overlay::convert::{errno, file_attr};
+use crate::overlay::nodes::ROOT;
+
+/// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
+const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
+
+/// What a setattr is to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Changes {
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: SetTime,
+    /// Time of last modification.
+    pub mtime: SetTime,
+}
+
+impl Overlay {
+    /// FUSE_GETATTR.
+    pub fn getattr(self: &Arc<Self>, node: u64, handle: Option<u64>, reply: ReplyAttr) {
+        if node == ROOT {
+            return self.getattr_root(reply);
+        }
+        self.submit(
+            Op::Getattr,
+            Class::Meta,
+            move |overlay, context| overlay.stat(context, node, handle),
+            move |overlay, result| overlay.reply_attr(node, result, reply),
+        );
+    }
+
+    fn stat(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
+        // By handle where there is one, as long as its descriptor is there: a file may have lost its name.
+        if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+            return file.in_generation(&self.nodes, &**context.generation)?.stat();
+        }
+        match self.on_path(context, node, |tree, path| tree.stat(path)) {
+            Err(Errno::ESTALE | Errno::ENOENT) => match self.files.of_node(node).first() {
+                Some(file) => file.in_generation(&self.nodes, &**context.generation)?.stat(),
+                None => Err(Errno::ENOENT),
+            },
+            result => result,
+        }
+    }
+
+    fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {
+        match result {
+            Ok(attr) => reply.attr(&self.config.attr_timeout, &file_attr(node, &attr)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
+    fn getattr_root(self: &Arc<Self>, reply: ReplyAttr) {
+        if self.gate.in_outage() {
+            return reply.attr(&self.config.attr_timeout, &file_attr(ROOT, &self.known_root()));
+        }
+        let (worker, replier) = (Arc::clone(self), Arc::clone(self));
+        self.gate.submit_within(
+            ALWAYS_WITHIN,
+            Op::Getattr,
+            Class::Meta,
+            0,
+            move |context| {
+                let attr = context.generation.tree().stat("".as_ref())?;
+                *worker.last_root.lock() = Some(attr);
+                Ok(attr)
+            },
+            move |result| {
+                let attr = result.unwrap_or_else(|_| replier.known_root());
+                reply.attr(&replier.config.attr_timeout, &file_attr(ROOT, &attr));
+            },
+        );
+    }
+
+    fn known_root(&self) -> Attr {
+        let now = SystemTime::now();
+        self.last_root.lock().unwrap_or_else(|| Attr {
+            identity: (0, 0),
+            kind: FileKind::Directory,
+            perm: 0o755,
+            nlink: 2,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            rdev: 0,
+            size: 4096,
+            blocks: 8,
+            block_size: 4096,
+            atime: now,
+            mtime: now,
+            ctime: now,
+        })
+    }
+
+    /// FUSE_STATFS: always answered, so that a `df` never hangs.
+    pub fn statfs(self: &Arc<Self>, reply: ReplyStatfs) {
+        if self.gate.in_outage() {
+            return reply_statfs(&self.last_statfs.lock(), reply);
+        }
+        let (worker, replier) = (Arc::clone(self), Arc::clone(self));
+        self.gate.submit_within(
+            ALWAYS_WITHIN,
+            Op::Statfs,
+            Class::Meta,
+            0,
+            move |context| {
+                let figures = context.generation.tree().stat_fs()?;
+                *worker.last_statfs.lock() = figures;
+                Ok(figures)
+            },
+            move |result| reply_statfs(&result.unwrap_or_else(|_| *replier.last_statfs.lock()), reply),
+        );
+    }
+
+    /// FUSE_SETATTR.
+    pub fn setattr(self: &Arc<Self>, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
+        self.submit(
+            Op::Setattr,
+            Class::Meta,
+            move |overlay, context| {
+                overlay.change(context, node, handle, &changes)?;
+                overlay.stat(context, node, handle)
+            },
+            move |overlay, result| overlay.reply_attr(node, result, reply),
+        );
+    }
+
+    fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
+        // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
+        if changes.uid.is_some() || changes.gid.is_some() {
+            self.on_path(context, node, |tree, path| tree.set_owner(path, changes.uid, changes.gid))?;
+        }
+        if let Some(mode) = changes.mode {
+            self.on_path(context, node, |tree, path| tree.set_mode(path, mode))?;
+        }
+        if let Some(size) = changes.size {
+            match handle.map(|handle| self.files.get(handle)) {
+                Some(file) => {
+                    let file = file?;
+                    file.in_generation(&self.nodes, &**context.generation)?.set_size(size)?;
+                    file.unsynced.lock().wrote(context.generation.number());
+                }
+                None => self.on_path(context, node, |tree, path| tree.set_size(path, size))?,
+            }
+        }
+        if (changes.atime, changes.mtime) != (SetTime::Omit, SetTime::Omit) {
+            self.on_path(context, node, |tree, path| tree.set_times(path, changes.atime, changes.mtime))?;
+        }
+        Ok(())
+    }
+}
+
+fn reply_statfs(figures: &StatFs, reply: ReplyStatfs) {
+    reply.statfs(
+        figures.blocks,
+        figures.blocks_free,
+        figures.blocks_available,
+        figures.files,
+        figures.files_free,
+        figures.block_size,
+        figures.name_max,
+        figures.fragment_size,
+    );
+}
