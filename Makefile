@@ -6,7 +6,7 @@ MANDIR ?= $(PREFIX)/share/man
 HELPERDIR ?= /usr/sbin
 CARGO ?= cargo
 
-.PHONY: all build demo test lint bench install uninstall deps deny leftovers
+.PHONY: all build demo test lint bench install uninstall deps deny
 
 all: build
 
@@ -21,19 +21,18 @@ demo: deps build
 
 # Mounts of one test must not be counted by another: integration tests run one at a time.
 test: deps
+	mkdir -p target
+	./scripts/leftovers list > target/leftovers.before
 	$(CARGO) test --locked --lib --bins
 	$(CARGO) test --locked --doc
 	$(CARGO) test --locked --test '*' -- --test-threads=1
-	./scripts/leftovers
-
-leftovers:
-	./scripts/leftovers
+	./scripts/leftovers check target/leftovers.before
 
 lint: deps
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
-	sh -n scripts/deps scripts/leftovers scripts/deny mount-helper/mount.steadfs
+	for script in scripts/* mount-helper/mount.steadfs; do sh -n $$script || exit 1; done
 	./scripts/man
 	./scripts/deny
 

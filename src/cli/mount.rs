@@ -5,6 +5,7 @@ pub(super) mod claim;
 mod logging;
 mod machine;
 pub(super) mod place;
+pub(super) mod sweep;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

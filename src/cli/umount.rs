@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mount::{claim, place};
+use super::mount::{claim, place, sweep};
 use super::{complain, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
@@ -48,7 +48,7 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     match entry {
         None if alive => wait_for_end(&path),
         None if known => {
-            sweep(&path);
+            sweep::directory(&rundir::of(&path))?;
             Err(MountError::Mount(format!("{shown} is not mounted; what an earlier steadfs left behind is gone now")))
         }
         None => Err(MountError::Mount(format!("{shown} is not mounted"))),
@@ -57,12 +57,12 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
             describe(&entry)
         ))),
         Some(_) if !alive => {
-            detach(&path)?;
-            sweep(&path);
+            sweep::detach(&path)?;
+            sweep::directory(&rundir::of(&path))?;
             complain(&format!("the steadfs of {shown} was gone: its mount has been detached"));
             Ok(())
         }
-        Some(_) if args.lazy => detach(&path),
+        Some(_) if args.lazy => sweep::detach(&path),
         Some(_) => {
             ask(&path)?;
             wait_for_end(&path)
@@ -91,21 +91,6 @@ fn busy(path: &Path) -> MountError {
     MountError::Mount(format!("{shown}: target is busy: see fuser -vm {shown}, or run steadfs umount --lazy {shown}"))
 }
 
-fn detach(path: &Path) -> Result<(), MountError> {
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    let Err(errno) = umount2(path, flags) else { return Ok(()) };
-    if errno != Errno::EPERM {
-        return Err(MountError::Mount(format!("{}: {}", path.display(), errno.desc())));
-    }
-    // Others than root go through the helper that mounted.
-    let output = std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(path).output();
-    match output {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(MountError::Mount(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
-        Err(error) => Err(MountError::System(format!("fusermount3: {error}: run apt install fuse3"))),
-    }
-}
-
 fn wait_for_end(path: &Path) -> Result<(), MountError> {
     let until = Instant::now() + PATIENCE;
     while claim::is_alive(path) {
@@ -118,28 +103,6 @@ fn wait_for_end(path: &Path) -> Result<(), MountError> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
-}
-
-/// Removes what a killed daemon left: its private mounts are detached first, and only empty directories and plain
-/// files of the runtime directory itself are removed, so that nothing on a mount can be touched.
-fn sweep(path: &Path) {
-    let dir = rundir::of(path);
-    let Ok(table) = mountinfo::entries() else { return };
-    for entry in table.iter().rev().filter(|entry| entry.mountpoint.starts_with(&dir)) {
-        if let Err(error) = detach(&entry.mountpoint) {
-            complain(&error.to_string());
-            return;
-        }
-    }
-    let Ok(entries) = std::fs::read_dir(&dir) else { return };
-    for entry in entries.flatten() {
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        // What cannot be removed shows as the directory that stays.
-        let _ = if is_dir { std::fs::remove_dir(entry.path()) } else { std::fs::remove_file(entry.path()) };
-    }
-    if let Err(error) = std::fs::remove_dir(&dir) {
-        complain(&format!("{}: {error}", dir.display()));
-    }
 }
 
 fn describe(entry: &Entry) -> String {

@@ -40,6 +40,7 @@ fn split(prepared: Prepared) -> io::Result<ExitCode> {
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {
             drop((verdict_out, words_out));
+            prepared.claim.leave_to_child();
             parent(child, verdict_in, words_in)
         }
         ForkResult::Child => {

@@ -31,7 +31,11 @@ impl Claim {
             own(&rundir::base())?;
             own(&dir)?;
             match try_lock(&dir) {
-                Ok(Some(lock)) => return Ok(Claim { _lock: lock, dir }),
+                Ok(Some(lock)) => {
+                    // A predecessor that was killed could not clean up.
+                    super::sweep::contents(&dir)?;
+                    return Ok(Claim { _lock: lock, dir });
+                }
                 Ok(None) if Instant::now() >= until => {
                     let shown = mountpoint.display();
                     return Err(MountError::Mount(format!(
@@ -44,6 +48,11 @@ impl Claim {
                 Err(error) => return Err(MountError::System(format!("cannot lock {}: {error}", dir.display()))),
             }
         }
+    }
+
+    /// Leaves the lock to the child of a fork(2): to unlock here would unlock there.
+    pub fn leave_to_child(self) {
+        std::mem::forget(self);
     }
 
     /// Where the log goes.
