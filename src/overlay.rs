@@ -2,36 +2,35 @@
 //! through the [`crate::gate`].
 
 mod adapter;
+mod closer;
 mod convert;
 pub mod files;
 pub mod mount;
 pub mod nodes;
 mod ops;
+mod restore;
 mod settle;
 
+use fuser::{Config, Session, SessionACL};
+use nix::errno::Errno;
+use parking_lot::Mutex;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
-use fuser::{Config, Session, SessionACL};
-use nix::errno::Errno;
-use parking_lot::Mutex;
-
-use crate::backing::{Attr, Generation, OpResult, StatFs, Traits, Tree};
+use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
 use crate::gate::{Class, Context, Gate, Op};
-use files::{Files, RestoreReport};
+use files::Files;
+pub use files::RestoreReport;
 use nodes::Nodes;
 use ops::directories::Directories;
 
 /// Threads that read requests; they only hand them on.
 const READERS: usize = 2;
-/// Threads that reopen descriptors in a new generation.
-const RESTORERS: usize = 8;
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
 
@@ -57,6 +56,8 @@ pub struct Overlay {
     last_root: Mutex<Option<Attr>>,
     last_statfs: Mutex<StatFs>,
     hidden: AtomicU64,
+    /// Hidden files whose removal an outage prevented.
+    leftovers: Mutex<Vec<PathBuf>>,
 }
 
 impl Overlay {
@@ -77,6 +78,7 @@ impl Overlay {
                 ..StatFs::default()
             }),
             hidden: AtomicU64::new(0),
+            leftovers: Mutex::default(),
         })
     }
 
@@ -95,36 +97,6 @@ impl Overlay {
         session.run()
     }
 
-    /// Reopens every file in a new generation, before calls are let in. What takes too long is left for later.
-    pub fn restore(&self, generation: &Arc<dyn Generation>, limit: Duration) -> RestoreReport {
-        let files = self.files.all();
-        let (next, until) = (AtomicU64::new(0), Instant::now() + limit);
-        let report = Mutex::new(RestoreReport::default());
-        let work = || {
-            while let Some(file) = files.get(next.fetch_add(1, Relaxed) as usize) {
-                if Instant::now() >= until {
-                    report.lock().left += 1;
-                    continue;
-                }
-                let result = file.in_generation(&self.nodes, &**generation);
-                let mut report = report.lock();
-                match result {
-                    Ok(_) => report.reopened += 1,
-                    Err(errno) => {
-                        let path = self.nodes.path(file.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
-                        report.failed.push((path, errno));
-                    }
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..RESTORERS.min(files.len()) {
-                scope.spawn(work);
-            }
-        });
-        report.into_inner()
-    }
-
     fn submit<T: Send + 'static>(
         self: &Arc<Self>,
         op: Op,
@@ -136,14 +108,15 @@ impl Overlay {
         self.gate.submit(op, class, 0, move |context| work(&worker, context), move |result| reply(&replier, result));
     }
 
-    /// Runs `call` on a node's path, again if the path turns out to have been renamed meanwhile.
+    /// Runs `call` on a node's path, again if the path turns out to have been renamed meanwhile. A file that is not
+    /// there any more gives ENOENT here and ESTALE in the answer: see [`convert::node_errno`].
     fn on_path<T>(
         &self,
         context: &Context<'_>,
         node: u64,
         call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
     ) -> OpResult<T> {
-        self.retried(context, || self.nodes.path(node), call)
+        self.retried(context, &[node], || self.nodes.path(node), |tree, path| call(tree, path))
     }
 
     /// As [`Overlay::on_path`], for a name in a directory.
@@ -154,21 +127,28 @@ impl Overlay {
         name: &OsStr,
         call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
     ) -> OpResult<T> {
-        self.retried(context, || self.nodes.path_of(parent, name), call)
+        self.retried(context, &[parent], || self.nodes.path_of(parent, name), |tree, path| call(tree, path))
     }
 
-    fn retried<T>(
+    /// Runs `call` on what `resolve` made of `nodes`, again if it did not find it and `resolve` says otherwise by now.
+    fn retried<P: PartialEq, T>(
         &self,
         context: &Context<'_>,
-        path: impl Fn() -> OpResult<(PathBuf, nodes::Stamp)>,
-        call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
+        nodes: &[u64],
+        resolve: impl Fn() -> OpResult<(P, nodes::Stamp)>,
+        call: impl Fn(&dyn Tree, &P) -> OpResult<T>,
     ) -> OpResult<T> {
+        let (mut place, mut stamp) = resolve()?;
         loop {
-            let (path, stamp) = path()?;
-            match call(context.generation.tree(), &path) {
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)
-                    if self.nodes.has_moved_since(stamp, context.deadline) => {}
-                result => return result,
+            let result = call(context.generation.tree(), &place);
+            let lost = matches!(result, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE));
+            if !lost || !self.nodes.has_moved_since(stamp, nodes, context.deadline) {
+                return result;
+            }
+            match resolve() {
+                Ok((now, at)) if now != place => (place, stamp) = (now, at),
+                // Something else moved: what was not found is really not there.
+                _ => return result,
             }
         }
     }

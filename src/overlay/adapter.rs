@@ -2,6 +2,7 @@
 //! and none is waited for.
 
 use std::ffi::OsStr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,14 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// The overlay as fuser sees it.
 pub struct Adapter(pub Arc<Overlay>);
+
+/// A panic costs its caller an EIO (fuser answers for a reply that is dropped), not the thread that reads requests: with
+/// the last of these gone every caller would hang.
+fn guarded(hand_on: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(hand_on)).is_err() {
+        tracing::error!("a request panicked; it is answered with EIO");
+    }
+}
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid() }
@@ -52,15 +61,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.lookup(parent.0, name, reply);
+        guarded(|| self.0.lookup(parent.0, name, reply));
     }
 
     fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
-        self.0.nodes.forget(node.0, lookups);
+        guarded(|| self.0.nodes.forget(node.0, lookups));
     }
 
     fn getattr(&self, _request: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.getattr(node.0, handle.map(|handle| handle.0), reply);
+        guarded(|| self.0.getattr(node.0, handle.map(|handle| handle.0), reply));
     }
 
     fn setattr(
@@ -82,11 +91,11 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: set_time(atime), mtime: set_time(mtime) };
-        self.0.setattr(node.0, handle.map(|handle| handle.0), changes, reply);
+        guarded(|| self.0.setattr(node.0, handle.map(|handle| handle.0), changes, reply));
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
-        self.0.readlink(node.0, reply);
+        guarded(|| self.0.readlink(node.0, reply));
     }
 
     fn mknod(
@@ -99,24 +108,24 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.0.make(Op::Mknod, caller(request), parent.0, name, Made::Node { mode, rdev }, reply);
+        guarded(|| self.0.make(Op::Mknod, caller(request), parent.0, name, Made::Node { mode, rdev }, reply));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.0.make(Op::Mkdir, caller(request), parent.0, name, Made::Directory { mode }, reply);
+        guarded(|| self.0.make(Op::Mkdir, caller(request), parent.0, name, Made::Directory { mode }, reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let what = Made::Symlink { target: target.as_os_str().to_owned() };
-        self.0.make(Op::Symlink, caller(request), parent.0, name, what, reply);
+        guarded(|| self.0.make(Op::Symlink, caller(request), parent.0, name, what, reply));
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.0.remove(Op::Unlink, parent.0, name, reply);
+        guarded(|| self.0.unlink(parent.0, name, reply));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.0.remove(Op::Rmdir, parent.0, name, reply);
+        guarded(|| self.0.rmdir(parent.0, name, reply));
     }
 
     fn rename(
@@ -129,15 +138,17 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.0.rename((parent.0, name.to_owned()), (new_parent.0, new_name.to_owned()), flags.bits(), reply);
+        guarded(|| {
+            self.0.rename((parent.0, name.to_owned()), (new_parent.0, new_name.to_owned()), flags.bits(), reply)
+        });
     }
 
     fn link(&self, _request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.link(node.0, parent.0, name, reply);
+        guarded(|| self.0.link(node.0, parent.0, name, reply));
     }
 
     fn open(&self, _request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.0.open(node.0, flags.0, reply);
+        guarded(|| self.0.open(node.0, flags.0, reply));
     }
 
     fn create(
@@ -150,7 +161,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        self.0.create(caller(request), parent.0, name, mode, flags, reply);
+        guarded(|| self.0.create(caller(request), parent.0, name, mode, flags, reply));
     }
 
     fn read(
@@ -164,7 +175,7 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.read(handle.0, offset, size, reply);
+        guarded(|| self.0.read(handle.0, offset, size, reply));
     }
 
     fn write(
@@ -179,15 +190,15 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.0.write(handle.0, offset, data, reply);
+        guarded(|| self.0.write(handle.0, offset, data, reply));
     }
 
     fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        self.0.sync(Op::Flush, handle.0, false, reply);
+        guarded(|| self.0.sync(Op::Flush, handle.0, false, reply));
     }
 
     fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.0.sync(Op::Fsync, handle.0, data_only, reply);
+        guarded(|| self.0.sync(Op::Fsync, handle.0, data_only, reply));
     }
 
     fn release(
@@ -200,15 +211,15 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.release(handle.0, reply);
+        guarded(|| self.0.release(handle.0, reply));
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.0.opendir(node.0, reply);
+        guarded(|| self.0.opendir(node.0, reply));
     }
 
     fn readdir(&self, _request: &Request, node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.0.readdir(node.0, handle.0, offset, reply);
+        guarded(|| self.0.readdir(node.0, handle.0, offset, reply));
     }
 
     fn readdirplus(
@@ -219,19 +230,19 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.0.readdirplus(node.0, handle.0, offset, reply);
+        guarded(|| self.0.readdirplus(node.0, handle.0, offset, reply));
     }
 
     fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        self.0.releasedir(handle.0, reply);
+        guarded(|| self.0.releasedir(handle.0, reply));
     }
 
     fn fsyncdir(&self, _request: &Request, node: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        self.0.fsyncdir(node.0, reply);
+        guarded(|| self.0.fsyncdir(node.0, reply));
     }
 
     fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        self.0.statfs(reply);
+        guarded(|| self.0.statfs(reply));
     }
 
     fn setxattr(
@@ -244,19 +255,19 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.0.setxattr(node.0, name, value, flags, reply);
+        guarded(|| self.0.setxattr(node.0, name, value, flags, reply));
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.0.getxattr(node.0, name, size, reply);
+        guarded(|| self.0.getxattr(node.0, name, size, reply));
     }
 
     fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        self.0.listxattr(node.0, size, reply);
+        guarded(|| self.0.listxattr(node.0, size, reply));
     }
 
     fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.0.removexattr(node.0, name, reply);
+        guarded(|| self.0.removexattr(node.0, name, reply));
     }
 
     fn fallocate(
@@ -269,7 +280,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.0.fallocate(handle.0, offset, length, mode, reply);
+        guarded(|| self.0.fallocate(handle.0, offset, length, mode, reply));
     }
 
     fn lseek(
@@ -281,7 +292,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.0.lseek(handle.0, offset, whence, reply);
+        guarded(|| self.0.lseek(handle.0, offset, whence, reply));
     }
 
     fn copy_file_range(
@@ -297,6 +308,6 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.0.copy_file_range((handle_in.0, offset_in), (handle_out.0, offset_out), len, reply);
+        guarded(|| self.0.copy_file_range((handle_in.0, offset_in), (handle_out.0, offset_out), len, reply));
     }
 }

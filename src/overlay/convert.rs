@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use nix::errno::Errno;
 
+use super::files::LOST_FILE;
 use crate::backing::{Attr, FileKind, SetTime};
 
 /// fuser's type of a file.
@@ -43,7 +44,15 @@ pub fn file_attr(node: u64, attr: &Attr) -> FileAttr {
 
 /// fuser's errno.
 pub fn errno(errno: Errno) -> fuser::Errno {
-    fuser::Errno::from_i32(errno as i32)
+    let told = if errno == LOST_FILE { Errno::EIO } else { errno };
+    fuser::Errno::from_i32(told as i32)
+}
+
+/// The errno of a call on a node, as opposed to one on a name. The kernel believes that the node exists, so ENOENT means
+/// that it has gone behind the kernel's back; ESTALE makes the kernel look its name up again and repeat the system call,
+/// which then finds what is there now or fails with ENOENT.
+pub fn node_errno(error: Errno) -> fuser::Errno {
+    errno(if error == Errno::ENOENT { Errno::ESTALE } else { error })
 }
 
 /// A time of a setattr request.

@@ -7,8 +7,13 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
+use super::closer::Descriptor;
 use super::nodes::Nodes;
 use crate::backing::{File, Generation, OpResult};
+
+/// What a call on a file that a repair did not find again fails with, inside; callers are told EIO. Any errno a backing
+/// may give would be taken for evidence against it, or for an answer.
+pub const LOST_FILE: Errno = Errno::EBADFD;
 
 /// Flags that only make sense at the first open; reopening with them would destroy or refuse.
 const FIRST_OPEN_ONLY: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC;
@@ -74,9 +79,22 @@ impl Unsynced {
     }
 }
 
+#[derive(Default)]
 struct Slot {
     generation: u64,
-    file: Option<Arc<dyn File>>,
+    descriptor: Option<Arc<Descriptor>>,
+}
+
+impl Slot {
+    /// The descriptor of that generation, if there is one; an error for a straggler of an earlier one.
+    fn of(&self, generation: u64) -> OpResult<Option<Arc<Descriptor>>> {
+        match &self.descriptor {
+            Some(descriptor) if self.generation == generation => Ok(Some(Arc::clone(descriptor))),
+            // The gate runs it again in the live generation.
+            Some(_) if self.generation > generation => Err(Errno::ENOTCONN),
+            _ => Ok(None),
+        }
+    }
 }
 
 /// One open file.
@@ -92,36 +110,54 @@ pub struct OpenFile {
 impl OpenFile {
     /// A handle whose descriptor was opened in that generation.
     pub fn new(node: u64, flags: i32, generation: u64, file: Box<dyn File>) -> OpenFile {
-        let slot = Mutex::new(Slot { generation, file: Some(file.into()) });
-        OpenFile { node, flags, slot, unsynced: Mutex::default() }
+        let slot = Slot { generation, descriptor: Some(Arc::new(Descriptor::new(file))) };
+        OpenFile { node, flags, slot: Mutex::new(slot), unsynced: Mutex::default() }
     }
 
     /// The descriptor in that generation; opened now if it has not been yet. The same way serves the repair, which asks
     /// for all of them before the gate opens, and calls that come before their turn.
-    pub fn in_generation(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Arc<dyn File>> {
-        let mut slot = self.slot.lock();
+    pub fn in_generation(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Arc<Descriptor>> {
         let number = generation.number();
-        match &slot.file {
-            Some(file) if slot.generation == number => return Ok(Arc::clone(file)),
-            // A straggler of a dead generation: the gate runs it again in the live one.
-            Some(_) if slot.generation > number => return Err(Errno::ENOTCONN),
-            _ => {}
+        if let Some(descriptor) = self.slot.lock().of(number)? {
+            return Ok(descriptor);
         }
-        let (path, _) = nodes.path(self.node)?;
-        let file: Arc<dyn File> = generation.tree().open(&path, first_flags(self.flags) & !FIRST_OPEN_ONLY)?.into();
-        *slot = Slot { generation: number, file: Some(Arc::clone(&file)) };
-        Ok(file)
+        // No lock is held meanwhile: a thread that is stuck in a dead generation must not keep the others out.
+        let opened = Arc::new(Descriptor::new(self.reopen(nodes, generation)?));
+        let mut slot = self.slot.lock();
+        if let Some(descriptor) = slot.of(number)? {
+            return Ok(descriptor);
+        }
+        *slot = Slot { generation: number, descriptor: Some(Arc::clone(&opened)) };
+        Ok(opened)
+    }
+
+    fn reopen(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Box<dyn File>> {
+        let flags = first_flags(self.flags) & !FIRST_OPEN_ONLY;
+        let mut tried = None;
+        loop {
+            // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
+            let (path, _) = nodes.path(self.node).map_err(|_| LOST_FILE)?;
+            if tried.as_ref() == Some(&path) {
+                return Err(LOST_FILE);
+            }
+            match generation.tree().open(&path, flags) {
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => tried = Some(path),
+                result => return result,
+            }
+        }
     }
 
     /// Gives the descriptor up, so that the next call opens the file under its present name.
     pub fn reopen_later(&self) {
-        *self.slot.lock() = Slot { generation: 0, file: None };
+        *self.slot.lock() = Slot::default();
     }
 
-    /// True if the descriptor is of that generation.
-    pub fn is_in(&self, generation: u64) -> bool {
-        let slot = self.slot.lock();
-        slot.file.is_some() && slot.generation == generation
+    /// Closes the descriptor in this thread, unless a call still uses it: then that call's end does.
+    pub fn close_here(&self) {
+        let slot = std::mem::take(&mut *self.slot.lock());
+        if let Some(descriptor) = slot.descriptor.and_then(Arc::into_inner) {
+            descriptor.close_here();
+        }
     }
 }
 

@@ -38,21 +38,24 @@ impl Mount {
         if config.guard {
             guard::protect(mountpoint);
         }
-        let before = devices_at(mountpoint).map_err(system)?;
+        let kind = format!("fuse.{}", config.subtype);
+        let before = devices_at(mountpoint, &kind).map_err(system)?;
         let source = config.fsname.as_deref().unwrap_or(label);
         let device =
             if root { mount_as_root(config, source, mountpoint)? } else { helper::mount(config, source, mountpoint)? };
-        let dev = devices_at(mountpoint).map_err(system)?.into_iter().rfind(|dev| !before.contains(dev));
+        let dev = devices_at(mountpoint, &kind).map_err(system)?.into_iter().rfind(|dev| !before.contains(dev));
         let Some(dev) = dev else {
             return Err(MountError::System(format!("{} was unmounted again at once", mountpoint.display())));
         };
-        if root {
-            let read_ahead = format!("/sys/class/bdi/{}:{}/read_ahead_kb", dev.0, dev.1);
-            if let Err(error) = std::fs::write(&read_ahead, READ_AHEAD_KIB.to_string()) {
-                tracing::debug!(path = read_ahead, %error, "the kernel's read-ahead stays as it is");
-            }
-        }
         Ok((device, Mount { dev, mountpoint: mountpoint.to_owned() }))
+    }
+
+    /// To be called once the kernel has begun the session (which resets it): raises the read-ahead, where that is allowed.
+    pub fn raise_read_ahead(&self) {
+        let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", self.dev.0, self.dev.1);
+        if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
+            tracing::debug!(path, %error, "the kernel's read-ahead stays as it is");
+        }
     }
 
     /// Major and minor number of st_dev of everything on it.
@@ -62,33 +65,43 @@ impl Mount {
 
     /// True while it is mounted in this mount namespace.
     pub fn is_mounted(&self) -> bool {
-        self.places().is_ok_and(|places| !places.is_empty())
+        mountinfo::entries().is_ok_and(|entries| entries.iter().any(|entry| entry.dev == self.dev))
     }
 
-    fn places(&self) -> io::Result<Vec<PathBuf>> {
+    /// Where it is mounted and can be reached, last mounted first; the flag says that there are others, over which
+    /// somebody else has mounted: unmounting these by path would unmount the stranger's.
+    fn places(&self) -> io::Result<(Vec<PathBuf>, bool)> {
         let entries = mountinfo::entries()?;
-        Ok(entries.into_iter().filter(|entry| entry.dev == self.dev).map(|entry| entry.mountpoint).collect())
+        let ours = entries.iter().rev().filter(|entry| entry.dev == self.dev);
+        let (reachable, covered): (Vec<_>, Vec<_>) = ours.partition(|entry| {
+            mountinfo::covering_in(&entries, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
+        });
+        Ok((reachable.into_iter().map(|entry| entry.mountpoint.clone()).collect(), !covered.is_empty()))
     }
 
-    /// Unmounts it wherever this namespace has it (bind mounts too). EBUSY if it is in use, unless `lazy`.
+    /// Unmounts it wherever this namespace has it (bind mounts too). EBUSY if it is in use, unless `lazy`, or if
+    /// something else is mounted over it.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
         let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        for place in self.places()?.iter().rev() {
+        let (places, covered) = self.places()?;
+        for place in places {
             match umount2(place.as_path(), flags) {
                 Ok(()) | Err(Errno::EINVAL) => {}
-                Err(Errno::EPERM) => helper::unmount(place, lazy)?,
+                Err(Errno::EPERM) => helper::unmount(&place, lazy)?,
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
+        if covered { Err(Errno::EBUSY.into()) } else { Ok(()) }
     }
 
     /// Ends the FUSE connection: whoever still has the mount gets ENOTCONN from now on.
     pub fn abort(&self) {
-        for place in self.places().unwrap_or_default() {
+        // The name there is the whole device number; the major of such filesystems is 0.
+        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
+        for place in self.places().map(|(places, _)| places).unwrap_or_default() {
+            // EBUSY is the usual answer, and the connection is aborted all the same.
             let _ = umount2(place.as_path(), MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
         }
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
     }
 
     /// Where it was mounted.
@@ -101,9 +114,9 @@ fn system(error: io::Error) -> MountError {
     MountError::System(format!("/proc/self/mountinfo: {error}"))
 }
 
-fn devices_at(mountpoint: &Path) -> io::Result<Vec<(u32, u32)>> {
-    let entries = mountinfo::entries()?;
-    Ok(entries.into_iter().filter(|entry| entry.mountpoint == mountpoint).map(|entry| entry.dev).collect())
+fn devices_at(mountpoint: &Path, kind: &str) -> io::Result<Vec<(u32, u32)>> {
+    let entries = mountinfo::entries()?.into_iter();
+    Ok(entries.filter(|entry| entry.mountpoint == mountpoint && entry.fstype == kind).map(|entry| entry.dev).collect())
 }
 
 /// mount(8)'s names of the flags of mount(2). The last word on a flag counts.

@@ -13,8 +13,14 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::backing::{Attr, FileKind, OpResult};
 
+/// No path of PATH_MAX bytes has more components; a walk that is longer goes in a circle.
+const MAX_DEPTH: usize = 4096;
+
 /// Node id of the root in the FUSE protocol (FUSE_ROOT_ID).
 pub const ROOT: u64 = 1;
+
+/// Identity of a file whose attributes could not be read.
+pub const NO_IDENTITY: (u64, u64) = (0, 0);
 
 /// A name: the directory's node and the last component.
 pub type Name = (u64, OsString);
@@ -37,7 +43,9 @@ struct Table {
     by_name: HashMap<Name, u64>,
     by_identity: HashMap<(u64, u64), u64>,
     last: u64,
-    renaming: usize,
+    /// Renames that are under way, by ticket.
+    renaming: HashMap<u64, (Name, Name)>,
+    last_rename: u64,
     version: u64,
 }
 
@@ -63,7 +71,7 @@ impl Nodes {
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
 
-    /// Path of a node. ESTALE if it has no name any more.
+    /// Path of a node. ENOENT if it has no name any more.
     pub fn path(&self, node: u64) -> OpResult<(PathBuf, Stamp)> {
         let table = self.table.lock();
         Ok((table.path(node)?, Stamp(table.version)))
@@ -74,11 +82,11 @@ impl Nodes {
         self.path(parent).map(|(path, stamp)| (path.join(name), stamp))
     }
 
-    /// True if the tree is not as it was at `stamp`, so that a path from then may have been wrong. Waits for renames
-    /// that are under way, until `deadline`.
-    pub fn has_moved_since(&self, stamp: Stamp, deadline: Instant) -> bool {
+    /// True if something was renamed since `stamp`, so that the path of one of `nodes` from then may have been wrong.
+    /// Waits for a rename that is under way of one of them or of a directory above, until `deadline`.
+    pub fn has_moved_since(&self, stamp: Stamp, nodes: &[u64], deadline: Instant) -> bool {
         let mut table = self.table.lock();
-        while table.renaming > 0 && table.version == stamp.0 {
+        while table.version == stamp.0 && nodes.iter().any(|&node| table.is_being_renamed(node)) {
             if self.renamed.wait_until(&mut table, deadline).timed_out() {
                 return false;
             }
@@ -89,7 +97,7 @@ impl Nodes {
     /// The kernel learns of a name: finds or makes its node and counts the lookup. To be called right before the reply.
     pub fn remember(&self, parent: u64, name: &OsStr, attr: &Attr) -> u64 {
         let mut table = self.table.lock();
-        let node = table.enter(parent, name, attr, self.by_identity);
+        let node = table.enter(parent, name, attr, self.by_identity && attr.identity != NO_IDENTITY);
         if let Some(found) = table.nodes.get_mut(&node) {
             found.lookups += 1;
         }
@@ -99,8 +107,11 @@ impl Nodes {
     /// The kernel got to know a node by another name (link).
     pub fn remember_link(&self, node: u64, parent: u64, name: &OsStr) {
         let mut table = self.table.lock();
-        table.unname(parent, name);
+        let replaced = table.unname(parent, name);
         table.name(node, parent, name.to_owned());
+        if let Some(replaced) = replaced.filter(|replaced| *replaced != node) {
+            table.drop_if_unused(replaced);
+        }
         if let Some(found) = table.nodes.get_mut(&node) {
             found.lookups += 1;
         }
@@ -122,14 +133,24 @@ impl Nodes {
         }
     }
 
-    /// A handle was closed; true if it was the last.
-    pub fn closed(&self, node: u64) -> bool {
+    /// A handle is being closed; true if it is the last. The node is held until [`Nodes::closed`].
+    pub fn closing(&self, node: u64) -> bool {
+        match self.table.lock().nodes.get_mut(&node) {
+            Some(found) => {
+                found.open = found.open.saturating_sub(1);
+                found.open == 0
+            }
+            None => false,
+        }
+    }
+
+    /// What closing a handle takes has been done.
+    pub fn closed(&self, node: u64) {
         let mut table = self.table.lock();
-        let Some(found) = table.nodes.get_mut(&node) else { return false };
-        (found.open, found.held) = (found.open.saturating_sub(1), found.held.saturating_sub(1));
-        let last = found.open == 0;
-        table.drop_if_unused(node);
-        last
+        if let Some(found) = table.nodes.get_mut(&node) {
+            found.held = found.held.saturating_sub(1);
+            table.drop_if_unused(node);
+        }
     }
 
     /// The node behind a name, if the kernel has looked it up and files are open on it.
@@ -157,14 +178,18 @@ impl Nodes {
     /// A name is gone.
     pub fn removed(&self, parent: u64, name: &OsStr) {
         let mut table = self.table.lock();
-        table.unname(parent, name);
-        table.version += 1;
+        if let Some(node) = table.unname(parent, name) {
+            table.drop_if_unused(node);
+        }
     }
 
     /// A rename begins; [`Renaming::done`] says that it happened, dropping it that it did not.
     pub fn rename(&self, from: Name, to: Name) -> Renaming<'_> {
-        self.table.lock().renaming += 1;
-        Renaming { nodes: self, from, to }
+        let mut table = self.table.lock();
+        table.last_rename += 1;
+        let ticket = table.last_rename;
+        table.renaming.insert(ticket, (from.clone(), to.clone()));
+        Renaming { nodes: self, ticket, from, to }
     }
 
     /// Number of nodes.
@@ -176,6 +201,7 @@ impl Nodes {
 /// A rename that is under way.
 pub struct Renaming<'a> {
     nodes: &'a Nodes,
+    ticket: u64,
     from: Name,
     to: Name,
 }
@@ -203,7 +229,7 @@ impl Renaming<'_> {
 
 impl Drop for Renaming<'_> {
     fn drop(&mut self) {
-        self.nodes.table.lock().renaming -= 1;
+        self.nodes.table.lock().renaming.remove(&self.ticket);
         self.nodes.renamed.notify_all();
     }
 }
@@ -212,11 +238,26 @@ impl Table {
     fn path(&self, mut node: u64) -> OpResult<PathBuf> {
         let mut components: Vec<&OsStr> = Vec::new();
         while node != ROOT {
-            let (parent, name) = self.nodes.get(&node).and_then(|found| found.names.first()).ok_or(Errno::ESTALE)?;
+            let (parent, name) = self.nodes.get(&node).and_then(|found| found.names.first()).ok_or(Errno::ENOENT)?;
             components.push(name);
             node = *parent;
+            if components.len() > MAX_DEPTH {
+                return Err(Errno::ELOOP);
+            }
         }
         Ok(components.into_iter().rev().collect())
+    }
+
+    /// True if the node or a directory above it is being renamed.
+    fn is_being_renamed(&self, mut node: u64) -> bool {
+        for _ in 0..MAX_DEPTH {
+            let Some(name) = self.nodes.get(&node).and_then(|found| found.names.first()) else { return false };
+            if self.renaming.values().any(|(from, to)| from == name || to == name) {
+                return true;
+            }
+            node = name.0;
+        }
+        false
     }
 
     fn enter(&mut self, parent: u64, name: &OsStr, attr: &Attr, by_identity: bool) -> u64 {
@@ -260,32 +301,33 @@ impl Table {
         }
     }
 
-    fn unname(&mut self, parent: u64, name: &OsStr) {
+    fn unname(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
         let key = (parent, name.to_owned());
-        if let Some(node) = self.by_name.remove(&key) {
-            if let Some(found) = self.nodes.get_mut(&node) {
-                found.names.retain(|name| *name != key);
-            }
-            if let Some(directory) = self.nodes.get_mut(&parent) {
-                directory.held = directory.held.saturating_sub(1);
-            }
+        let node = self.by_name.remove(&key)?;
+        if let Some(found) = self.nodes.get_mut(&node) {
+            found.names.retain(|name| *name != key);
         }
+        if let Some(directory) = self.nodes.get_mut(&parent) {
+            directory.held = directory.held.saturating_sub(1);
+        }
+        Some(node)
     }
 
-    fn drop_if_unused(&mut self, mut node: u64) {
+    fn drop_if_unused(&mut self, node: u64) {
         // Upwards: the last name below a forgotten directory may have kept it.
-        while let Some(found) = self.nodes.get(&node).filter(|found| found.lookups == 0 && found.held == 0) {
+        let mut doubtful = vec![node];
+        while let Some(node) = doubtful.pop() {
+            let Some(found) = self.nodes.get(&node).filter(|found| found.lookups == 0 && found.held == 0) else {
+                continue;
+            };
             let (names, identity) = (found.names.clone(), found.identity);
-            for (parent, name) in &names {
-                self.unname(*parent, name);
+            for (parent, name) in names {
+                self.unname(parent, &name);
+                doubtful.push(parent);
             }
             self.nodes.remove(&node);
             if self.by_identity.get(&identity) == Some(&node) {
                 self.by_identity.remove(&identity);
-            }
-            match names.first() {
-                Some((parent, _)) => node = *parent,
-                None => break,
             }
         }
     }

@@ -4,40 +4,50 @@
 //! it is needed. `chattr -i DIR` takes it away.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-mod ioctl {
-    #![allow(missing_docs)]
-    // include/uapi/linux/fs.h. The argument is declared as a long there and is an int in fact.
-    nix::ioctl_read!(get_flags, b'f', 1, nix::libc::c_long);
-    nix::ioctl_write_ptr!(set_flags, b'f', 2, nix::libc::c_long);
-}
+use nix::errno::Errno;
 
 /// FS_IMMUTABLE_FL of include/uapi/linux/fs.h.
-const IMMUTABLE: libc::c_long = 0x10;
+const IMMUTABLE: libc::c_int = 0x10;
 
-/// Makes an empty directory immutable; where the filesystem cannot, nobody but root may enter it.
+/// Makes an empty directory immutable; where the filesystem cannot, nobody but root may enter it. A directory that holds
+/// something is left alone: its files would be locked in, and it may be the root of somebody's filesystem.
 pub fn protect(directory: &Path) {
+    let shown = directory.display();
+    match std::fs::read_dir(directory).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!(directory = %shown, "the directory is not empty, so it is not guarded");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(directory = %shown, %error, "the directory cannot be read, so it is not guarded");
+            return;
+        }
+    }
     if let Err(error) = set_immutable(directory) {
         tracing::warn!(
-            directory = %directory.display(), %error,
+            directory = %shown, %error,
             "the directory cannot be made immutable; it gets mode 0000 instead, which does not stop root"
         );
         if let Err(error) = std::fs::set_permissions(directory, PermissionsExt::from_mode(0)) {
-            tracing::warn!(directory = %directory.display(), %error, "nor can its mode be changed");
+            tracing::warn!(directory = %shown, %error, "nor can its mode be changed");
         }
     }
 }
 
-fn set_immutable(directory: &Path) -> std::io::Result<()> {
+fn set_immutable(directory: &Path) -> io::Result<()> {
     let directory = File::open(directory)?;
-    let mut flags: libc::c_long = 0;
-    // SAFETY: the descriptor is open and `flags` outlives the call, which writes at most a long.
-    unsafe { ioctl::get_flags(directory.as_raw_fd(), &mut flags) }?;
+    let mut flags: libc::c_int = 0;
+    // The argument is a long by its number and an int in fact (ioctl_iflags(2)).
+    // SAFETY: the descriptor is open and the kernel writes one int, into `flags`.
+    Errno::result(unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) })?;
     let wanted = flags | IMMUTABLE;
-    // SAFETY: as above; the call only reads.
-    unsafe { ioctl::set_flags(directory.as_raw_fd(), &wanted) }?;
+    // SAFETY: the descriptor is open and the kernel reads one int, from `wanted`.
+    Errno::result(unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_SETFLAGS, &wanted) })?;
     Ok(())
 }

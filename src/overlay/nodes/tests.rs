@@ -52,7 +52,7 @@ fn a_file_that_was_renamed_over_has_no_path() {
     let nodes = Nodes::new(false);
     let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
     rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
-    assert_eq!((path(&nodes, f), path(&nodes, g)), (Ok("g".into()), Err(Errno::ESTALE)));
+    assert_eq!((path(&nodes, f), path(&nodes, g)), (Ok("g".into()), Err(Errno::ENOENT)));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_name_that_became_another_kind_of_file_gets_another_node() {
     nodes.opened(f);
     let d = dir(&nodes, ROOT, "x");
     assert_ne!(f, d);
-    assert_eq!(path(&nodes, f), Err(Errno::ESTALE));
+    assert_eq!(path(&nodes, f), Err(Errno::ENOENT));
 }
 
 #[test]
@@ -96,7 +96,9 @@ fn what_nobody_holds_is_dropped_with_what_it_held() {
     nodes.forget(d, 1);
     nodes.forget(f, 1);
     assert_eq!(path(&nodes, f), Ok("d/f".into()), "an open file keeps its path");
-    assert!(nodes.closed(f));
+    assert!(nodes.closing(f));
+    assert_eq!(path(&nodes, f), Ok("d/f".into()), "and goes on having it while it is closed");
+    nodes.closed(f);
     assert_eq!(nodes.count(), 1);
     assert!(nodes.table.lock().by_name.is_empty() && nodes.table.lock().by_identity.is_empty());
 }
@@ -107,11 +109,106 @@ fn a_path_taken_before_a_rename_is_found_to_be_old() {
     file(&nodes, ROOT, "f", 1);
     let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
     let soon = Instant::now() + Duration::from_secs(5);
-    assert!(!nodes.has_moved_since(stamp, soon));
+    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon));
     rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
-    assert!(nodes.has_moved_since(stamp, soon));
+    assert!(nodes.has_moved_since(stamp, &[ROOT], soon));
     let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
     drop(nodes.rename((ROOT, "g".into()), (ROOT, "h".into())));
-    assert!(!nodes.has_moved_since(stamp, soon), "a rename that failed moved nothing");
+    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon), "a rename that failed moved nothing");
     assert_eq!(nodes.path_of(ROOT, OsStr::new("g")).map(|(path, _)| path).as_deref(), Ok(Path::new("g")));
+}
+
+#[test]
+fn only_a_rename_above_is_waited_for_and_not_for_ever() {
+    let nodes = Nodes::new(false);
+    let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
+    let (_, stamp) = nodes.path(a).expect("it has a path");
+    let renaming = nodes.rename((ROOT, "a".into()), (ROOT, "c".into()));
+    let long = Instant::now() + Duration::from_secs(60);
+    assert!(!nodes.has_moved_since(stamp, &[b], long), "another directory's rename is nobody's business");
+    assert!(!nodes.has_moved_since(stamp, &[a], Instant::now() + Duration::from_millis(20)));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| nodes.has_moved_since(stamp, &[b, a], long));
+        std::thread::sleep(Duration::from_millis(20));
+        renaming.done(false);
+        assert!(waiting.join().expect("it ends"));
+    });
+}
+
+#[test]
+fn a_directory_that_only_a_second_name_kept_is_dropped_with_it() {
+    let nodes = Nodes::new(true);
+    let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
+    let f = file(&nodes, a, "f", 7);
+    assert_eq!(file(&nodes, b, "g", 7), f);
+    nodes.forget(a, 1);
+    nodes.forget(b, 1);
+    nodes.forget(f, 2);
+    assert_eq!(nodes.count(), 1);
+}
+
+proptest::proptest! {
+    /// Whatever the kernel does in whatever order, paths end, and nothing is left when all is forgotten.
+    #[test]
+    fn nothing_is_left_when_all_is_forgotten(
+        stable: bool,
+        steps in proptest::collection::vec((0..6_u8, 0..4_usize, 0..4_usize, 0..3_usize), 0..60),
+    ) {
+        const NAMES: [&str; 3] = ["x", "y", "z"];
+        let nodes = Nodes::new(stable);
+        let (mut known, mut directories, mut open) = (vec![ROOT], vec![ROOT], Vec::new());
+        let mut lookups: HashMap<u64, u64> = HashMap::new();
+        for (what, one, other, name) in steps {
+            let (node, parent) = (known[one % known.len()], directories[other % directories.len()]);
+            let name = OsStr::new(NAMES[name]);
+            match what {
+                0 | 1 => {
+                    let kind = if what == 0 { FileKind::Directory } else { FileKind::Regular };
+                    let node = nodes.remember(parent, name, &attr(kind, one as u64));
+                    *lookups.entry(node).or_default() += 1;
+                    known.push(node);
+                    if kind == FileKind::Directory {
+                        directories.push(node);
+                    }
+                }
+                2 => nodes.removed(parent, name),
+                3 => {
+                    let (from, to) = (directories[one % directories.len()], (parent, NAMES[one % 3].into()));
+                    // No kernel asks to move a directory below itself.
+                    let below = match (path(&nodes, from), path(&nodes, parent)) {
+                        (Ok(from), Ok(parent)) => parent.starts_with(from.join(name)),
+                        _ => true,
+                    };
+                    if !below {
+                        nodes.rename((from, name.to_owned()), to).done(false);
+                    }
+                }
+                4 => {
+                    if lookups.contains_key(&node) {
+                        nodes.opened(node);
+                        open.push(node);
+                    }
+                }
+                _ => {
+                    if let Some(node) = open.pop() {
+                        nodes.closing(node);
+                        nodes.closed(node);
+                    }
+                }
+            }
+            for &node in &known {
+                let _ = nodes.path(node);
+            }
+        }
+        for node in open {
+            nodes.closing(node);
+            nodes.closed(node);
+        }
+        for (node, count) in lookups {
+            nodes.forget(node, count);
+        }
+        let table = nodes.table.lock();
+        proptest::prop_assert_eq!(table.nodes.len(), 1, "{:?}", &*table);
+        proptest::prop_assert!(table.by_name.is_empty() && table.by_identity.is_empty());
+    }
 }

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op};
 use crate::overlay::Overlay;
-use crate::overlay::convert::{errno, file_attr};
+use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
@@ -47,12 +47,15 @@ impl Overlay {
     }
 
     fn stat(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
-        // By handle where there is one, as long as its descriptor is there: a file may have lost its name.
+        // By handle where there is one: a file may have lost its name.
         if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
             return file.in_generation(&self.nodes, &**context.generation)?.stat();
         }
+        let kind = self.nodes.kind(node);
         match self.on_path(context, node, |tree, path| tree.stat(path)) {
-            Err(Errno::ESTALE | Errno::ENOENT) => match self.files.of_node(node).first() {
+            // Another kind of file under the name is another file, and would break the kernel's inode.
+            Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
+            Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => file.in_generation(&self.nodes, &**context.generation)?.stat(),
                 None => Err(Errno::ENOENT),
             },
@@ -63,7 +66,7 @@ impl Overlay {
     fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {
         match result {
             Ok(attr) => reply.attr(&self.config.attr_timeout, &file_attr(node, &attr)),
-            Err(error) => reply.error(errno(error)),
+            Err(error) => reply.error(node_errno(error)),
         }
     }
 

@@ -11,11 +11,14 @@ use nix::errno::Errno;
 
 use super::Caller;
 use super::names::reply_empty;
-use crate::backing::{Attr, File, OpResult};
+use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
-use crate::overlay::convert::{errno, file_attr};
+use crate::overlay::convert::{errno, file_attr, node_errno};
 use crate::overlay::files::{OpenFile, Promise, first_flags};
 use crate::overlay::{Overlay, is_hidden};
+
+/// Most bytes of one copy_file_range; the kernel asks again for the rest. sshfs moves them over the link twice.
+const COPY_AT_ONCE: u64 = 1 << 20;
 
 type Opened = (u64, Box<dyn File>);
 
@@ -31,7 +34,7 @@ impl Overlay {
             },
             move |overlay, result| match result {
                 Ok(opened) => reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened)), FopenFlags::empty()),
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(node_errno(error)),
             },
         );
     }
@@ -71,6 +74,9 @@ impl Overlay {
                     let (attr, generation) = (file_attr(node, &attr), NodeGeneration(0));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
                 }
+                // Somebody else made it since the kernel looked. Opening it here would pass the kernel's check of its
+                // permissions by; with ESTALE the kernel looks again, and checks.
+                Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => reply.error(fuser::Errno::ESTALE),
                 Err(error) => reply.error(errno(error)),
             },
         );
@@ -86,19 +92,13 @@ impl Overlay {
         flags: i32,
     ) -> OpResult<(Attr, Opened)> {
         self.on_name(context, parent, name, |tree, path| {
-            let exclusive = flags & libc::O_EXCL != 0;
             // The kernel asks for a create when it found no such name, so what was not there is ours to give away.
             let file = match tree.create(path, first_flags(flags) | libc::O_EXCL, mode) {
-                Ok(file) => file,
-                Err(Errno::EEXIST) if !exclusive => {
-                    let file = tree.create(path, first_flags(flags), mode)?;
-                    return Ok((file.stat()?, (context.generation.number(), file)));
-                }
                 // In doubt, an empty file is the one that an earlier generation made for this very call.
-                Err(Errno::EEXIST) if context.in_doubt && tree.stat(path)?.size == 0 => {
+                Err(Errno::EEXIST) if context.in_doubt && is_empty_file(&tree.stat(path)?) => {
                     tree.open(path, first_flags(flags) & !(libc::O_EXCL | libc::O_CREAT))?
                 }
-                Err(error) => return Err(error),
+                result => result?,
             };
             let attr = if self.traits.owners { self.give_to_caller(caller, tree, path)? } else { file.stat()? };
             Ok((attr, (context.generation.number(), file)))
@@ -137,7 +137,7 @@ impl Overlay {
             data.len() as u64,
             move |context| {
                 let descriptor = file.in_generation(&worker.nodes, &**context.generation)?;
-                let written = write_all(&*descriptor, &data, offset).or_else(|error| why_not(context, error))?;
+                let written = write_all(&**descriptor, &data, offset).or_else(|error| why_not(context, error))?;
                 file.unsynced.lock().wrote(context.generation.number());
                 worker.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
                 Ok(written)
@@ -188,24 +188,22 @@ impl Overlay {
         reply.ok();
         let Some(file) = self.files.remove(handle) else { return };
         let node = file.node;
-        let names = self.nodes.names(node);
-        let last = self.nodes.closed(node);
-        let mut closing = Some(file);
-        let hidden = names.into_iter().find(|(_, name)| last && is_hidden(name));
+        let last = self.nodes.closing(node);
+        let leftover = self.hidden_path(node).ok().filter(|_| last).map(|(path, _)| path);
         self.submit(
             Op::Release,
             Class::Sync,
             move |overlay, context| {
-                drop(closing.take());
-                if let Some((parent, name)) = &hidden {
-                    match overlay.on_name(context, *parent, name, |tree, path| tree.unlink(path)) {
-                        Ok(()) | Err(Errno::ENOENT) => overlay.nodes.removed(*parent, name),
-                        Err(error) => return Err(error),
-                    }
-                }
-                Ok(())
+                // Before the removal: sshfs would only hide what it knows to be open.
+                file.close_here();
+                if last { overlay.remove_hidden(context, node) } else { Ok(()) }
             },
-            |_, _| {},
+            move |overlay, result| {
+                if result.is_err() {
+                    overlay.leftovers.lock().extend(leftover);
+                }
+                overlay.nodes.closed(node);
+            },
         );
     }
 
@@ -241,15 +239,19 @@ impl Overlay {
 
     /// FUSE_COPY_FILE_RANGE: (handle, offset) from and to.
     pub fn copy_file_range(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), length: u64, reply: ReplyWrite) {
-        let (worker, target) = (Arc::clone(self), self.files.get(to.0));
-        self.on_file(
+        let (source, target) = match (self.files.get(from.0), self.files.get(to.0)) {
+            (Ok(source), Ok(target)) => (source, target),
+            _ => return reply.error(fuser::Errno::EBADF),
+        };
+        let (worker, length) = (Arc::clone(self), length.min(COPY_AT_ONCE));
+        self.gate.submit(
             Op::CopyFileRange,
-            from.0,
-            move |context, file| {
-                let target = target.as_ref().map_err(|error| *error)?;
+            Class::Data,
+            length,
+            move |context| {
+                let source = source.in_generation(&worker.nodes, &**context.generation)?;
                 let descriptor = target.in_generation(&worker.nodes, &**context.generation)?;
-                // The reply has 32 bits; the kernel asks again for the rest.
-                let copied = file.copy_to(from.1, &*descriptor, to.1, length.min(1 << 30))?;
+                let copied = source.copy_to(from.1, &**descriptor, to.1, length)?;
                 target.unsynced.lock().wrote(context.generation.number());
                 Ok(copied)
             },
@@ -274,10 +276,14 @@ impl Overlay {
         self.submit(
             op,
             Class::Meta,
-            move |overlay, context| work(context, &*file.in_generation(&overlay.nodes, &**context.generation)?),
+            move |overlay, context| work(context, &**file.in_generation(&overlay.nodes, &**context.generation)?),
             |_, result| reply(result),
         );
     }
+}
+
+fn is_empty_file(attr: &Attr) -> bool {
+    attr.kind == FileKind::Regular && attr.size == 0
 }
 
 fn write_all(file: &dyn File, data: &[u8], offset: u64) -> OpResult<usize> {

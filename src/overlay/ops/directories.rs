@@ -4,7 +4,10 @@
 //! outages and while entries come and go.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     FopenFlags, Generation as NodeGeneration, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen,
@@ -12,22 +15,25 @@ use fuser::{
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
-use super::names::reply_empty;
-use crate::backing::{Attr, DirEntry, FileKind, OpResult};
+use super::names::reply_node;
+use crate::backing::{Attr, DirEntry, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
-use crate::overlay::convert::{errno, file_attr, file_type};
-use crate::overlay::nodes::ROOT;
+use crate::overlay::convert::{file_attr, file_type, node_errno};
+use crate::overlay::nodes::{NO_IDENTITY, ROOT};
 use crate::overlay::{Overlay, is_hidden};
 
-/// Entries that one FUSE_READDIRPLUS looks at: a buffer of 32 KiB holds no more of ordinary names.
-const PLUS_BATCH: usize = 192;
+/// Entries that one request looks at: a buffer of 32 KiB holds no more of ordinary names with attributes.
+const BATCH: usize = 192;
+/// After that long a request answers with the entries it has: on a link with delay each may be a round trip.
+const BATCH_TIME: Duration = Duration::from_millis(500);
+/// What readdir(3) shows as the number of an entry that has no node yet; libfuse says the same.
+const UNKNOWN: u64 = 0xffff_ffff;
 
 type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Default)]
 struct OpenDirectory {
-    /// The names, and whether they have been read from the start already.
-    listing: Mutex<Option<(Listing, bool)>>,
+    listing: Mutex<Option<Listing>>,
 }
 
 /// All open directories by handle.
@@ -56,21 +62,15 @@ impl Directories {
 }
 
 impl Overlay {
-    /// FUSE_OPENDIR. A directory that cannot be read fails here, as opendir(3) does, and never looks empty.
+    /// FUSE_OPENDIR. The names are read with the first readdir: many open a directory for fsync(2) only.
     pub fn opendir(self: &Arc<Self>, node: u64, reply: ReplyOpen) {
         self.submit(
             Op::Opendir,
             Class::Meta,
-            move |overlay, context| overlay.list(context, node),
+            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.stat(path)),
             |overlay, result| match result {
-                Ok(listing) => {
-                    let handle = overlay.directories.insert();
-                    if let Ok(directory) = overlay.directories.get(handle) {
-                        *directory.listing.lock() = Some((listing, false));
-                    }
-                    reply.opened(fuser::FileHandle(handle), FopenFlags::empty());
-                }
-                Err(error) => reply.error(errno(error)),
+                Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert()), FopenFlags::empty()),
+                Err(error) => reply.error(node_errno(error)),
             },
         );
     }
@@ -84,15 +84,11 @@ impl Overlay {
     /// The listing of a handle; read anew when the kernel starts again from the top (rewinddir(3)).
     fn listing(&self, context: &Context<'_>, node: u64, handle: u64, offset: u64) -> OpResult<Listing> {
         let directory = self.directories.get(handle)?;
-        if let Some((listing, begun)) = directory.listing.lock().as_mut() {
-            // The first read uses what opendir has read.
-            if offset > 0 || !*begun {
-                *begun = true;
-                return Ok(Arc::clone(listing));
-            }
+        if let Some(listing) = directory.listing.lock().as_ref().filter(|_| offset > 0) {
+            return Ok(Arc::clone(listing));
         }
         let listing = self.list(context, node)?;
-        *directory.listing.lock() = Some((Arc::clone(&listing), true));
+        *directory.listing.lock() = Some(Arc::clone(&listing));
         Ok(listing)
     }
 
@@ -101,27 +97,27 @@ impl Overlay {
         self.submit(
             Op::Readdir,
             Class::Meta,
-            move |overlay, context| overlay.listing(context, node, handle, offset),
+            move |overlay, context| {
+                let listing = overlay.listing(context, node, handle, offset)?;
+                let kinds = overlay.batch(context, node, &listing, offset, |entry| entry.kind)?;
+                Ok((listing, kinds))
+            },
             move |overlay, result| match result {
-                Ok(listing) => {
-                    for (index, entry) in numbered(&listing, offset) {
-                        let (number, kind, name) = match entry {
-                            Entry::Dot => (node, FileKind::Directory, ".".as_ref()),
-                            Entry::DotDot => (overlay.parent_of(node), FileKind::Directory, "..".as_ref()),
-                            // The kernel passes the number on to readdir(3) only; unknown nodes get a number none has.
-                            Entry::Name(entry) => (
-                                overlay.nodes.node(node, &entry.name).unwrap_or(u64::MAX),
-                                entry.kind.unwrap_or(FileKind::Regular),
-                                entry.name.as_os_str(),
-                            ),
+                Ok((listing, kinds)) => {
+                    for ((index, entry), found) in numbered(&listing, offset).zip(kinds) {
+                        let Some(kind) = found.kind() else { continue };
+                        let number = match entry {
+                            Entry::Dot => node,
+                            Entry::DotDot => overlay.parent_of(node),
+                            Entry::Name(entry) => overlay.nodes.node(node, &entry.name).unwrap_or(UNKNOWN),
                         };
-                        if reply.add(INodeNo(number), index, file_type(kind), name) {
+                        if reply.add(INodeNo(number), index, file_type(kind), entry.name()) {
                             break;
                         }
                     }
                     reply.ok();
                 }
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(node_errno(error)),
             },
         );
     }
@@ -133,62 +129,68 @@ impl Overlay {
             Class::Meta,
             move |overlay, context| {
                 let listing = overlay.listing(context, node, handle, offset)?;
-                let attrs = overlay.stat_batch(context, node, &listing, offset)?;
+                let attrs = overlay.batch(context, node, &listing, offset, |_| None)?;
                 Ok((listing, attrs))
             },
             move |overlay, result| match result {
                 Ok((listing, attrs)) => {
                     let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
-                    for ((index, entry), attr) in numbered(&listing, offset).zip(attrs) {
-                        let Some(attr) = attr else { continue };
-                        let full = match entry {
-                            // The kernel does not count lookups of these two (fs/fuse/readdir.c).
-                            Entry::Dot => plus(&mut reply, node, index, ".", &ttl, &attr),
-                            Entry::DotDot => plus(&mut reply, overlay.parent_of(node), index, "..", &ttl, &attr),
-                            Entry::Name(entry) => {
-                                let child = overlay.nodes.remember(node, &entry.name, &attr);
-                                let full = plus(&mut reply, child, index, &entry.name, &ttl, &attr);
-                                if full {
-                                    overlay.nodes.forget(child, 1);
-                                }
-                                full
-                            }
+                    for ((index, entry), found) in numbered(&listing, offset).zip(attrs) {
+                        let (attr, ttl) = match found {
+                            Found::Attr(attr) => (attr, ttl),
+                            // The kernel is to ask for the attributes when it needs them, and gets the error then.
+                            Found::Known(kind) => (unknown_attr(kind), Duration::ZERO),
+                            Found::Gone => continue,
                         };
-                        if full {
+                        // The kernel does not count lookups of `.` and `..` (fs/fuse/readdir.c).
+                        let child = match &entry {
+                            Entry::Dot => node,
+                            Entry::DotDot => overlay.parent_of(node),
+                            Entry::Name(entry) => overlay.nodes.remember(node, &entry.name, &attr),
+                        };
+                        let shown = file_attr(child, &attr);
+                        if reply.add(INodeNo(child), index, entry.name(), &ttl, &shown, NodeGeneration(0)) {
+                            if let Entry::Name(_) = entry {
+                                overlay.nodes.forget(child, 1);
+                            }
                             break;
                         }
                     }
                     reply.ok();
                 }
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(node_errno(error)),
             },
         );
     }
 
-    /// Attributes of the next entries; `None` for a name that has gone since it was listed.
-    fn stat_batch(
+    /// What is known of the next entries, of at least one that has not gone: an answer without entries is the end of the
+    /// directory. `known` may say of an entry that its type is enough.
+    fn batch(
         &self,
         context: &Context<'_>,
         node: u64,
         listing: &Listing,
         offset: u64,
-    ) -> OpResult<Vec<Option<Attr>>> {
+        known: impl Fn(&DirEntry) -> Option<FileKind>,
+    ) -> OpResult<Vec<Found>> {
         let (directory, _) = self.nodes.path(node)?;
-        let tree = context.generation.tree();
-        numbered(listing, offset)
-            .take(PLUS_BATCH)
-            .map(|(_, entry)| {
-                let result = match entry {
-                    Entry::Dot | Entry::DotDot => tree.stat(&directory),
-                    Entry::Name(entry) => tree.stat(&directory.join(&entry.name)),
-                };
-                match result {
-                    Ok(attr) => Ok(Some(attr)),
-                    Err(Errno::ENOENT) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .collect()
+        let until = Instant::now() + BATCH_TIME;
+        let (mut batch, mut any) = (Vec::new(), false);
+        for (_, entry) in numbered(listing, offset) {
+            if any && (batch.len() >= BATCH || Instant::now() >= until) {
+                break;
+            }
+            let found = match entry {
+                Entry::Dot | Entry::DotDot => Found::Known(FileKind::Directory),
+                Entry::Name(entry) => match known(entry) {
+                    Some(kind) => Found::Known(kind),
+                    None => look_at(context.generation.tree(), &directory, entry)?,
+                },
+            };
+            any |= !matches!(found, Found::Gone);
+            batch.push(found);
+        }
+        Ok(batch)
     }
 
     fn parent_of(&self, node: u64) -> u64 {
@@ -207,26 +209,74 @@ impl Overlay {
             Op::Fsyncdir,
             Class::Sync,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.sync_dir(path)),
-            |_, result| reply_empty(result, reply),
+            |_, result| reply_node(result, reply),
         );
     }
 }
 
-fn plus(
-    reply: &mut ReplyDirectoryPlus,
-    node: u64,
-    index: u64,
-    name: impl AsRef<std::ffi::OsStr>,
-    ttl: &std::time::Duration,
-    attr: &Attr,
-) -> bool {
-    reply.add(INodeNo(node), index, name, ttl, &file_attr(node, attr), NodeGeneration(0))
+/// What is known of one entry.
+enum Found {
+    Attr(Attr),
+    /// Only its type.
+    Known(FileKind),
+    /// It has gone since the directory was listed.
+    Gone,
+}
+
+impl Found {
+    fn kind(&self) -> Option<FileKind> {
+        match self {
+            Found::Attr(attr) => Some(attr.kind),
+            Found::Known(kind) => Some(*kind),
+            Found::Gone => None,
+        }
+    }
+}
+
+fn look_at(tree: &dyn Tree, directory: &Path, entry: &DirEntry) -> OpResult<Found> {
+    match tree.stat(&directory.join(&entry.name)) {
+        Ok(attr) => Ok(Found::Attr(attr)),
+        Err(Errno::ENOENT) => Ok(Found::Gone),
+        // A directory that may be read but not searched: ls(1) shows the names.
+        Err(Errno::EACCES | Errno::EPERM) => Ok(Found::Known(entry.kind.unwrap_or(FileKind::Regular))),
+        Err(error) => Err(error),
+    }
+}
+
+/// Stands for attributes that are not known; never believed for any time.
+fn unknown_attr(kind: FileKind) -> Attr {
+    let epoch = SystemTime::UNIX_EPOCH;
+    Attr {
+        identity: NO_IDENTITY,
+        kind,
+        perm: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        blocks: 0,
+        block_size: 4096,
+        atime: epoch,
+        mtime: epoch,
+        ctime: epoch,
+    }
 }
 
 enum Entry<'a> {
     Dot,
     DotDot,
     Name(&'a DirEntry),
+}
+
+impl<'a> Entry<'a> {
+    fn name(&self) -> &'a OsStr {
+        match self {
+            Entry::Dot => OsStr::new("."),
+            Entry::DotDot => OsStr::new(".."),
+            Entry::Name(entry) => &entry.name,
+        }
+    }
 }
 
 /// Entries from `offset` on, each with the offset of the one after it.

@@ -1,7 +1,7 @@
 //! lookup, mknod, mkdir, symlink, link, unlink, rmdir, rename, readlink.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
@@ -9,8 +9,11 @@ use nix::errno::Errno;
 
 use super::Caller;
 use crate::backing::{Attr, FileKind, OpResult, Tree};
+use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Context, Op};
-use crate::overlay::convert::{errno, file_attr, kind_of_mode};
+use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
+use crate::overlay::files::LOST_FILE;
+use crate::overlay::nodes::{Name, Stamp};
 use crate::overlay::{Overlay, is_hidden, settle};
 
 /// What is to be made.
@@ -143,25 +146,23 @@ impl Overlay {
         );
     }
 
-    /// FUSE_UNLINK, FUSE_RMDIR.
-    pub fn remove(self: &Arc<Self>, op: Op, parent: u64, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.to_owned();
-        if is_hidden(&name) {
+    /// FUSE_UNLINK.
+    pub fn unlink(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+        if is_hidden(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
+        // Chosen once: when the call is run again in doubt, it must find what it did before.
+        let (name, hidden) = (name.to_owned(), self.hidden_name());
         self.submit(
-            op,
+            Op::Unlink,
             Class::Meta,
             move |overlay, context| {
-                if op == Op::Rmdir {
-                    overlay.on_name(context, parent, &name, |tree, path| {
-                        settle::removal(tree.rmdir(path), context.in_doubt)
-                    })?;
-                } else if !overlay.hide_if_open(context, parent, &name)? {
-                    overlay.on_name(context, parent, &name, |tree, path| {
-                        settle::removal(tree.unlink(path), context.in_doubt)
-                    })?;
+                if overlay.hide_if_open(context, parent, &name, &hidden)? {
+                    return Ok(());
                 }
+                overlay.on_name(context, parent, &name, |tree, path| {
+                    settle::removal(tree.unlink(path), context.in_doubt)
+                })?;
                 overlay.nodes.removed(parent, &name);
                 Ok(())
             },
@@ -169,87 +170,181 @@ impl Overlay {
         );
     }
 
+    /// FUSE_RMDIR.
+    pub fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+        if is_hidden(name) {
+            return reply.error(fuser::Errno::ENOENT);
+        }
+        let name = name.to_owned();
+        self.submit(
+            Op::Rmdir,
+            Class::Meta,
+            move |overlay, context| {
+                overlay.on_name(context, parent, &name, |tree, path| {
+                    let result = tree.rmdir(path);
+                    // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
+                    let result = match result {
+                        Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
+                            if overlay.clear_hidden(tree, parent, &name, path) =>
+                        {
+                            tree.rmdir(path)
+                        }
+                        result => result,
+                    };
+                    settle::removal(result, context.in_doubt)
+                })?;
+                overlay.nodes.removed(parent, &name);
+                Ok(())
+            },
+            |_, result| reply_empty(result, reply),
+        );
+    }
+
+    /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, those
+    /// that a crash left behind are removed. True if it did something.
+    fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> bool {
+        let Ok(entries) = tree.read_dir(path) else { return false };
+        if entries.is_empty() || !entries.iter().all(|entry| is_hidden(&entry.name)) {
+            return false;
+        }
+        let directory = self.nodes.node(parent, name);
+        entries.iter().all(|entry| {
+            let from = path.join(&entry.name);
+            match directory.filter(|directory| self.nodes.node(*directory, &entry.name).is_some()) {
+                Some(directory) => {
+                    let renaming = self.nodes.rename((directory, entry.name.clone()), (parent, entry.name.clone()));
+                    let moved = tree.rename(&from, &path.with_file_name(&entry.name), 0).is_ok();
+                    if moved {
+                        renaming.done(false);
+                    }
+                    moved
+                }
+                None => tree.unlink(&from).is_ok(),
+            }
+        })
+    }
+
     /// Where a descriptor does not survive its file's last name: gives a file that is open a hidden name instead of
     /// removing it. True if it did.
-    fn hide_if_open(&self, context: &Context<'_>, parent: u64, name: &OsStr) -> OpResult<bool> {
-        if self.traits.keeps_unlinked || self.nodes.open_node(parent, name).is_none() {
+    fn hide_if_open(&self, context: &Context<'_>, parent: u64, name: &OsStr, hidden: &OsStr) -> OpResult<bool> {
+        let Some(node) = self.nodes.open_node(parent, name).filter(|_| !self.traits.keeps_unlinked) else {
             return Ok(false);
-        }
-        let hidden = self.hidden_name();
-        let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.clone()));
-        let (directory, _) = self.nodes.path(parent)?;
-        let (from, to) = (directory.join(name), directory.join(&hidden));
-        let tree = context.generation.tree();
-        match settle::rename(tree.rename(&from, &to, 0), context.in_doubt, tree, &from, &to) {
-            Ok(()) => renaming.done(false),
-            // An earlier generation hid it under another name before it died; that name is found at the last close.
-            Err(Errno::ENOENT) if context.in_doubt => {}
-            Err(error) => return Err(error),
+        };
+        self.on_name(context, parent, name, |tree, from| {
+            let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
+            let to = from.with_file_name(hidden);
+            settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to)?;
+            renaming.done(false);
+            Ok(())
+        })?;
+        // Closed for the last time while it was being hidden: nobody else will remove it.
+        if self.nodes.open_node(parent, hidden).is_none() {
+            self.remove_hidden(context, node)?;
         }
         Ok(true)
     }
 
+    /// Path of the hidden name of a node; ENOENT if it has none.
+    pub(super) fn hidden_path(&self, node: u64) -> OpResult<(PathBuf, Stamp)> {
+        let (parent, name) = self.hidden_name_of(node).ok_or(Errno::ENOENT)?;
+        self.nodes.path_of(parent, &name)
+    }
+
+    fn hidden_name_of(&self, node: u64) -> Option<Name> {
+        self.nodes.names(node).into_iter().find(|(_, name)| is_hidden(name))
+    }
+
+    /// Removes a node's hidden name, if it has one, wherever it has been moved to by now.
+    pub(super) fn remove_hidden(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
+        let result = self.retried(context, &[node], || self.hidden_path(node), |tree, path| tree.unlink(path));
+        settle::removal(result, true)?;
+        if let Some((parent, name)) = self.hidden_name_of(node) {
+            self.nodes.removed(parent, &name);
+        }
+        Ok(())
+    }
+
     /// FUSE_RENAME2.
-    pub fn rename(self: &Arc<Self>, from: (u64, OsString), to: (u64, OsString), flags: u32, reply: ReplyEmpty) {
+    pub fn rename(self: &Arc<Self>, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
         if is_hidden(&from.1) || is_hidden(&to.1) {
             return reply.error(fuser::Errno::EPERM);
         }
+        // Chosen once, as for unlink.
+        let hidden = self.hidden_name();
         self.submit(
             Op::Rename,
             Class::Meta,
-            move |overlay, context| overlay.rename_on_backing(context, &from, &to, flags),
+            move |overlay, context| {
+                // Twice is not at all, and nobody can tell which of the two it would be.
+                if context.in_doubt && flags & libc::RENAME_EXCHANGE != 0 {
+                    return Err(LOST_FILE);
+                }
+                let places = || {
+                    let (old, stamp) = overlay.nodes.path_of(from.0, &from.1)?;
+                    Ok(((old, overlay.nodes.path_of(to.0, &to.1)?.0), stamp))
+                };
+                overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
+                    overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
+                })
+            },
             |_, result| reply_empty(result, reply),
         );
     }
 
     fn rename_on_backing(
         &self,
-        context: &Context<'_>,
-        from: &(u64, OsString),
-        to: &(u64, OsString),
+        tree: &dyn Tree,
+        in_doubt: bool,
+        (from, old): (&Name, &Path),
+        (to, new): (&Name, &Path),
         flags: u32,
+        hidden: &OsStr,
     ) -> OpResult<()> {
-        let tree = context.generation.tree();
-        let ((old, _), (new, _)) = (self.nodes.path_of(from.0, &from.1)?, self.nodes.path_of(to.0, &to.1)?);
-        let saved = if flags == 0 { self.save_open_target(tree, to, &new)? } else { None };
+        let aside = new.with_file_name(hidden);
+        let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, &aside)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
-        let result = settle::rename(tree.rename(&old, &new, flags), context.in_doubt, tree, &old, &new);
-        match (result, saved) {
-            (Ok(()), None) => renaming.done(flags & libc::RENAME_EXCHANGE != 0),
-            (Ok(()), Some((node, hidden))) => {
-                // The target goes on under its hidden name, then the rename happens in the table.
-                self.nodes.rename(to.clone(), (to.0, hidden)).done(false);
-                renaming.done(false);
-                for file in self.files.of_node(node) {
-                    file.reopen_later();
+        match settle::rename(tree.rename(old, new, flags), in_doubt, tree, old, new) {
+            Ok(()) => {
+                if let Some(node) = saved {
+                    // In the table the target goes aside first, then the rename happens.
+                    self.nodes.rename(to.clone(), (to.0, hidden.to_owned())).done(false);
+                    renaming.done(false);
+                    self.files.of_node(node).iter().for_each(|file| file.reopen_later());
+                } else {
+                    renaming.done(flags & libc::RENAME_EXCHANGE != 0);
                 }
+                Ok(())
             }
-            (Err(error), saved) => {
-                if let Some((_, hidden)) = saved {
-                    let _ = tree.unlink(&new.with_file_name(hidden));
+            Err(error) => {
+                // If the rename may have been done, the second name may be the target's only one.
+                if saved.is_some() && !raises_doubt(error) {
+                    let _ = tree.unlink(&aside);
                 }
-                return Err(error);
+                Err(error)
             }
         }
-        Ok(())
     }
 
     /// A file that is open and about to be renamed over gets a second, hidden name first, so that the target name
-    /// exists at every moment.
+    /// exists at every moment. Returns its node.
     fn save_open_target(
         &self,
         tree: &dyn Tree,
-        to: &(u64, OsString),
+        in_doubt: bool,
+        to: &Name,
         path: &Path,
-    ) -> OpResult<Option<(u64, OsString)>> {
+        aside: &Path,
+    ) -> OpResult<Option<u64>> {
         let Some(node) = self.nodes.open_node(to.0, &to.1).filter(|_| !self.traits.keeps_unlinked) else {
             return Ok(None);
         };
-        let hidden = self.hidden_name();
-        match tree.link(path, &path.with_file_name(&hidden)) {
-            Ok(()) => Ok(Some((node, hidden))),
-            // Without hard links the descriptor lives until the next repair; better than no rename at all.
-            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK) => Ok(None),
+        match tree.link(path, aside) {
+            Ok(()) => Ok(Some(node)),
+            // The name is of this very call, so an earlier run made it.
+            Err(Errno::EEXIST) if in_doubt => Ok(Some(node)),
+            // Without hard links the descriptor lives until the next repair; better than no rename at all. The same if
+            // somebody else has removed the target.
+            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -262,7 +357,7 @@ impl Overlay {
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.read_link(path)),
             |_, result| match result {
                 Ok(target) => reply.data(target.as_encoded_bytes()),
-                Err(error) => reply.error(errno(error)),
+                Err(error) => reply.error(node_errno(error)),
             },
         );
     }
@@ -273,5 +368,13 @@ pub fn reply_empty(result: OpResult<()>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// As [`reply_empty`], for a call on a node.
+pub fn reply_node(result: OpResult<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(node_errno(error)),
     }
 }

@@ -4,12 +4,13 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use fuser::{ReplyEmpty, ReplyXattr};
+use nix::errno::Errno;
 
-use super::names::reply_empty;
+use super::names::reply_node;
 use crate::backing::OpResult;
 use crate::gate::{Class, Op};
 use crate::overlay::Overlay;
-use crate::overlay::convert::errno;
+use crate::overlay::convert::node_errno;
 
 impl Overlay {
     /// FUSE_GETXATTR; size 0 asks for the length.
@@ -19,7 +20,7 @@ impl Overlay {
             Op::Getxattr,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.get_xattr(path, &name)),
-            move |_, result| reply_value(result, size, reply),
+            move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
 
@@ -29,7 +30,7 @@ impl Overlay {
             Op::Listxattr,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.list_xattr(path)),
-            move |_, result| reply_value(result, size, reply),
+            move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
 
@@ -42,7 +43,7 @@ impl Overlay {
             move |overlay, context| {
                 overlay.on_path(context, node, |tree, path| tree.set_xattr(path, &name, &value, flags))
             },
-            |_, result| reply_empty(result, reply),
+            |_, result| reply_node(result, reply),
         );
     }
 
@@ -53,16 +54,21 @@ impl Overlay {
             Op::Removexattr,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.remove_xattr(path, &name)),
-            |_, result| reply_empty(result, reply),
+            |_, result| reply_node(result, reply),
         );
     }
 }
 
-fn reply_value(result: OpResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
+impl Overlay {
+    fn reply_value(&self, result: OpResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
+        match result {
+            Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+            Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+            Ok(value) => reply.data(&value),
+            // SFTP has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
+            // would ask for security.capability before every single write.
+            Err(Errno::EOPNOTSUPP) if !self.traits.stable_inodes => reply.error(fuser::Errno::ENOSYS),
+            Err(error) => reply.error(node_errno(error)),
+        }
     }
 }
