@@ -103,6 +103,7 @@ impl<'a> Director<'a> {
             false
         })?;
         self.write_down(fault, at, lifted, back);
+        fault.clear_up(self.stage);
         Ok(())
     }
 

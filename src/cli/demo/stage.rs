@@ -63,9 +63,10 @@ impl Stage {
         for name in ["store", "hot", "run"] {
             fs::create_dir(self.path(name))?;
         }
+        // The server gets a session of its own: it stands at the other end of the link, where steadfs cannot see it.
         let script = format!(
             "#!/bin/sh\n# Stands for ssh and the server at its other end.\nif [ -e '{}' ]; then\n    \
-             echo 'ssh: connect to host localhost port 22: Connection refused' >&2\n    exit 255\nfi\nexec '{}'\n",
+             echo 'ssh: connect to host localhost port 22: Connection refused' >&2\n    exit 255\nfi\nsetsid -w '{}'\n",
             self.path("refuse").display(),
             server.display()
         );
@@ -181,6 +182,13 @@ impl Stage {
             }
         }
         Ok(())
+    }
+
+    /// Ends frozen processes of that name, which nobody else would.
+    pub fn end_frozen(&self, name: &str) {
+        for proc in self.processes(name).iter().filter(|proc| proc.state == 'T') {
+            let _ = kill(Pid::from_raw(proc.pid), Signal::SIGKILL);
+        }
     }
 
     /// From now on the "server" refuses connections, or takes them again.
