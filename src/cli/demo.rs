@@ -30,6 +30,7 @@ use draw::Screen;
 use faults::Fault;
 use report::Report;
 use stage::Stage;
+use status::Poller;
 
 /// Something this machine lacks: EX_UNAVAILABLE of sysexits(3).
 const UNAVAILABLE: u8 = 69;
@@ -111,14 +112,16 @@ fn perform(
     ));
     let mut report = Report { version: env!("CARGO_PKG_VERSION"), mount_before: stage.identity(), ..Report::default() };
     let cast = Cast::new(&stage.hot());
+    let poller = Poller::begin(&stage.question()).map_err(|e| Stopped::Problem(format!("sh: {e}")))?;
     let threads = cast.begin().map_err(|e| Stopped::Problem(format!("{}: {e}", stage.hot().display())))?;
-    let mut director = Director::new(stage, cast.clone(), screen, interrupted);
+    let mut director = Director::new(stage, cast.clone(), &poller, screen, interrupted);
     let calm = Duration::from_millis(if args.fast { 1500 } else { 4000 });
     let played = director.play(&Fault::program(args.fast), calm);
-    report.slowest_status_seconds = director.slowest_status().as_secs_f64();
+    report.slowest_status_seconds = poller.slowest().as_secs_f64();
     report.samples = std::mem::take(&mut director.samples);
     report.faults = std::mem::take(&mut director.faults);
     drop(director);
+    drop(poller);
     screen.leave();
 
     let grace = if played.is_ok() { Duration::from_secs(8) } else { Duration::ZERO };

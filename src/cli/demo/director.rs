@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::thread::{JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::cast::{BUSY_ACTORS, Cast};
 use super::draw::{Screen, View};
@@ -13,7 +11,7 @@ use super::faults::Fault;
 use super::meter::{Totals, Window};
 use super::report::{FaultReport, Sample};
 use super::stage::Stage;
-use super::status::{Question, Status};
+use super::status::Poller;
 
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(250);
@@ -30,7 +28,7 @@ pub struct Director<'a> {
     cast: Arc<Cast>,
     screen: &'a mut Screen,
     interrupted: &'a AtomicBool,
-    poller: Poller,
+    poller: &'a Poller,
     fault: String,
     fault_began: Option<usize>,
     last: Totals,
@@ -42,10 +40,16 @@ pub struct Director<'a> {
 
 impl<'a> Director<'a> {
     /// A director for one run; the programs have begun.
-    pub fn new(stage: &'a Stage, cast: Arc<Cast>, screen: &'a mut Screen, interrupted: &'a AtomicBool) -> Self {
+    pub fn new(
+        stage: &'a Stage,
+        cast: Arc<Cast>,
+        poller: &'a Poller,
+        screen: &'a mut Screen,
+        interrupted: &'a AtomicBool,
+    ) -> Self {
         Director {
-            poller: Poller::begin(stage.question()),
             stage,
+            poller,
             cast,
             screen,
             interrupted,
@@ -66,11 +70,6 @@ impl<'a> Director<'a> {
             self.watch(calm, |_| false)?;
         }
         Ok(())
-    }
-
-    /// Slowest answer to `steadfs status` so far.
-    pub fn slowest_status(&self) -> Duration {
-        self.poller.seen.lock().1
     }
 
     fn torment(&mut self, index: usize, fault: Fault) -> Result<(), Interrupted> {
@@ -185,47 +184,6 @@ fn recent_rate(samples: &[Sample]) -> f64 {
     let Some(now) = samples.last().map(|s| s.at_seconds) else { return 0.0 };
     let bytes: u64 = samples.iter().rev().take_while(|s| now - s.at_seconds < 1.0).map(|s| s.bytes).sum();
     bytes as f64
-}
-
-/// Asks for the status in a thread of its own, so that a silent daemon does not stop the drawing.
-struct Poller {
-    seen: Arc<Mutex<(Status, Duration)>>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Poller {
-    fn begin(question: Question) -> Poller {
-        let seen = Arc::new(Mutex::new((Status::silent(), Duration::ZERO)));
-        let stop = Arc::new(AtomicBool::new(false));
-        let (shared, ended) = (seen.clone(), stop.clone());
-        let thread = std::thread::Builder::new().name("poller".into()).spawn(move || {
-            while !ended.load(SeqCst) {
-                let begun = Instant::now();
-                let status = question.ask();
-                let took = begun.elapsed();
-                let mut seen = shared.lock();
-                *seen = (status, seen.1.max(took));
-                drop(seen);
-                sleep(Duration::from_millis(100));
-            }
-        });
-        // Without the thread the state stays `silent` and no fault counts as recovered.
-        Poller { seen, stop, thread: thread.ok() }
-    }
-
-    fn status(&self) -> Status {
-        self.seen.lock().0.clone()
-    }
-}
-
-impl Drop for Poller {
-    fn drop(&mut self) {
-        self.stop.store(true, SeqCst);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 #[cfg(test)]

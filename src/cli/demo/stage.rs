@@ -164,7 +164,7 @@ impl Stage {
     /// The daemon's descendants of that name.
     pub fn processes(&self, name: &str) -> Vec<Proc> {
         let Some(daemon) = &self.daemon else { return Vec::new() };
-        let mut found = procs::descendants(&procs::all(), daemon.id() as i32);
+        let mut found = procs::descendants(daemon.id() as i32);
         found.retain(|proc| proc.name == name && proc.state != 'Z');
         found
     }
@@ -212,7 +212,7 @@ impl Stage {
         let Some(mut daemon) = self.daemon.take() else { return Vec::new() };
         let mut left = Vec::new();
         let pid = daemon.id() as i32;
-        let family = procs::descendants(&procs::all(), pid);
+        let family = procs::descendants(pid);
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         if !wait_for(&mut daemon, END) {
             left.push(format!("the daemon (pid {pid}) did not end in {} s", END.as_secs()));
@@ -291,9 +291,8 @@ fn wait_for(child: &mut Child, limit: Duration) -> bool {
 
 /// Those of `family` that still run, with zombies that fell to us reaped.
 fn survivors(family: &[Proc]) -> Vec<Proc> {
-    let now = procs::all();
     let mut alive: Vec<Proc> =
-        now.into_iter().filter(|p| family.iter().any(|f| (f.pid, &f.name) == (p.pid, &p.name))).collect();
+        family.iter().filter_map(|member| procs::look_at(member.pid).filter(|now| now.name == member.name)).collect();
     alive.retain(|p| {
         let dead = p.state == 'Z';
         if dead {
