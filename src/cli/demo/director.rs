@@ -9,7 +9,7 @@ use super::cast::{BUSY_ACTORS, Cast};
 use super::draw::{Screen, View};
 use super::faults::Fault;
 use super::meter::{Totals, Window};
-use super::report::{FaultReport, Sample};
+use super::report::{FaultReport, Sample, count_by_name};
 use super::stage::Stage;
 use super::status::Poller;
 
@@ -78,6 +78,7 @@ impl<'a> Director<'a> {
         let at = self.cast.meter.elapsed();
         self.fault = format!("fault {}: {}", index + 1, fault.name());
         self.fault_began = Some(index);
+        self.screen.note(&self.fault);
         let mut lifted = None;
         if let Err(problem) = fault.begin(self.stage) {
             self.fault = format!("{} could not be done: {problem}", fault.name());
@@ -120,6 +121,9 @@ impl<'a> Director<'a> {
             back_after_lifted_seconds: lifted.filter(|_| back).map(since),
             errors: window.errors,
         });
+        if let Some(report) = self.faults.last() {
+            self.screen.note(&outcome(self.faults.len() - 1, report));
+        }
     }
 
     /// Looks on until `enough` or for `limit`; true if it was enough.
@@ -153,7 +157,6 @@ impl<'a> Director<'a> {
             fault: self.fault_began.take(),
         });
         self.last = totals;
-        let errors = meter.window_errors().iter().map(|(name, n)| format!("{n} {name}")).collect::<Vec<_>>();
         let words = [status.why.as_str(), status.next.as_str()];
         let words = words.iter().filter(|w| !w.is_empty()).map(|w| format!("; {w}")).collect();
         let view = View {
@@ -166,10 +169,17 @@ impl<'a> Director<'a> {
             rate: recent_rate(&self.samples),
             longest_call: meter.longest_call(),
             longest_stall: meter.longest_stall(BUSY_ACTORS),
-            errors: if errors.is_empty() { "none".into() } else { errors.join(", ") },
+            errors: count_by_name(&meter.window_errors()),
+            results: self.faults.iter().enumerate().map(|(n, fault)| outcome(n, fault)).collect(),
         };
         self.screen.show(&view, &self.samples);
     }
+}
+
+/// One fault in one line.
+fn outcome(index: usize, fault: &FaultReport) -> String {
+    let (number, name, back) = (index + 1, &fault.name, fault.back());
+    format!("{number} {name}: back {back}, errors {}", count_by_name(&fault.errors))
 }
 
 /// Length and end of the longest stall of a busy program. The end is that of the last long one, so that a program that

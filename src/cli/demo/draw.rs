@@ -33,6 +33,8 @@ pub struct View {
     pub longest_stall: Duration,
     /// Errors since the last fault, in words.
     pub errors: String,
+    /// What came of the faults so far, a line each.
+    pub results: Vec<String>,
 }
 
 /// Where it is drawn.
@@ -74,6 +76,13 @@ impl Screen {
         let _ = out.flush();
     }
 
+    /// Something began or ended. On a terminal the panel shows it.
+    pub fn note(&mut self, text: &str) {
+        if !self.terminal && !self.quiet {
+            let _ = writeln!(stdout(), "      {text}");
+        }
+    }
+
     /// Says something that stays on the screen above what is drawn next.
     pub fn say(&mut self, text: &str) {
         if self.quiet {
@@ -102,7 +111,7 @@ fn panel(view: &View, samples: &[Sample], colour: bool) -> Vec<String> {
         false => text.to_string(),
     };
     let states: String = columns.iter().map(|c| paint(&c.state, &mark_of(&c.state).to_string())).collect();
-    vec![
+    let mut lines = vec![
         line("state", &format!("{}, generation {}{}", view.state, view.generation, view.words)),
         line("doing", &view.fault),
         format!("{:<LABEL$}{}", "committed", sparkline(&columns)),
@@ -119,7 +128,9 @@ fn panel(view: &View, samples: &[Sample], colour: bool) -> Vec<String> {
             ),
         ),
         line("errors", &view.errors),
-    ]
+    ];
+    lines.extend(view.results.iter().map(|result| line("", result)));
+    lines
 }
 
 fn fit(line: &str) -> String {
@@ -230,11 +241,17 @@ mod tests {
 
     #[test]
     fn no_line_of_the_panel_is_too_wide() {
-        let view = View { words: "x".repeat(300), fault: "y".repeat(300), errors: "z".repeat(300), ..View::default() };
+        let view = View {
+            words: "x".repeat(300),
+            fault: "y".repeat(300),
+            errors: "z".repeat(300),
+            results: vec!["r".repeat(300)],
+            ..View::default()
+        };
         let samples: Vec<Sample> = (0..200).map(|n| sample(f64::from(n) * 0.5, "live", 1, None)).collect();
         let lines = panel(&view, &samples, false);
         assert!(lines.iter().all(|line| line.chars().count() <= WIDTH), "{lines:#?}");
-        assert_eq!(lines.len(), panel(&View::default(), &[], true).len());
+        assert_eq!(lines.len(), panel(&View::default(), &[], true).len() + 1);
     }
 
     #[test]

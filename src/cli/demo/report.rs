@@ -29,6 +29,23 @@ pub struct FaultReport {
     pub errors: BTreeMap<String, u64>,
 }
 
+impl FaultReport {
+    /// When the programs got going again, in words.
+    pub fn back(&self) -> String {
+        match (self.back_after_lifted_seconds, self.back_after_seconds) {
+            (Some(lifted), _) => format!("{lifted:.1} s after it was lifted"),
+            (None, Some(back)) => format!("after {back:.1} s"),
+            (None, None) => "never".into(),
+        }
+    }
+}
+
+/// `3 EIO, 20 ENOTCONN`, or `none`.
+pub fn count_by_name(errors: &BTreeMap<String, u64>) -> String {
+    let words: Vec<String> = errors.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    if words.is_empty() { "none".into() } else { words.join(", ") }
+}
+
 /// What the mount was doing at one moment.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
@@ -104,13 +121,7 @@ impl Report {
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "{:<30} {:>8} {:>8}  {:<28} errors seen", "fault", "stall", "call", "back")?;
         for (index, fault) in self.faults.iter().enumerate() {
-            let back = match (fault.back_after_lifted_seconds, fault.back_after_seconds) {
-                (Some(lifted), _) => format!("{lifted:.1} s after it was lifted"),
-                (None, Some(back)) => format!("after {back:.1} s"),
-                (None, None) => "never".into(),
-            };
-            let errors = fault.errors.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>();
-            let errors = if errors.is_empty() { "none".into() } else { errors.join(", ") };
+            let (back, errors) = (fault.back(), count_by_name(&fault.errors));
             let name = format!("{} {}", index + 1, fault.name);
             let (stall, call) = (fault.longest_stall_seconds, fault.longest_call_seconds);
             writeln!(out, "{name:<30} {stall:>6.1} s {call:>6.1} s  {back:<28} {errors}")?;
