@@ -63,7 +63,8 @@ fn every_line_of_the_semantics_names_tests_that_exist() {
     let mut wrong = Vec::new();
     for row in rows {
         let named: Vec<&str> = row.last().map_or("", |cell| cell).split('`').skip(1).step_by(2).collect();
-        if named.is_empty() {
+        // A gap that is admitted is no lie.
+        if named.is_empty() && row.last() != Some(&"*none yet*") {
             wrong.push(format!("{}: names no test", row[0]));
         }
         wrong.extend(
