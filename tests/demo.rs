@@ -61,7 +61,7 @@ fn an_interrupted_demo_leaves_nothing() {
     for after in [Duration::from_millis(300), Duration::from_secs(5)] {
         let mut child = demo(directory.path()).stdout(Stdio::null()).spawn().expect("the demo starts");
         std::thread::sleep(after);
-        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).expect("it runs");
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("it runs");
         let code = wait(&mut child, Duration::from_secs(20));
         if code.is_none() {
             child.kill().expect("it runs");
