@@ -16,7 +16,7 @@ use crate::rig::{LOCAL, Rig, SSHFS, errno};
 #[test]
 fn what_is_written_is_on_the_backing_and_can_be_read_again() {
     let rig = Rig::new(LOCAL);
-    let data: Vec<u8> = (0..3_000_000_u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
     std::fs::write(rig.hot("f"), &data).unwrap();
     assert!(std::fs::read(rig.cold("f")).unwrap() == data);
     assert!(std::fs::read(rig.hot("f")).unwrap() == data);
