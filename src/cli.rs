@@ -1,8 +1,124 @@
 //! The command line.
 
+pub mod demo;
+pub mod mount;
+pub mod options;
+pub mod source;
+pub mod status;
+pub mod umount;
+
 use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::daemon::MountError;
+
+/// A mount that outlives its sshfs.
+///
+/// steadfs serves a remote directory through an sshfs that it starts, watches and replaces by itself, so that the death
+/// of that sshfs is never the problem of whoever uses the path.
+#[derive(Parser)]
+#[command(name = "steadfs", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mount a remote directory; a drop-in for sshfs's command line.
+    Mount(mount::MountArgs),
+    /// Unmount and wait until everything of the mount has ended.
+    Umount(umount::UmountArgs),
+    /// Say what the daemon of a mount, or of all mounts, is doing.
+    Status(status::StatusArgs),
+    /// Try to repair now instead of after the back-off.
+    Recover(RecoverArgs),
+    /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
+    Demo(demo::DemoArgs),
+}
+
+#[derive(clap::Args)]
+struct RecoverArgs {
+    /// The hot path.
+    mountpoint: std::path::PathBuf,
+}
 
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    // No help subcommand: it would repeat what --help says.
+    let matches = command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match cli.command {
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(&args),
+        Command::Status(args) => status::run(args),
+        Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Demo(args) => demo::run(args),
+    }
+}
+
+/// The command line as clap sees it, with the `-o` options in the help of `mount`.
+fn command() -> clap::Command {
+    Cli::command()
+        .disable_help_subcommand(true)
+        .mut_subcommand("mount", |mount| mount.after_help(options::help()).after_long_help(options::help()))
+}
+
+/// Help and version as clap prints them; an error as one line, with the exit code 1 of mount(8).
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Nothing can be done about a closed stdout.
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    }
+    let text = error.to_string();
+    let line: Vec<&str> =
+        text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let line = line.join(" ");
+    complain(&format!("{} (see steadfs --help)", line.strip_prefix("error: ").unwrap_or(&line)));
+    ExitCode::from(1)
+}
+
+/// One line on stderr.
+fn complain(text: &str) {
+    use std::io::Write;
+    // A closed stderr must not become a panic.
+    let _ = writeln!(std::io::stderr(), "steadfs: {text}");
+}
+
+/// The exit code that mount(8) documents for this kind of failure.
+fn exit_code(error: &MountError) -> u8 {
+    match error {
+        MountError::Usage(_) => 1,
+        MountError::System(_) => 2,
+        MountError::Mount(_) => 32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_switch_is_in_the_man_page() {
+        let page = include_str!("../docs/steadfs.8").replace("\\-", "-");
+        for sub in command().get_subcommands() {
+            assert!(page.contains(&format!("steadfs {}", sub.get_name())), "{} is not in the man page", sub.get_name());
+            for arg in sub.get_arguments() {
+                if let Some(long) = arg.get_long() {
+                    assert!(page.contains(&format!("--{long}")), "--{long} is not in the man page");
+                }
+            }
+        }
+    }
 }

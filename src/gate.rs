@@ -219,7 +219,7 @@ impl Gate {
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
         let mut state = self.state.lock();
-        if state.stopping || self.is_overdue(&state, Instant::now()) {
+        if state.stopping || self.fails_at_once(&state, class, Instant::now()) {
             drop(state);
             reply(Err(self.policy.outage_errno));
             self.stats.count(op, Outcome::Outage, Duration::ZERO);
@@ -273,7 +273,7 @@ impl Gate {
     /// True when a call that needs the backing would fail at once.
     pub fn fails_fast(&self) -> bool {
         let state = self.state.lock();
-        state.stopping || self.is_overdue(&state, Instant::now())
+        state.stopping || self.fails_at_once(&state, Class::Meta, Instant::now())
     }
 
     /// True when the live generation is under suspicion or there is none.
@@ -299,7 +299,7 @@ impl Gate {
     pub fn suspect(&self, since: Option<Instant>) {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Open(_)) {
-            state.outage_since = since;
+            state.outage_since = earliest(since, since.and(state.outage_since));
         }
     }
 
@@ -307,7 +307,7 @@ impl Gate {
     pub fn close(&self, since: Instant) {
         let mut state = self.state.lock();
         state.phase = Phase::Closed;
-        state.outage_since = Some(since);
+        state.outage_since = earliest(Some(since), state.outage_since);
         let queued: Vec<_> = state.ready.drain(..).collect();
         state.parked.extend(queued);
         for limbo in std::mem::take(&mut state.limbo) {
@@ -354,10 +354,11 @@ impl Gate {
         Weather { outage_since: state.outage_since, closed, progress_at }
     }
 
-    fn is_overdue(&self, state: &State, now: Instant) -> bool {
+    fn fails_at_once(&self, state: &State, class: Class, now: Instant) -> bool {
         let closed = matches!(state.phase, Phase::Closed);
         let weather = Weather { outage_since: state.outage_since, closed, progress_at: None };
-        policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
+        policy::is_failed_by_outage(&weather, class)
+            && policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
     }
 
     fn answer(&self, call: &Call, errno: Errno, outcome: Outcome) {
@@ -377,7 +378,7 @@ impl Gate {
         }
         let now = Instant::now();
         let mut late = Vec::new();
-        let overdue = self.is_overdue(&state, now);
+        let overdue = self.fails_at_once(&state, Class::Meta, now);
         // Vitals cost a system call or two: asked only when some limit has passed.
         let mut weather = None;
         let mut waiting = std::mem::take(&mut state.waiting);
@@ -397,6 +398,7 @@ impl Gate {
         late.extend(std::mem::take(&mut state.extended));
         let mut complaints = Vec::new();
         let mut failed = Vec::new();
+        let mut first_evidence = None;
         for call in late.into_iter().filter(|call| !call.is_answered()) {
             let weather = weather.get_or_insert_with(|| self.weather(&state));
             if now < policy::due_at(&self.policy, weather, call.class, call.arrived, call.limit) {
@@ -408,8 +410,16 @@ impl Gate {
                 complaints.push((running.generation, Complaint::Late(call.op)));
             }
             let outcome = if weather.outage_since.is_some() { Outcome::Outage } else { Outcome::Deadline };
-            failed.push((call, policy::late_errno(&self.policy, weather), outcome));
+            failed.push((Arc::clone(&call), policy::late_errno(&self.policy, weather), outcome));
+            // A call that waited in vain is evidence from when it came. Without this the kernel's second try of the same
+            // system call (a lookup is repeated when its revalidation fails) would wait anew.
+            if let Some(since) =
+                state.outage_since.filter(|since| call.arrived < *since && call.limit == self.policy.deadline)
+            {
+                first_evidence = Some(first_evidence.unwrap_or(since).min(call.arrived));
+            }
         }
+        state.outage_since = first_evidence.or(state.outage_since);
         let alive = !state.stopping;
         drop(state);
         for (call, errno, outcome) in failed {
@@ -553,6 +563,10 @@ impl Gate {
         }
         state
     }
+}
+
+fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 impl State {

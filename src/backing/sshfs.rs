@@ -225,6 +225,7 @@ impl Generation for SshfsGeneration {
     }
 
     fn abort(&self) {
+        self.tree.stop();
         self.started.abort(Some(self.dev));
     }
 

@@ -26,12 +26,15 @@ pub fn limit(policy: &CallPolicy, class: Class) -> Duration {
     }
 }
 
-/// When the outage begins to fail everything at once, if there is one and the gate is closed.
+/// When the outage, or the suspicion, is old enough to fail calls at once.
 pub fn overdue_at(policy: &CallPolicy, weather: &Weather) -> Option<Instant> {
-    match (weather.closed, weather.outage_since) {
-        (true, Some(since)) => Some(since + policy.deadline + policy.hold),
-        _ => None,
-    }
+    weather.outage_since.map(|since| since + policy.deadline + policy.hold)
+}
+
+/// True if an old outage fails calls of that class. As long as the gate is open there is only a suspicion, and a server
+/// that is busy with an fsync looks like that: those are let finish.
+pub fn is_failed_by_outage(weather: &Weather, class: Class) -> bool {
+    weather.closed || class != Class::Sync
 }
 
 /// When a call that arrived then and has that limit must be answered.
@@ -45,7 +48,7 @@ pub fn due_at(policy: &CallPolicy, weather: &Weather, class: Class, arrived: Ins
             due = due.max(progress + limit).min(arrived + policy.sync_deadline.max(limit));
         }
     }
-    match overdue_at(policy, weather) {
+    match overdue_at(policy, weather).filter(|_| is_failed_by_outage(weather, class)) {
         Some(overdue) => due.min(overdue.max(arrived)),
         None => due,
     }
@@ -111,6 +114,14 @@ mod tests {
         assert_eq!(due_at(&policy, &outage, Class::Sync, t, 30 * S), t + 8 * S);
         assert_eq!(due_at(&policy, &outage, Class::Meta, t + 4 * S, 5 * S), t + 8 * S);
         assert_eq!(due_at(&policy, &outage, Class::Meta, t + 20 * S, 5 * S), t + 20 * S);
+    }
+
+    #[test]
+    fn an_old_suspicion_fails_what_does_not_sync() {
+        let (policy, t) = (CallPolicy::default(), Instant::now());
+        let suspicion = Weather { outage_since: Some(t), closed: false, progress_at: None };
+        assert_eq!(due_at(&policy, &suspicion, Class::Meta, t + 3 * S, 5 * S), t + 5 * S);
+        assert_eq!(due_at(&policy, &suspicion, Class::Sync, t + 3 * S, 30 * S), t + 33 * S);
     }
 
     #[test]

@@ -36,6 +36,8 @@ impl Arguments {
         }
         // Until there is a write log every write waits for the server's answer, so that none is lost in silence.
         options.push("sshfs_sync".into());
+        // Files that are unlinked while open get a name from steadfs; sshfs would leave `.fuse_hidden` files behind.
+        options.push("hard_remove".into());
         Arguments { target: target.to_owned(), options }
     }
 
@@ -53,18 +55,24 @@ impl Arguments {
 
     /// True when calls do not go through the ssh of this machine's PATH to a server.
     pub fn has_own_transport(&self) -> bool {
-        ["ssh_command", "directport", "passive", "slave", "vsock"]
-            .iter()
-            .any(|name| value_of(&self.options, name).is_some() || self.options.iter().any(|option| option == name))
+        let other_program =
+            value_of(&self.options, "ssh_command").is_some_and(|command| command.split(' ').next() != Some("ssh"));
+        let has =
+            |name: &&str| value_of(&self.options, name).is_some() || self.options.iter().any(|option| option == name);
+        other_program || ["directport", "passive", "slave", "vsock"].iter().any(has)
     }
 
     /// Arguments for `ssh -G`: the options that are ssh's, and the host.
     pub fn ssh(&self) -> Vec<String> {
         let mut arguments = Vec::new();
         for option in &self.options {
+            if let Some(file) = option.strip_prefix("-F") {
+                arguments.extend(["-F".into(), file.into()]);
+            }
             match option.split_once('=') {
                 Some(("port", port)) => arguments.extend(["-p".into(), port.into()]),
-                Some(("ssh_configfile" | "F", file)) => arguments.extend(["-F".into(), file.into()]),
+                // Options that sshfs does not know are given to ssh in its own command line.
+                Some(("ssh_command", command)) => arguments.extend(command.split(' ').skip(1).map(String::from)),
                 Some((name, _)) if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
                     arguments.extend(["-o".into(), option.clone()]);
                 }
@@ -123,9 +131,9 @@ mod tests {
 
     #[test]
     fn ssh_is_asked_about_the_host_with_its_own_options_only() {
-        let options = ["port=23", "IdentityFile=/k", "uid=5", "max_conns=2"].map(String::from);
+        let options = ["port=23", "IdentityFile=/k", "uid=5", "-F/c"].map(String::from);
         let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into() };
-        assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "--", "me@fe80::1"]);
+        assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "-F", "/c", "--", "me@fe80::1"]);
         assert_eq!(Arguments::new("box:dir", &[]).host(), "box");
     }
 }

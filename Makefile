@@ -1,0 +1,51 @@
+# make demo | test | lint | bench | install; each installs what it lacks first (see scripts/deps).
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
+# mount(8) looks for its helpers here and nowhere else.
+HELPERDIR ?= /usr/sbin
+CARGO ?= cargo
+
+.PHONY: all build demo test lint bench install uninstall deps deny
+
+all: build
+
+build:
+	$(CARGO) build --release --locked
+
+deps:
+	./scripts/deps
+
+demo: deps build
+	./target/release/steadfs demo
+
+# Mounts of one test must not be counted by another: integration tests run one at a time.
+test: deps
+	mkdir -p target
+	./scripts/leftovers list > target/leftovers.before
+	$(CARGO) test --locked --lib --bins
+	$(CARGO) test --locked --doc
+	$(CARGO) test --locked --test '*' -- --test-threads=1
+	./scripts/leftovers check target/leftovers.before
+
+lint: deps
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	for script in scripts/* mount-helper/mount.steadfs; do sh -n $$script || exit 1; done
+	./scripts/man
+	./scripts/deny
+
+deny:
+	./scripts/deny
+
+bench: deps
+	$(CARGO) bench --locked
+
+install: build
+	install -D -m 0755 target/release/steadfs $(DESTDIR)$(BINDIR)/steadfs
+	install -D -m 0755 mount-helper/mount.steadfs $(DESTDIR)$(HELPERDIR)/mount.steadfs
+	install -D -m 0644 docs/steadfs.8 $(DESTDIR)$(MANDIR)/man8/steadfs.8
+
+uninstall:
+	rm -f $(DESTDIR)$(BINDIR)/steadfs $(DESTDIR)$(HELPERDIR)/mount.steadfs $(DESTDIR)$(MANDIR)/man8/steadfs.8

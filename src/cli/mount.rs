@@ -1,0 +1,156 @@
+//! `steadfs mount`.
+
+mod background;
+pub(super) mod claim;
+mod logging;
+mod machine;
+pub(super) mod place;
+pub(super) mod sweep;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::{complain, exit_code, options, source};
+use crate::config::{MetricsListen, MountConfig, Source};
+use crate::daemon::{self, MountError};
+
+/// Arguments of `steadfs mount`: those of sshfs, so that one can stand in for the other.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MountArgs {
+    /// `[user@]host:[dir]`, or `dir:/path` for a directory that exists here.
+    pub source: String,
+    /// The hot path: an empty directory.
+    pub mountpoint: PathBuf,
+    /// Options, separated by commas; may be repeated.
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub options: Vec<String>,
+    /// Stay in the foreground and log to stderr; tells systemd when it is ready.
+    #[arg(short, long)]
+    pub foreground: bool,
+    /// Log in detail; implies --foreground.
+    #[arg(short, long)]
+    pub debug: bool,
+    /// Port of the server, as -o port=PORT.
+    #[arg(short, value_name = "PORT")]
+    pub port: Option<String>,
+    /// Compress, as -o Compression=yes.
+    #[arg(short = 'C')]
+    pub compress: bool,
+    /// Another configuration file for ssh.
+    #[arg(short = 'F', value_name = "FILE")]
+    pub config_file: Option<PathBuf>,
+    /// Accepted for the sake of sshfs's command line, without effect.
+    #[arg(short = 's', hide = true)]
+    pub single_threaded: bool,
+}
+
+/// A mount that has been checked and not begun.
+struct Prepared {
+    config: MountConfig,
+    notes: Vec<String>,
+    /// Held until the process ends.
+    claim: claim::Claim,
+}
+
+/// Mounts. In the background the process returns when the overlay answers.
+pub fn run(args: MountArgs) -> ExitCode {
+    let foreground = args.foreground || args.debug;
+    let prepared = match prepare(&args) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(exit_code(&error));
+        }
+    };
+    if !foreground {
+        return background::run(prepared);
+    }
+    logging::to_stderr(args.debug);
+    let mountpoint = prepared.config.mountpoint.clone();
+    let result = serve(prepared, move || tracing::info!(mountpoint = %mountpoint.display(), "mounted"));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// Runs the daemon to its end.
+fn serve(prepared: Prepared, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
+    let Prepared { config, notes, claim } = prepared;
+    for note in notes {
+        tracing::debug!("{note}");
+    }
+    // The kernel has applied the caller's umask before a request gets here.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    // Held directories would make other filesystems busy.
+    if let Err(error) = std::env::set_current_dir("/") {
+        return Err(MountError::System(format!("cannot enter /: {error}")));
+    }
+    let result = daemon::run(config, ready);
+    claim.release();
+    result
+}
+
+/// Everything that can be found out before anything is changed.
+fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
+    let source = source::parse(&args.source).map_err(MountError::Usage)?;
+    let mut options = parse_options(args)?;
+    let mountpoint = place::resolve(&args.mountpoint)?;
+    place::check(&mountpoint, options.nonempty)?;
+    for (name, path) in paths(&options) {
+        if path.starts_with(&mountpoint) {
+            let place = mountpoint.display();
+            return Err(MountError::Usage(format!("{name}={} lies below {place}: give another path", path.display())));
+        }
+    }
+    match &source {
+        Source::Dir { path } => place::check_source(path, &mountpoint)?,
+        Source::Sshfs { .. } => machine::sshfs(&options.sshfs)?,
+    }
+    machine::fuse(options.overlay.allow_other)?;
+    let claim = claim::Claim::take(&mountpoint)?;
+    let notes = std::mem::take(&mut options.notes);
+    let config = MountConfig {
+        source,
+        mountpoint,
+        calls: options.calls,
+        repair: options.repair,
+        overlay: options.overlay,
+        worker: options.worker,
+        telemetry: options.telemetry,
+        soft_start: options.soft_start,
+        sshfs_options: options.sshfs,
+    };
+    Ok(Prepared { config, notes, claim })
+}
+
+fn parse_options(args: &MountArgs) -> Result<options::Options, MountError> {
+    let mut values = args.options.clone();
+    if let Some(port) = &args.port {
+        values.push(options::split::join([format!("port={port}").as_str()]));
+    }
+    if args.compress {
+        values.push("Compression=yes".into());
+    }
+    if let Some(file) = &args.config_file {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        let readable = std::fs::File::open(&file).map_err(|error| format!("-F {}: {error}", file.display()));
+        readable.map_err(MountError::Usage)?;
+        values.push(options::split::join([format!("-F{}", file.display()).as_str()]));
+    }
+    options::parse(values.iter().map(String::as_str)).map_err(MountError::Usage)
+}
+
+/// Files that steadfs itself writes, which must not lie on the mount they are about.
+fn paths(options: &options::Options) -> Vec<(&'static str, &Path)> {
+    let mut paths = Vec::new();
+    paths.extend(options.worker.pause_file.as_deref().map(|path| ("pause_file", path)));
+    paths.extend(options.telemetry.textfile.as_deref().map(|path| ("textfile", path)));
+    if let Some(MetricsListen::Unix(path)) = &options.telemetry.listen {
+        paths.push(("metrics", path));
+    }
+    paths
+}

@@ -1,0 +1,101 @@
+//! One steadfs a mountpoint: a lock on its runtime directory, held as long as the daemon lives.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::daemon::MountError;
+use crate::rundir;
+
+/// How long a daemon that has just been unmounted may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The lock. It ends with the last process that inherited it by fork(2); programs that are run do not.
+pub struct Claim {
+    _lock: Flock<File>,
+    dir: PathBuf,
+}
+
+impl Claim {
+    /// Takes it, waiting a little for a predecessor to end.
+    pub fn take(mountpoint: &Path) -> Result<Claim, MountError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let dir = rundir::create(mountpoint).map_err(|error| {
+                MountError::System(format!("cannot make {}: {error}", rundir::of(mountpoint).display()))
+            })?;
+            own(&rundir::base())?;
+            own(&dir)?;
+            match try_lock(&dir) {
+                Ok(Some(lock)) => {
+                    // A predecessor that was killed could not clean up.
+                    super::sweep::contents(&dir)?;
+                    return Ok(Claim { _lock: lock, dir });
+                }
+                Ok(None) if Instant::now() >= until => {
+                    let shown = mountpoint.display();
+                    return Err(MountError::Mount(format!(
+                        "another steadfs serves {shown}, or is still ending: see steadfs status {shown}"
+                    )));
+                }
+                Ok(None) => std::thread::sleep(Duration::from_millis(50)),
+                // Removed between the two steps by the daemon that ended.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && Instant::now() < until => {}
+                Err(error) => return Err(MountError::System(format!("cannot lock {}: {error}", dir.display()))),
+            }
+        }
+    }
+
+    /// Leaves the lock to the child of a fork(2): to unlock here would unlock there.
+    pub fn leave_to_child(self) {
+        std::mem::forget(self);
+    }
+
+    /// Where the log goes.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Removes what is left of the directory. Never what lies in it: a mount could be among that.
+    pub fn release(self) {
+        for name in ["log", "log.1"] {
+            // Gone already, as a rule.
+            let _ = std::fs::remove_file(self.dir.join(name));
+        }
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+/// True while a daemon of this mountpoint lives.
+pub fn is_alive(mountpoint: &Path) -> bool {
+    // With no directory there is no daemon.
+    matches!(try_lock(&rundir::of(mountpoint)), Ok(None))
+}
+
+fn try_lock(dir: &Path) -> io::Result<Option<Flock<File>>> {
+    let lock = match Flock::lock(File::open(dir)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+        Err((_, errno)) => return Err(errno.into()),
+    };
+    // A lock on a directory that has been removed since keeps nobody out.
+    let (held, now) = (lock.metadata()?, std::fs::symlink_metadata(dir)?);
+    if (held.dev(), held.ino()) != (now.dev(), now.ino()) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    Ok(Some(lock))
+}
+
+/// In /tmp anybody could have made it first.
+fn own(dir: &Path) -> Result<(), MountError> {
+    let found = std::fs::symlink_metadata(dir)
+        .map_err(|error| MountError::System(format!("cannot look at {}: {error}", dir.display())))?;
+    if found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    Err(MountError::Usage(format!("{} belongs to somebody else or can be written by others: remove it", dir.display())))
+}

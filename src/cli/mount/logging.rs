@@ -1,0 +1,126 @@
+//! Where log lines go: stderr in the foreground, a file of the runtime directory in the background.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tracing::Level;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The runtime directory lies in memory: two files of this many bytes are the most that is kept.
+const LIMIT: u64 = 1 << 20;
+
+/// `STEADFS_LOG`, else `RUST_LOG`, else `info`.
+fn filter(debug: bool) -> EnvFilter {
+    let from = |name: &str| std::env::var(name).ok().and_then(|text| EnvFilter::try_new(text).ok());
+    let default = if debug { "debug" } else { "info" };
+    from("STEADFS_LOG").or_else(|| from("RUST_LOG")).unwrap_or_else(|| EnvFilter::new(default))
+}
+
+/// For the foreground.
+pub fn to_stderr(debug: bool) {
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter(debug)).with_writer(io::stderr).with_ansi(false).try_init();
+}
+
+/// For the background: all into `path`; warnings also to stderr until the flag is set.
+pub fn to_file(path: &Path, detached: Arc<AtomicBool>) -> io::Result<Log> {
+    let log = Log { file: Arc::new(Mutex::new(Rotating::open(path)?)), detached };
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter(false)).with_writer(log.clone()).with_ansi(false).try_init();
+    Ok(log)
+}
+
+/// A log file that is also a writer for tracing.
+#[derive(Clone)]
+pub struct Log {
+    file: Arc<Mutex<Rotating>>,
+    detached: Arc<AtomicBool>,
+}
+
+impl Log {
+    /// A descriptor to the present file, for stderr: panics and words of child processes.
+    pub fn descriptor(&self) -> io::Result<File> {
+        self.file.lock().file.try_clone()
+    }
+}
+
+/// Writes one line.
+pub struct Line {
+    log: Log,
+    loud: bool,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.loud && !self.log.detached.load(Ordering::Relaxed) {
+            // Nobody may be reading any more.
+            let _ = io::stderr().write_all(bytes);
+        }
+        self.log.file.lock().append(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { log: self.clone(), loud: false }
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Line {
+        Line { log: self.clone(), loud: *meta.level() <= Level::WARN }
+    }
+}
+
+struct Rotating {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl Rotating {
+    fn open(path: &Path) -> io::Result<Rotating> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        Ok(Rotating { path: path.to_owned(), size: file.metadata()?.len(), file })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.size > LIMIT {
+            std::fs::rename(&self.path, self.path.with_extension("1"))?;
+            *self = Rotating::open(&self.path.clone())?;
+        }
+        self.file.write_all(bytes)?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_bounded() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("log");
+        let mut log = Rotating::open(&path).expect("open");
+        let line = vec![b'x'; 100_000];
+        for _ in 0..50 {
+            log.append(&line).expect("append");
+        }
+        let sizes = ["log", "log.1"].map(|name| std::fs::metadata(dir.path().join(name)).expect(name).len());
+        assert!(sizes.iter().all(|&size| size <= LIMIT + 100_000), "{sizes:?}");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readdir").count(), 2);
+    }
+}

@@ -1,0 +1,154 @@
+//! The mountpoint: found and checked without touching a mount that may hang.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::backing::mountinfo::{self, Entry};
+use crate::daemon::MountError;
+use crate::rundir;
+
+/// As many symbolic links as path_resolution(7) follows.
+const MAX_LINKS: usize = 40;
+
+/// The absolute path of `given` with all symbolic links resolved. What is mounted exactly there is never touched.
+pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
+    let fail = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => missing(given),
+        _ => MountError::Mount(format!("{}: {error}", given.display())),
+    };
+    let table = mountinfo::entries().map_err(no_mountinfo)?;
+    let mut path = std::path::absolute(given).map_err(fail)?;
+    for _ in 0..MAX_LINKS {
+        path = path.components().filter(|part| *part != Component::CurDir).collect();
+        // As written it may be a mountpoint already: then its name is final, whatever it would answer.
+        if mountinfo::at_in(&table, &path).is_some() {
+            return Ok(path);
+        }
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return std::fs::canonicalize(&path).map_err(fail);
+        };
+        let real = std::fs::canonicalize(parent).map_err(fail)?.join(name);
+        if mountinfo::at_in(&table, &real).is_some() {
+            return Ok(real);
+        }
+        match std::fs::read_link(&real) {
+            Ok(target) => path = real.parent().unwrap_or(Path::new("/")).join(target),
+            // Not a link, or not there: both are for others to find.
+            Err(_) => return Ok(real),
+        }
+    }
+    Err(MountError::Mount(format!("{}: too many symbolic links", given.display())))
+}
+
+/// Whether a mount can be made at this resolved path.
+pub fn check(path: &Path, nonempty: bool) -> Result<(), MountError> {
+    let shown = path.display();
+    if let Some(entry) = mountinfo::at(path).map_err(no_mountinfo)? {
+        return Err(MountError::Mount(already(path, &entry)));
+    }
+    let fail = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => missing(path),
+        io::ErrorKind::PermissionDenied => MountError::Usage(format!("{shown}: permission denied")),
+        _ => MountError::Mount(format!("{shown}: {error}")),
+    };
+    if !std::fs::symlink_metadata(path).map_err(fail)?.is_dir() {
+        return Err(MountError::Mount(format!("{shown} is not a directory")));
+    }
+    if !nonempty && std::fs::read_dir(path).map_err(fail)?.next().is_some() {
+        return Err(MountError::Mount(format!(
+            "{shown} is not empty: empty it first, or add -o nonempty to hide what is there"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether the directory of `dir:` is there and apart from the mountpoint.
+pub fn check_source(path: &Path, mountpoint: &Path) -> Result<(), MountError> {
+    let shown = path.display();
+    let covering = mountinfo::covering(path).map_err(no_mountinfo)?;
+    // A dead server would make every look at it hang; the first generation looks, under a deadline.
+    let local = covering.is_none_or(|entry| !may_hang(&entry));
+    let real = match std::fs::canonicalize(path) {
+        _ if !local => path.to_owned(),
+        Ok(real) if real.is_dir() => real,
+        Ok(_) => return Err(MountError::Mount(format!("dir:{shown} is not a directory"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::Mount(format!("dir:{shown} does not exist: make it first")));
+        }
+        Err(error) => return Err(MountError::Mount(format!("dir:{shown}: {error}"))),
+    };
+    if real.starts_with(mountpoint) || mountpoint.starts_with(&real) {
+        let place = mountpoint.display();
+        return Err(MountError::Mount(format!(
+            "dir:{shown} and {place} contain one another: choose paths side by side"
+        )));
+    }
+    Ok(())
+}
+
+/// Filesystems whose calls wait for another machine or process.
+fn may_hang(entry: &Entry) -> bool {
+    let fstype = entry.fstype.to_string_lossy();
+    let remote = ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs", "lustre"];
+    entry.is_fuse() || remote.contains(&&*fstype)
+}
+
+fn already(path: &Path, entry: &Entry) -> String {
+    let (shown, fstype, source) = (path.display(), entry.fstype.to_string_lossy(), entry.source.to_string_lossy());
+    let ours = entry.is_fuse() && (entry.fstype == OsStr::new("fuse.steadfs") || rundir::of(path).exists());
+    if ours && !super::claim::is_alive(path) {
+        return format!("{shown} holds a mount whose steadfs is gone: run steadfs umount {shown} first");
+    }
+    let verb = if ours { "steadfs umount" } else { "umount" };
+    format!("{shown} is already mounted ({source}, {fstype}): run {verb} {shown} first")
+}
+
+fn missing(path: &Path) -> MountError {
+    MountError::Mount(format!("mountpoint {0} does not exist: run mkdir -p {0}", path.display()))
+}
+
+pub(crate) fn no_mountinfo(error: io::Error) -> MountError {
+    MountError::System(format!("cannot read /proc/self/mountinfo: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_dots_are_resolved() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base = dir.path().canonicalize().expect("real path");
+        std::fs::create_dir_all(base.join("a/hot")).expect("mkdir");
+        std::os::unix::fs::symlink("a", base.join("link")).expect("symlink");
+        std::os::unix::fs::symlink("link/hot", base.join("last")).expect("symlink");
+        std::os::unix::fs::symlink("loop", base.join("loop")).expect("symlink");
+        for given in ["a/hot", "link/hot", "last", "a/./hot/", "a/../a/hot"] {
+            assert_eq!(resolve(&base.join(given)), Ok(base.join("a/hot")), "{given}");
+        }
+        assert_eq!(resolve(&base.join("a/..")), Ok(base.clone()));
+        assert!(matches!(resolve(&base.join("loop")), Err(MountError::Mount(_))));
+        assert!(matches!(resolve(&base.join("no/such")), Err(MountError::Mount(_))));
+    }
+
+    #[test]
+    fn mounts_are_known_without_a_look_at_them() {
+        assert_eq!(resolve(Path::new("/proc")), Ok("/proc".into()));
+        let Err(MountError::Mount(text)) = check(Path::new("/proc"), true) else { panic!("/proc can be mounted on") };
+        assert!(text.starts_with("/proc is already mounted ("), "{text}");
+    }
+
+    #[test]
+    fn a_source_must_not_contain_its_mountpoint() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base = dir.path().canonicalize().expect("real path");
+        for name in ["a/in", "b"] {
+            std::fs::create_dir_all(base.join(name)).expect("mkdir");
+        }
+        let check = |source: &str, place: &str| check_source(&base.join(source), &base.join(place));
+        assert!(check("a", "a").is_err() && check("a", "a/in").is_err() && check("a/in", "a").is_err());
+        assert_eq!(check("a", "b"), Ok(()));
+        assert!(check("none", "b").is_err());
+    }
+}

@@ -1,0 +1,272 @@
+//! `-o` options: fstab's syntax, steadfs's own from one table, sshfs's and ssh's handed on, anything else an error.
+
+pub mod duration;
+pub mod known;
+pub mod split;
+pub mod table;
+#[cfg(test)]
+mod tests;
+pub mod value;
+pub mod words;
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::{CallPolicy, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
+use known::Fate;
+
+/// All that options say, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Deadlines.
+    pub calls: CallPolicy,
+    /// Supervision.
+    pub repair: RepairPolicy,
+    /// The overlay.
+    pub overlay: OverlayConfig,
+    /// The worker.
+    pub worker: WorkerConfig,
+    /// Metrics.
+    pub telemetry: TelemetryConfig,
+    /// Mount although the server cannot be reached.
+    pub soft_start: bool,
+    /// Mount over a directory that is not empty.
+    pub nonempty: bool,
+    /// For sshfs, one `-o` value each, unescaped.
+    pub sshfs: Vec<String>,
+    /// What was dropped and why, for the log.
+    pub notes: Vec<String>,
+    /// An address that is not loopback is meant.
+    metrics_public: bool,
+    /// Becomes `worker.hook_timeout`.
+    hook_timeout: Duration,
+    /// Names of steadfs's options that were given.
+    given: BTreeSet<&'static str>,
+    /// Options of ssh that sshfs does not hand on.
+    for_ssh: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            calls: CallPolicy::default(),
+            repair: RepairPolicy::default(),
+            overlay: OverlayConfig::default(),
+            worker: WorkerConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            soft_start: true,
+            nonempty: false,
+            sshfs: Vec::new(),
+            notes: Vec::new(),
+            metrics_public: false,
+            hook_timeout: Duration::from_secs(30),
+            given: BTreeSet::new(),
+            for_ssh: Vec::new(),
+        }
+    }
+}
+
+/// Reads the values of all `-o`; the error is a whole sentence that names the option, what is allowed and the remedy.
+/// A later option wins over an earlier one of the same name.
+pub fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Result<Options, String> {
+    let mut options = Options::default();
+    for option in values.into_iter().flat_map(split::split) {
+        options.take(&option)?;
+    }
+    table::check(&mut options)?;
+    options.check_sshfs()?;
+    options.finish_ssh();
+    Ok(options)
+}
+
+impl Options {
+    fn take(&mut self, option: &str) -> Result<(), String> {
+        if option.contains('\0') {
+            return Err("an option contains a NUL byte".into());
+        }
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (option, None),
+        };
+        if let Some((definition, implied)) = table::find(name) {
+            return match (implied, value) {
+                (Some(_), Some(_)) => Err(format!("option '{name}' takes no value: write {}", definition.syntax())),
+                (implied, value) => definition.apply(self, implied.or(value)),
+            };
+        }
+        if known::ignored(name) {
+            if name == "user" && value.is_some() {
+                self.notes.push(format!("option '{option}' is mount(8)'s: for the login give USER@HOST or User=NAME"));
+            }
+            return Ok(());
+        }
+        if known::FLAGS.contains(&name) && value.is_none() {
+            self.overlay.mount_flags.retain(|flag| flag != name);
+            self.overlay.mount_flags.push(name.into());
+            return Ok(());
+        }
+        if let Some(fate) = known::sshfs(name) {
+            return self.take_sshfs(option, name, value, fate);
+        }
+        // As sshfs takes its own switches `-C` and `-F FILE`.
+        if option == "-C" || (option.starts_with("-F") && option.len() > 2) {
+            self.sshfs.push(option.into());
+            return Ok(());
+        }
+        match known::ssh(name) {
+            Some(ssh) => self.take_ssh(ssh, value),
+            None => Err(unknown(name)),
+        }
+    }
+
+    fn take_sshfs(&mut self, option: &str, name: &str, value: Option<&str>, fate: Fate) -> Result<(), String> {
+        let number = |radix| value.filter(|v| u32::from_str_radix(v, radix).is_ok() && !v.starts_with('+')).is_some();
+        match fate {
+            Fate::Drop(why) => {
+                self.notes.push(format!("option '{option}' is not handed to sshfs: {why}"));
+                return Ok(());
+            }
+            Fate::Reject(remedy) => return Err(format!("option '{name}' does not work with steadfs: {remedy}")),
+            Fate::Flag if value.is_some() => {
+                return Err(format!("option '{name}' of sshfs takes no value: write {name}"));
+            }
+            Fate::Value | Fate::Number(_) if value.is_none_or(str::is_empty) => {
+                return Err(format!("option '{name}' of sshfs needs a value: write {name}=VALUE"));
+            }
+            Fate::Number(radix) if !number(radix) => {
+                let what = if radix == 8 { "an octal number" } else { "a number" };
+                return Err(format!("{option} is not {what}: see sshfs(1)"));
+            }
+            Fate::Flag | Fate::Value | Fate::Number(_) => {}
+        }
+        if name == "port" && value.and_then(|port| port.parse::<u16>().ok()).is_none_or(|port| port == 0) {
+            return Err(format!("{option} is not a port: give 1 to 65535"));
+        }
+        self.sshfs.push(option.into());
+        Ok(())
+    }
+
+    fn take_ssh(&mut self, ssh: known::SshOption, value: Option<&str>) -> Result<(), String> {
+        let name = ssh.name;
+        if let Some(remedy) = ssh.rejected {
+            return Err(format!("option '{name}' of ssh does not work with steadfs: {remedy}"));
+        }
+        let Some(value) = value.filter(|value| !value.is_empty()) else {
+            return Err(format!("option '{name}' of ssh needs a value: write {name}=VALUE"));
+        };
+        if name == "Port" {
+            return self.take(&format!("port={value}"));
+        }
+        let option = format!("{name}={}", resolve(name, value));
+        if ssh.handed_on { &mut self.sshfs } else { &mut self.for_ssh }.push(option);
+        Ok(())
+    }
+
+    /// Conflicts that sshfs would otherwise report only when it is started.
+    fn check_sshfs(&self) -> Result<(), String> {
+        let value = |name: &str| {
+            let pairs = self.sshfs.iter().rev().filter_map(|option| option.split_once('='));
+            pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
+        };
+        let files = value("uidfile").is_some() || value("gidfile").is_some();
+        match value("idmap") {
+            Some("file") if !files => Err("idmap=file needs a map: add uidfile=FILE or gidfile=FILE".into()),
+            Some("none" | "user" | "file") | None => Ok(()),
+            Some(other) => Err(format!("idmap={other} is not a mapping of sshfs: give none, user or file")),
+        }?;
+        if files && value("idmap") != Some("file") {
+            return Err("uidfile= and gidfile= are read only with idmap=file: add it".into());
+        }
+        if value("directport").is_some() && value("ssh_command").is_some() {
+            return Err("directport= and ssh_command= are two ways to the server: remove one".into());
+        }
+        let flag = |name: &str| self.sshfs.iter().any(|option| option == name);
+        if flag("contain_symlinks") && flag("no_contain_symlinks") {
+            return Err("contain_symlinks and no_contain_symlinks contradict each other: remove one".into());
+        }
+        Ok(())
+    }
+
+    /// Puts what sshfs does not hand on into the ssh command, which sshfs splits at blanks.
+    fn finish_ssh(&mut self) {
+        if self.for_ssh.is_empty() {
+            return;
+        }
+        let given = self.sshfs.iter().rposition(|option| option.starts_with("ssh_command="));
+        let mut command = match given {
+            Some(index) => self.sshfs.remove(index),
+            None => "ssh_command=ssh".into(),
+        };
+        for option in self.for_ssh.drain(..) {
+            // Writing to a String cannot fail.
+            let _ = write!(command, " -o{}", option.replace(' ', "\\ "));
+        }
+        self.sshfs.push(command);
+    }
+}
+
+/// Paths among ssh's options, which ssh reads relative to a working directory that the daemon has left.
+fn resolve(name: &str, value: &str) -> String {
+    let is_file = matches!(name, "IdentityFile" | "CertificateFile" | "UserKnownHostsFile" | "GlobalKnownHostsFile");
+    let special = value.starts_with(['/', '~', '%', '$']) || value.contains(' ');
+    match std::path::absolute(value) {
+        Ok(path) if is_file && !special && Path::new(value).exists() => path.display().to_string(),
+        _ => value.into(),
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let candidates = table::TABLE.iter().map(|definition| definition.name).chain(known::names());
+    let lower = name.to_ascii_lowercase();
+    let near = candidates
+        .map(|candidate| (strsim::damerau_levenshtein(&candidate.to_ascii_lowercase(), &lower), candidate))
+        .min_by_key(|(distance, _)| *distance)
+        // Further away than a third of the name it is no slip.
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(name.len()).div_ceil(3));
+    match near {
+        Some((_, candidate)) => format!("unknown option '{name}': did you mean '{candidate}'?"),
+        None => format!("unknown option '{name}': see steadfs mount --help, sshfs(1) and ssh_config(5)"),
+    }
+}
+
+/// The part of the help that lists steadfs's options.
+pub fn help() -> String {
+    let mut text = String::from(
+        "Options for -o, separated by commas (a comma within a value is written \\,):\n\
+         DURATION is a number of seconds or a sum such as 500ms, 5s, 1h30m.\n",
+    );
+    for (group, title) in table::GROUPS {
+        text.push_str(&format!("\n{title}:\n"));
+        for option in table::TABLE.iter().filter(|option| option.group == group) {
+            let default = match option.default() {
+                default if default.is_empty() => String::new(),
+                default => format!(" [default: {default}]"),
+            };
+            text.push_str(&format!("  {}\n", option.syntax()));
+            for line in wrap(&format!("{}{default}", option.help), 90) {
+                text.push_str(&format!("          {line}\n"));
+            }
+        }
+    }
+    text.push_str(
+        "\nAlso the kernel's flags (nosuid, nodev, noexec, noatime, sync, ...), and every option of sshfs(1) and\n\
+         ssh_config(5), which are handed on. Options that steadfs makes needless (reconnect, kernel_cache,\n\
+         auto_cache, default_permissions, ...) and those for mount(8) (_netdev, nofail, x-*, ...) are accepted.\n\n\
+         Exit codes are those of mount(8): 0 success, 1 usage or permission, 2 system error, 32 mount failure.",
+    );
+    text
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= width => line.extend([" ", word]),
+            _ => lines.push(word.into()),
+        }
+    }
+    lines
+}

@@ -1,0 +1,236 @@
+//! steadfs's own options, each defined once: parsing, help and suggestions are all made from this table.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Options, duration, value};
+use crate::config::MetricsListen;
+
+/// Heading in the help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Promises P1 and P2.
+    Calls,
+    /// Promise P3.
+    Repair,
+    /// What the kernel sees.
+    Mount,
+    /// Promise P7.
+    Worker,
+    /// Promise P8.
+    Telemetry,
+}
+
+/// All headings in the order of the help.
+pub const GROUPS: [(Group, &str); 5] = [
+    (Group::Calls, "Deadlines of calls"),
+    (Group::Repair, "Probing and repair"),
+    (Group::Mount, "The mount"),
+    (Group::Worker, "The worker"),
+    (Group::Telemetry, "Metrics"),
+];
+
+/// How an option is written and what it does.
+pub enum Kind {
+    /// `NAME=DURATION` within the two limits.
+    Duration(Duration, Duration, fn(&mut Options) -> &mut Duration),
+    /// `NAME`, `noNAME`, `NAME=yes|no`.
+    Switch(fn(&mut Options, bool)),
+    /// `NAME`.
+    Flag(fn(&mut Options)),
+    /// `NAME=VALUE`.
+    Value(&'static str, fn(&mut Options, &str) -> Result<(), String>),
+}
+
+/// One option.
+pub struct Definition {
+    /// Its name.
+    pub name: &'static str,
+    /// Its heading.
+    pub group: Group,
+    /// What it does.
+    pub kind: Kind,
+    /// The default of those that are not durations; empty for none.
+    default: &'static str,
+    /// What it is for, in a line or two.
+    pub help: &'static str,
+}
+
+impl Definition {
+    /// The option as it is written.
+    pub fn syntax(&self) -> String {
+        match self.kind {
+            Kind::Duration(..) => format!("{}=DURATION", self.name),
+            Kind::Switch(_) => format!("{0}=yes|no, {0}, no{0}", self.name),
+            Kind::Flag(_) => self.name.into(),
+            Kind::Value(syntax, _) => format!("{}={syntax}", self.name),
+        }
+    }
+
+    /// What holds when the option is not given; empty for nothing.
+    pub fn default(&self) -> String {
+        match self.kind {
+            Kind::Duration(_, _, field) => duration::format(*field(&mut Options::default())),
+            _ => self.default.into(),
+        }
+    }
+
+    /// Takes the option with its value; the error is a whole sentence.
+    pub fn apply(&self, options: &mut Options, given: Option<&str>) -> Result<(), String> {
+        let name = self.name;
+        let need = || given.ok_or_else(|| format!("option '{name}' needs a value: write {}", self.syntax()));
+        let wrap = |error: String| format!("{name}={} {error}", given.unwrap_or_default());
+        match self.kind {
+            Kind::Duration(min, max, field) => {
+                let parsed = duration::parse(need()?).map_err(wrap)?;
+                if parsed < min || parsed > max {
+                    let (min, max) = (duration::format(min), duration::format(max));
+                    let default = self.default();
+                    return Err(wrap(format!("is out of range: give {min} to {max} (the default is {default})")));
+                }
+                *field(options) = parsed;
+            }
+            Kind::Switch(set) => set(options, given.map_or(Ok(true), value::yes_no).map_err(wrap)?),
+            Kind::Flag(set) => match given {
+                None => set(options),
+                Some(_) => return Err(format!("option '{name}' takes no value: write {name}")),
+            },
+            Kind::Value(_, set) => set(options, need()?).map_err(wrap)?,
+        }
+        options.given.insert(name);
+        Ok(())
+    }
+}
+
+const MS100: Duration = Duration::from_millis(100);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86400);
+
+macro_rules! options {
+    ($($name:literal $group:ident $kind:expr, $default:literal, $help:literal;)*) => {
+        /// All of steadfs's own options.
+        pub static TABLE: &[Definition] = &[$(Definition {
+            name: $name, group: Group::$group, kind: $kind, default: $default, help: $help,
+        }),*];
+    };
+}
+
+use Kind::{Flag, Switch, Value};
+
+options! {
+    "deadline" Calls Kind::Duration(MS100, HOUR, |o| &mut o.calls.deadline), "",
+        "Limit of a call, and the age from which an outage fails calls at once.";
+    "sync_deadline" Calls Kind::Duration(MS100, DAY, |o| &mut o.calls.sync_deadline), "",
+        "Limit of fsync and close, and of reads and writes while bytes move. At least deadline.";
+    "hold" Calls Kind::Duration(Duration::ZERO, DAY, |o| &mut o.calls.hold), "",
+        "How much longer than deadline calls wait an outage out before they fail.";
+    "errno" Calls Value("NAME", |o, v| value::errno(v).map(|e| o.calls.outage_errno = e)), "ENOTCONN",
+        "What calls fail with in an outage: ENOTCONN, EIO, ETIMEDOUT, EAGAIN or EHOSTDOWN.";
+
+    "probe_interval" Repair Kind::Duration(MS100, HOUR, |o| &mut o.repair.probe_interval), "",
+        "Time between two probes of a backing that works.";
+    "probe_deadline" Repair Kind::Duration(MS100, HOUR, |o| &mut o.repair.probe_deadline), "",
+        "Silence after which an unanswered probe speaks against the backing.";
+    "start_deadline" Repair Kind::Duration(SECOND, HOUR, |o| &mut o.repair.start_deadline), "",
+        "Time that a new sshfs has to connect and to answer its first probe.";
+    "backoff_min" Repair Kind::Duration(MS100, HOUR, |o| &mut o.repair.backoff_min), "",
+        "First delay between two failed starts.";
+    "backoff_max" Repair Kind::Duration(MS100, DAY, |o| &mut o.repair.backoff_max), "",
+        "Longest delay between two failed starts. At least backoff_min.";
+    "steady" Repair Kind::Duration(Duration::ZERO, DAY, |o| &mut o.repair.steady), "",
+        "How long a backing must have worked before a recovery is announced to the worker.";
+    "soft_start" Repair Switch(|o, on| o.soft_start = on), "yes",
+        "Mount even while the server cannot be reached; with no, fail instead.";
+
+    "ro" Mount Flag(|o| o.overlay.read_only = true), "",
+        "Refuse every change.";
+    "rw" Mount Flag(|o| o.overlay.read_only = false), "yes",
+        "Allow changes.";
+    "allow_other" Mount Flag(|o| o.overlay.allow_other = true), "yes for root",
+        "Let other users in. Others than root need user_allow_other in /etc/fuse.conf.";
+    "guard" Mount Switch(|o, on| o.overlay.guard = on), "yes for root",
+        "Keep the directory below the mountpoint unwritable while nothing is mounted there.";
+    "nonempty" Mount Flag(|o| o.nonempty = true), "",
+        "Mount over a directory that is not empty.";
+    "subtype" Mount Value("NAME", |o, v| value::subtype(v).map(|s| o.overlay.subtype = s)), "steadfs",
+        "The filesystem type shown is fuse.NAME.";
+    "fsname" Mount Value("NAME", |o, v| value::fsname(v).map(|s| o.overlay.fsname = Some(s))), "SOURCE",
+        "The source shown in mount tables.";
+    "attr_timeout" Mount Kind::Duration(Duration::ZERO, DAY, |o| &mut o.overlay.attr_timeout), "",
+        "How long the kernel may believe attributes.";
+    "entry_timeout" Mount Kind::Duration(Duration::ZERO, DAY, |o| &mut o.overlay.entry_timeout), "",
+        "How long the kernel may believe names.";
+
+    "pause_file" Worker Value("PATH", |o, v| value::file_in_directory(v).map(|p| o.worker.pause_file = Some(p))), "",
+        "A file that exists while the worker should pause.";
+    "on_outage" Worker Value("COMMAND", |o, v| value::command(v).map(|c| o.worker.on_outage = Some(c))), "",
+        "Run when an outage has outlived deadline. Words are split as by a shell, but no shell is run unless the \
+         command starts with sh: (then the rest is its script).";
+    "on_recovery" Worker Value("COMMAND", |o, v| value::command(v).map(|c| o.worker.on_recovery = Some(c))), "",
+        "Run when the backing has been steady again. Written as on_outage.";
+    "hook_timeout" Worker Kind::Duration(MS100, DAY, |o| &mut o.hook_timeout), "",
+        "After this a command is killed.";
+
+    "metrics" Telemetry Value("ADDR:PORT|unix:PATH", |o, v| value::listen(v).map(|l| o.telemetry.listen = Some(l))), "",
+        "Serve /metrics and /healthz there.";
+    "metrics_public" Telemetry Flag(|o| o.metrics_public = true), "",
+        "Allow an address that is not loopback in metrics=.";
+    "textfile" Telemetry Value("DIR", |o, v| value::directory(v).map(|d| o.telemetry.textfile = Some(d))), "",
+        "Write metrics for node_exporter's textfile collector into this directory.";
+}
+
+/// The definition that `name` is written for, and the value that a `no` in front of it stands for.
+pub fn find(name: &str) -> Option<(&'static Definition, Option<&'static str>)> {
+    let named = |name: &str| TABLE.iter().find(|definition| definition.name == name);
+    if let Some(definition) = named(name) {
+        return Some((definition, None));
+    }
+    let positive = named(name.strip_prefix("no")?)?;
+    matches!(positive.kind, Kind::Switch(_)).then_some((positive, Some("no")))
+}
+
+/// What options contradict each other. Runs after all of them were taken; the error is a whole sentence.
+pub fn check(options: &mut Options) -> Result<(), String> {
+    // Only what was asked for can contradict: a default gives way.
+    pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline))?;
+    pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max))?;
+    if let Some(MetricsListen::Tcp(addr)) = options.telemetry.listen {
+        let loopback = match addr.ip() {
+            IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
+            ip => ip.is_loopback(),
+        };
+        if !loopback && !options.metrics_public {
+            return Err(format!(
+                "metrics={addr} can be read by anybody who reaches it: give a loopback address, or add metrics_public"
+            ));
+        }
+    }
+    if options.overlay.guard && options.given.contains("guard") && !nix::unistd::geteuid().is_root() {
+        return Err("option 'guard' needs root: remove it".into());
+    }
+    options.worker.hook_timeout = Some(options.hook_timeout);
+    Ok(())
+}
+
+fn pair(
+    options: &mut Options,
+    low: &'static str,
+    high: &'static str,
+    get: fn(&mut Options) -> (Duration, &mut Duration),
+) -> Result<(), String> {
+    let (low_given, high_given) = (options.given.contains(low), options.given.contains(high));
+    let (low_value, high_value) = get(options);
+    if *high_value >= low_value {
+        return Ok(());
+    }
+    if low_given && !high_given {
+        *high_value = low_value;
+        return Ok(());
+    }
+    let (low_text, high_text) = (duration::format(low_value), duration::format(*high_value));
+    let which = if low_given { "" } else { " (the default)" };
+    Err(format!(
+        "{high}={high_text} is less than {low}={low_text}{which}: give {high}={low_text} or more, or less for {low}"
+    ))
+}

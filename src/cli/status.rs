@@ -1,0 +1,168 @@
+//! `steadfs status`, `steadfs recover`, and the client of the control socket.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::rundir;
+use crate::telemetry::control::{Reply, Request};
+use crate::telemetry::status::Status;
+
+/// The daemon answers within 100 ms in any state; more than this means that it does not answer at all.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// An unmount may have to wait for calls that are under way.
+const UMOUNT_PATIENCE: Duration = Duration::from_secs(40);
+
+/// Arguments of `steadfs status`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StatusArgs {
+    /// The hot path; all of this user's when absent.
+    pub mountpoint: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Prints it. Exit code 0: calls succeed; 1: at least one mount is in an outage; 3: there is no such mount.
+pub fn run(args: StatusArgs) -> ExitCode {
+    let sockets = match &args.mountpoint {
+        Some(mountpoint) => vec![rundir::control_socket(&resolve(mountpoint))],
+        None => all_sockets(),
+    };
+    let mut found = Vec::new();
+    for socket in &sockets {
+        match ask(socket, &Request::Status, PATIENCE) {
+            Ok(Reply::Status(status)) => found.push(*status),
+            Ok(other) => super::complain(&format!("{}: unexpected answer: {other:?}", socket.display())),
+            // A socket without a daemon is what a killed one leaves behind.
+            Err(error) if args.mountpoint.is_none() && error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(error) => match &args.mountpoint {
+                Some(mountpoint) => super::complain(&format!("no steadfs serves {}: {error}", mountpoint.display())),
+                None => super::complain(&format!("{}: {error}", socket.display())),
+            },
+        }
+    }
+    let text = if args.json {
+        let json = if args.mountpoint.is_some() {
+            found.first().map(serde_json::to_string)
+        } else {
+            Some(serde_json::to_string(&found))
+        };
+        match json.transpose() {
+            Ok(json) => json.map(|json| json + "\n").unwrap_or_default(),
+            Err(error) => return failed(&error.to_string()),
+        }
+    } else {
+        found.iter().map(describe).collect::<Vec<_>>().join("\n")
+    };
+    // A reader that went away (a pager, `head`) is no error.
+    let _ = io::stdout().write_all(text.as_bytes());
+    if found.is_empty() {
+        if args.mountpoint.is_none() && !args.json {
+            super::complain("nothing is mounted");
+        }
+        return ExitCode::from(3);
+    }
+    ExitCode::from(u8::from(!found.iter().all(Status::is_up)))
+}
+
+/// Asks the daemon of `mountpoint` to try again now.
+pub fn recover(mountpoint: &Path) -> ExitCode {
+    let mountpoint = resolve(mountpoint);
+    match ask(&rundir::control_socket(&mountpoint), &Request::Recover, PATIENCE) {
+        Ok(Reply::Done) => ExitCode::SUCCESS,
+        Ok(other) => failed(&format!("{}: {other:?}", mountpoint.display())),
+        Err(error) => {
+            super::complain(&format!("no steadfs serves {}: {error}", mountpoint.display()));
+            ExitCode::from(3)
+        }
+    }
+}
+
+/// Asks the daemon of `mountpoint` to unmount and end.
+pub fn umount_request(mountpoint: &Path) -> Result<(), String> {
+    match ask(&rundir::control_socket(mountpoint), &Request::Umount { lazy: false }, UMOUNT_PATIENCE) {
+        Ok(Reply::Done) => Ok(()),
+        Ok(Reply::Busy { text } | Reply::Failed { text }) => Err(text),
+        Ok(Reply::Status(_)) => Err("the daemon answered something else".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn failed(text: &str) -> ExitCode {
+    super::complain(text);
+    ExitCode::FAILURE
+}
+
+/// The path as the daemon knows it, without touching what is mounted there: only its parents are resolved.
+fn resolve(mountpoint: &Path) -> PathBuf {
+    super::mount::place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
+}
+
+fn all_sockets() -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(rundir::base()) else { return Vec::new() };
+    let mut sockets: Vec<_> =
+        entries.flatten().map(|entry| entry.path().join("control.sock")).filter(|path| path.exists()).collect();
+    sockets.sort();
+    sockets
+}
+
+fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn describe(status: &Status) -> String {
+    let round = |secs: f64| humantime::format_duration(Duration::from_secs(secs.max(0.0) as u64)).to_string();
+    let mut lines = vec![
+        format!("{} on {}", status.source, status.mountpoint),
+        format!("  state       {} for {} (since {})", status.state, round(status.for_secs), status.since),
+    ];
+    lines.extend(status.why.as_ref().map(|why| format!("  why         {why}")));
+    lines.push(format!(
+        "  next        {}{}",
+        status.next,
+        status.next_at.as_ref().map(|at| format!(" at {at}")).unwrap_or_default()
+    ));
+    lines.extend(
+        status
+            .outage
+            .as_ref()
+            .map(|outage| format!("  outage      for {} (since {})", round(outage.secs), outage.since)),
+    );
+    let probe = status
+        .last_probe
+        .as_ref()
+        .map_or("none yet".into(), |probe| format!("{:.1} ms, {}", probe.took_secs * 1e3, probe.at));
+    lines.extend([
+        format!("  generation  {}, last probe {probe}", status.generation),
+        format!("  outages     {} ({} in total)", status.outages_total, round(status.outage_secs_total)),
+        format!(
+            "  calls       {} waiting, {} ok, {} errors, {} late, {} failed by outages, {} run again",
+            status.calls.waiting,
+            status.calls.ok,
+            status.calls.error,
+            status.calls.deadline,
+            status.calls.outage,
+            status.calls.retried
+        ),
+        format!(
+            "  open        {} files, {} directories, {} inodes cached",
+            status.open_files, status.open_dirs, status.nodes
+        ),
+        format!(
+            "  threads     {}, {} stuck; {} of {} bytes in flight",
+            status.threads, status.threads_stuck, status.bytes_in_flight, status.window_bytes
+        ),
+    ]);
+    lines.extend(status.worker.paused_since.as_ref().map(|since| format!("  worker      paused since {since}")));
+    lines.push(format!("  daemon      pid {}, up {}", status.pid, round(status.uptime_secs)));
+    lines.join("\n") + "\n"
+}

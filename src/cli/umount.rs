@@ -1,0 +1,110 @@
+//! `steadfs umount`.
+
+use std::ffi::OsStr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use super::mount::{claim, place, sweep};
+use super::{complain, exit_code, status};
+use crate::backing::mountinfo::{self, Entry};
+use crate::daemon::MountError;
+use crate::rundir;
+
+/// Arguments of `steadfs umount`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct UmountArgs {
+    /// The hot path.
+    pub mountpoint: PathBuf,
+    /// Detach now, even if it is in use; what is open goes on until it is closed.
+    #[arg(short, long)]
+    pub lazy: bool,
+}
+
+/// How long a daemon may take to end after the overlay is gone.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Unmounts.
+pub fn run(args: &UmountArgs) -> ExitCode {
+    match umount(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error.to_string());
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn umount(args: &UmountArgs) -> Result<(), MountError> {
+    let path = place::resolve(&args.mountpoint)?;
+    let shown = path.display();
+    let entry = mountinfo::at(&path).map_err(place::no_mountinfo)?;
+    let alive = claim::is_alive(&path);
+    let known = alive || rundir::of(&path).exists();
+    match entry {
+        None if alive => wait_for_end(&path),
+        None if known => {
+            sweep::directory(&rundir::of(&path))?;
+            Err(MountError::Mount(format!("{shown} is not mounted; what an earlier steadfs left behind is gone now")))
+        }
+        None => Err(MountError::Mount(format!("{shown} is not mounted"))),
+        Some(entry) if !known && entry.fstype != OsStr::new("fuse.steadfs") => Err(MountError::Usage(format!(
+            "{shown} is not a mount of steadfs but {}: run umount {shown}",
+            describe(&entry)
+        ))),
+        Some(_) if !alive => {
+            sweep::detach(&path)?;
+            sweep::directory(&rundir::of(&path))?;
+            complain(&format!("the steadfs of {shown} was gone: its mount has been detached"));
+            Ok(())
+        }
+        Some(_) if args.lazy => sweep::detach(&path),
+        Some(_) => {
+            ask(&path)?;
+            wait_for_end(&path)
+        }
+    }
+}
+
+fn ask(path: &Path) -> Result<(), MountError> {
+    let shown = path.display();
+    // Told apart from a refusal: nobody listens while the daemon starts or ends.
+    if UnixStream::connect(rundir::control_socket(path)).is_err() {
+        return match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => Ok(()),
+            Err(Errno::EBUSY) => Err(busy(path)),
+            Err(errno) => Err(MountError::Mount(format!("{shown}: its daemon does not answer, and: {}", errno.desc()))),
+        };
+    }
+    status::umount_request(path).map_err(|text| match text.to_ascii_lowercase().contains("busy") {
+        true => busy(path),
+        false => MountError::Mount(format!("{shown}: {text}")),
+    })
+}
+
+fn busy(path: &Path) -> MountError {
+    let shown = path.display();
+    MountError::Mount(format!("{shown}: target is busy: see fuser -vm {shown}, or run steadfs umount --lazy {shown}"))
+}
+
+fn wait_for_end(path: &Path) -> Result<(), MountError> {
+    let until = Instant::now() + PATIENCE;
+    while claim::is_alive(path) {
+        if Instant::now() >= until {
+            let shown = path.display();
+            return Err(MountError::Mount(format!(
+                "the daemon of {shown} has not ended yet: see steadfs status {shown}"
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn describe(entry: &Entry) -> String {
+    format!("{} ({})", entry.fstype.to_string_lossy(), entry.source.to_string_lossy())
+}

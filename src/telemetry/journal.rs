@@ -1,0 +1,61 @@
+//! The events of a mount, in memory and in the log.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::supervisor::{Event, Watch};
+
+/// Events that are kept for `steadfs status --json`.
+const KEPT: usize = 200;
+
+/// See the module.
+#[derive(Default)]
+pub struct Journal {
+    events: Mutex<VecDeque<(SystemTime, Event)>>,
+    /// Told of each event.
+    pub changed: Notify,
+}
+
+impl Journal {
+    /// Follows a supervisor from now on, in a thread that ends with it.
+    pub fn follow(watch: &Watch) -> std::io::Result<Arc<Journal>> {
+        let journal = Arc::new(Journal::default());
+        let (written, events) = (Arc::clone(&journal), watch.subscribe());
+        std::thread::Builder::new().name("journal".into()).spawn(move || {
+            for (at, event) in events {
+                log(&event);
+                let mut kept = written.events.lock();
+                if kept.len() == KEPT {
+                    kept.pop_front();
+                }
+                let last = event == Event::Stopping;
+                kept.push_back((at, event));
+                drop(kept);
+                written.changed.notify_one();
+                if last {
+                    break;
+                }
+            }
+        })?;
+        Ok(journal)
+    }
+
+    /// The events, oldest first.
+    pub fn events(&self) -> Vec<(SystemTime, Event)> {
+        self.events.lock().iter().cloned().collect()
+    }
+}
+
+fn log(event: &Event) {
+    let fields = serde_json::to_string(event).unwrap_or_default();
+    match event {
+        Event::OutageBegan { .. } | Event::OutageOverdue { .. } | Event::StartFailed { .. } | Event::Notice { .. } => {
+            tracing::warn!(target: "steadfs::event", "{fields}");
+        }
+        _ => tracing::info!(target: "steadfs::event", "{fields}"),
+    }
+}

@@ -1,0 +1,211 @@
+//! All metrics, with their names, help and units, made from what is counted elsewhere at the moment of the scrape.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+
+use super::Observed;
+use crate::gate::stats::LATENCY_BOUNDS;
+use crate::gate::{Op, Outcome};
+
+/// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
+const STATES: [&str; 9] =
+    ["reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
+
+/// The exposition in Prometheus's text format.
+pub fn render(observed: &Observed) -> String {
+    let mut page = Page { overlay: observed.config.mountpoint.display().to_string(), families: Vec::new() };
+    supervisor(&mut page, observed);
+    calls(&mut page, observed);
+    rest(&mut page, observed);
+    let mut text = Vec::new();
+    if let Err(error) = TextEncoder::new().encode(&page.families, &mut text) {
+        tracing::error!(%error, "metrics cannot be encoded");
+    }
+    String::from_utf8(text).unwrap_or_default()
+}
+
+struct Page {
+    overlay: String,
+    families: Vec<MetricFamily>,
+}
+
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+impl Page {
+    fn family(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
+        let mut family = MetricFamily::default();
+        family.set_name(name.into());
+        family.set_help(help.into());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        // A family without a sample is not allowed in the format.
+        if !family.get_metric().is_empty() {
+            self.families.push(family);
+        }
+    }
+
+    fn labelled(&self, labels: Labels<'_>) -> Metric {
+        let pair = |(name, value): (&str, &str)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.into());
+            pair.set_value(value.into());
+            pair
+        };
+        let overlay = std::iter::once(("overlay", self.overlay.as_str()));
+        Metric::from_label(overlay.chain(labels.iter().copied()).map(pair).collect())
+    }
+
+    fn gauge_of(&self, labels: Labels<'_>, value: f64) -> Metric {
+        let mut metric = self.labelled(labels);
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+        metric
+    }
+
+    fn counter_of(&self, labels: Labels<'_>, value: f64) -> Metric {
+        let mut metric = self.labelled(labels);
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+        metric
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        let metric = self.gauge_of(&[], value);
+        self.family(name, help, MetricType::GAUGE, vec![metric]);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: f64) {
+        let metric = self.counter_of(&[], value);
+        self.family(name, help, MetricType::COUNTER, vec![metric]);
+    }
+}
+
+fn epoch(at: Option<SystemTime>) -> f64 {
+    at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
+}
+
+fn supervisor(page: &mut Page, observed: &Observed) {
+    let snapshot = observed.watch.snapshot();
+    let up = matches!(snapshot.state, "live" | "suspect");
+    page.gauge("steadfs_up", "1 while calls succeed, 0 in an outage.", f64::from(u8::from(up)));
+    let states = STATES
+        .iter()
+        .map(|state| page.gauge_of(&[("state", state)], f64::from(u8::from(*state == snapshot.state))))
+        .collect();
+    page.family("steadfs_state", "1 for the state that the supervisor is in.", MetricType::GAUGE, states);
+    page.gauge("steadfs_generation", "Number of the newest generation of the backing.", snapshot.generation as f64);
+    page.counter("steadfs_outages_total", "Outages that began.", snapshot.outages as f64);
+    let present = snapshot.outage_since.and_then(|at| at.elapsed().ok()).unwrap_or_default();
+    let seconds = (snapshot.outage_total + present).as_secs_f64();
+    page.counter("steadfs_outage_seconds_total", "Time in outages, the present one included.", seconds);
+    let since = epoch(snapshot.outage_since);
+    page.gauge(
+        "steadfs_outage_start_timestamp_seconds",
+        "First evidence of the present outage; 0 if there is none.",
+        since,
+    );
+    let repairs = snapshot
+        .repairs
+        .iter()
+        .map(|((reason, result), count)| page.counter_of(&[("reason", reason), ("result", result)], *count as f64))
+        .collect();
+    page.family(
+        "steadfs_repairs_total",
+        "Ends of repairs, by what the outage began with.",
+        MetricType::COUNTER,
+        repairs,
+    );
+    page.counter("steadfs_probes_total", "Probes sent to the server.", snapshot.probes as f64);
+    page.counter("steadfs_probe_failures_total", "Probes that failed or were late.", snapshot.probes_failed as f64);
+    let at = epoch(snapshot.probe_ok_at);
+    page.gauge("steadfs_last_probe_timestamp_seconds", "When the last probe was answered; 0 if none was.", at);
+    let took = snapshot.probe_took.unwrap_or_default().as_secs_f64();
+    page.gauge("steadfs_last_probe_duration_seconds", "How long the last answered probe took.", took);
+}
+
+fn calls(page: &mut Page, observed: &Observed) {
+    let (stats, load) = (observed.gate.stats(), observed.gate.load());
+    let mut results = Vec::new();
+    let mut latencies = Vec::new();
+    for op in Op::ALL {
+        for outcome in Outcome::ALL {
+            let labels = [("operation", op.name()), ("result", outcome.name())];
+            results.push(page.counter_of(&labels, stats.result(op, outcome) as f64));
+        }
+        let (counts, mut total) = (stats.latency(op).counts(), 0);
+        let buckets = counts.iter().zip(LATENCY_BOUNDS.into_iter().chain([f64::INFINITY])).map(|(count, bound)| {
+            total += count;
+            let mut bucket = Bucket::default();
+            bucket.set_cumulative_count(total);
+            bucket.set_upper_bound(bound);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(total);
+        histogram.set_sample_sum(stats.latency(op).sum_seconds());
+        let mut metric = page.labelled(&[("operation", op.name())]);
+        metric.set_histogram(histogram);
+        latencies.push(metric);
+    }
+    page.family("steadfs_calls_total", "FUSE calls answered.", MetricType::COUNTER, results);
+    let help = "Time from the arrival of a FUSE call to its answer.";
+    page.family("steadfs_call_duration_seconds", help, MetricType::HISTOGRAM, latencies);
+    page.gauge("steadfs_calls_waiting", "Calls that have not been answered.", load.waiting as f64);
+    let late = stats.total(Outcome::Deadline) + stats.total(Outcome::Outage);
+    page.counter(
+        "steadfs_deadline_hits_total",
+        "Calls answered by a deadline or an outage in place of the backing.",
+        late as f64,
+    );
+    let retries = stats.retries.load(Relaxed);
+    page.counter("steadfs_call_retries_total", "Calls that were run again in a later generation.", retries as f64);
+    page.gauge("steadfs_threads", "Threads that call into the backing.", load.threads as f64);
+    page.gauge("steadfs_threads_stuck", "Those that are inside with nobody waiting for them.", load.stuck as f64);
+    page.counter("steadfs_read_bytes_total", "Bytes read from the backing.", stats.bytes_read.load(Relaxed) as f64);
+    page.counter(
+        "steadfs_written_bytes_total",
+        "Bytes written to the backing.",
+        stats.bytes_written.load(Relaxed) as f64,
+    );
+    page.gauge("steadfs_in_flight_bytes", "Bytes handed to the backing and not answered.", load.bytes_in_flight as f64);
+    page.gauge("steadfs_window_bytes", "Most bytes that may be in flight at present.", load.window as f64);
+}
+
+fn rest(page: &mut Page, observed: &Observed) {
+    let counts = (observed.counts)();
+    page.gauge("steadfs_open_files", "Open files.", counts.open_files as f64);
+    page.gauge("steadfs_open_directories", "Open directories.", counts.open_dirs as f64);
+    page.gauge("steadfs_cached_inodes", "Inodes that the kernel holds.", counts.nodes as f64);
+    let worker = observed.worker.report();
+    let paused = f64::from(u8::from(worker.paused_since.is_some()));
+    page.gauge("steadfs_worker_paused", "1 while the worker has been told to pause.", paused);
+    let hooks = worker
+        .hooks
+        .iter()
+        .map(|run| page.counter_of(&[("hook", &run.hook), ("result", &run.result)], run.count as f64))
+        .collect();
+    page.family("steadfs_hook_runs_total", "Runs of hooks.", MetricType::COUNTER, hooks);
+    let info = page.gauge_of(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    page.family("steadfs_build_info", "The version that runs.", MetricType::GAUGE, vec![info]);
+    page.gauge("steadfs_start_timestamp_seconds", "When the daemon started.", epoch(Some(observed.started)));
+    let now = epoch(Some(SystemTime::now()));
+    page.gauge(
+        "steadfs_metrics_timestamp_seconds",
+        "When these figures were made; an old one means a dead watcher.",
+        now,
+    );
+    page.gauge("steadfs_resident_memory_bytes", "Resident memory of the daemon (proc_pid_statm(5)).", resident_bytes());
+}
+
+fn resident_bytes() -> f64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);
+    pages * size as f64
+}

@@ -1,0 +1,189 @@
+//! What `steadfs status` says, as data. The JSON's fields only ever grow; `version` changes if one must go.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::Observed;
+use super::journal::Journal;
+use crate::gate::Outcome;
+
+/// Version of the JSON.
+pub const VERSION: u32 = 1;
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The hot path.
+    pub mountpoint: String,
+    /// Where its files really are.
+    pub source: String,
+    /// The daemon.
+    pub pid: u32,
+    /// Its age.
+    pub uptime_secs: f64,
+    /// As in [`crate::supervisor::Snapshot::state`].
+    pub state: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The same as a duration.
+    pub for_secs: f64,
+    /// Why it is in that state; absent when live.
+    pub why: Option<String>,
+    /// What it does next.
+    pub next: String,
+    /// When, if a time is set, RFC 3339.
+    pub next_at: Option<String>,
+    /// The newest generation.
+    pub generation: u64,
+    /// The present outage.
+    pub outage: Option<Outage>,
+    /// Outages that began.
+    pub outages_total: u64,
+    /// Time in outages, the present one included.
+    pub outage_secs_total: f64,
+    /// Repairs.
+    pub repairs: Vec<Repairs>,
+    /// The last probe that was answered.
+    pub last_probe: Option<Probe>,
+    /// Probes sent, and those that failed or were late.
+    pub probes: (u64, u64),
+    /// Calls.
+    pub calls: Calls,
+    /// Threads of the pool.
+    pub threads: usize,
+    /// Those that are stuck in the backing.
+    pub threads_stuck: usize,
+    /// Bytes handed to the backing and not answered.
+    pub bytes_in_flight: u64,
+    /// Most that may be so.
+    pub window_bytes: u64,
+    /// Open files.
+    pub open_files: usize,
+    /// Open directories.
+    pub open_dirs: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// The worker.
+    pub worker: crate::worker::Report,
+    /// The latest events, oldest first.
+    pub events: Vec<serde_json::Value>,
+}
+
+/// An outage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outage {
+    /// First evidence, RFC 3339.
+    pub since: String,
+    /// Its age.
+    pub secs: f64,
+}
+
+/// Repairs by reason and result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repairs {
+    /// What the outage began with.
+    pub reason: String,
+    /// `ok` or `failed`.
+    pub result: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// A probe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// When it was answered, RFC 3339.
+    pub at: String,
+    /// How long it took.
+    pub took_secs: f64,
+}
+
+/// Calls by result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calls {
+    /// Not answered yet.
+    pub waiting: usize,
+    /// Done.
+    pub ok: u64,
+    /// The backing said no.
+    pub error: u64,
+    /// Late.
+    pub deadline: u64,
+    /// Failed because of an outage.
+    pub outage: u64,
+    /// Run again in a later generation.
+    pub retried: u64,
+}
+
+fn rfc3339(at: SystemTime) -> String {
+    humantime::format_rfc3339_millis(at).to_string()
+}
+
+fn age(at: SystemTime) -> Duration {
+    SystemTime::now().duration_since(at).unwrap_or_default()
+}
+
+impl Status {
+    /// Looks. Takes no lock that is ever held across a call into the backing.
+    pub fn of(observed: &Observed, journal: &Journal) -> Status {
+        let snapshot = observed.watch.snapshot();
+        let (load, stats, counts) = (observed.gate.load(), observed.gate.stats(), (observed.counts)());
+        let present = snapshot.outage_since.map(age).unwrap_or_default();
+        let events = journal.events().into_iter().filter_map(|(at, event)| {
+            let mut value = serde_json::to_value(event).ok()?;
+            value.as_object_mut()?.insert("at".into(), rfc3339(at).into());
+            Some(value)
+        });
+        Status {
+            version: VERSION,
+            mountpoint: observed.config.mountpoint.display().to_string(),
+            source: observed.config.source.label(),
+            pid: std::process::id(),
+            uptime_secs: age(observed.started).as_secs_f64(),
+            state: snapshot.state.into(),
+            since: rfc3339(snapshot.since),
+            for_secs: age(snapshot.since).as_secs_f64(),
+            why: snapshot.why,
+            next: snapshot.next,
+            next_at: snapshot.next_at.map(rfc3339),
+            generation: snapshot.generation,
+            outage: snapshot.outage_since.map(|at| Outage { since: rfc3339(at), secs: age(at).as_secs_f64() }),
+            outages_total: snapshot.outages,
+            outage_secs_total: (snapshot.outage_total + present).as_secs_f64(),
+            repairs: snapshot
+                .repairs
+                .into_iter()
+                .map(|((reason, result), count)| Repairs { reason, result, count })
+                .collect(),
+            last_probe: snapshot
+                .probe_ok_at
+                .map(|at| Probe { at: rfc3339(at), took_secs: snapshot.probe_took.unwrap_or_default().as_secs_f64() }),
+            probes: (snapshot.probes, snapshot.probes_failed),
+            calls: Calls {
+                waiting: load.waiting,
+                ok: stats.total(Outcome::Ok),
+                error: stats.total(Outcome::Error),
+                deadline: stats.total(Outcome::Deadline),
+                outage: stats.total(Outcome::Outage),
+                retried: stats.retries.load(std::sync::atomic::Ordering::Relaxed),
+            },
+            threads: load.threads,
+            threads_stuck: load.stuck,
+            bytes_in_flight: load.bytes_in_flight,
+            window_bytes: load.window,
+            open_files: counts.open_files,
+            open_dirs: counts.open_dirs,
+            nodes: counts.nodes,
+            worker: observed.worker.report(),
+            events: events.collect(),
+        }
+    }
+
+    /// True while calls succeed.
+    pub fn is_up(&self) -> bool {
+        matches!(self.state.as_str(), "live" | "suspect")
+    }
+}
