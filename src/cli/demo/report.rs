@@ -163,9 +163,16 @@ pub fn telling_lines(metrics: &str) -> Vec<String> {
     metrics
         .lines()
         .filter(|line| !line.starts_with('#') && TELLING.iter().any(|word| line.contains(word)))
-        .filter(|line| !value_is_zero(line) && !line.contains("_bucket"))
-        .map(str::to_string)
+        .filter(|line| !value_is_zero(line) && !line.contains("_bucket") && !line.contains("operation="))
+        .map(without_overlay)
         .collect()
+}
+
+/// There is only one overlay in the demo; its name makes the lines too wide.
+fn without_overlay(line: &str) -> String {
+    let Some((before, rest)) = line.split_once("overlay=\"") else { return line.to_string() };
+    let Some((_, after)) = rest.split_once('"') else { return line.to_string() };
+    format!("{before}{}", after.trim_start_matches(',')).replace("{}", "")
 }
 
 #[cfg(test)]
@@ -227,5 +234,7 @@ mod tests {
         let text =
             "# HELP steadfs_outages_total x\nsteadfs_outages_total 4\nsteadfs_stuck_threads 0\nsteadfs_other 5\n";
         assert_eq!(telling_lines(text), ["steadfs_outages_total 4"]);
+        let text = "steadfs_state{overlay=\"/x\",state=\"live\"} 1\nsteadfs_generation{overlay=\"/x\"} 2\n";
+        assert_eq!(telling_lines(text), ["steadfs_state{state=\"live\"} 1", "steadfs_generation 2"]);
     }
 }

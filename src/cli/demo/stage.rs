@@ -110,7 +110,8 @@ impl Stage {
             }
             sleep(Duration::from_millis(20));
         }
-        Err(format!("the mount did not become live: {}", self.last_words()))
+        let why = Some(self.question().ask().why).filter(|why| !why.is_empty());
+        Err(format!("the mount did not become live: {}", why.unwrap_or_else(|| self.last_words())))
     }
 
     /// A path on the stage.

@@ -50,6 +50,7 @@ pub struct Poller {
 
 struct Seen {
     status: Status,
+    answered: bool,
     at: Instant,
     slowest: Duration,
 }
@@ -59,7 +60,7 @@ impl Poller {
     pub fn begin(question: &Question) -> io::Result<Poller> {
         let pause = PAUSE.as_secs_f64();
         let mut shell = Command::new("sh")
-            .args(["-c", &format!("while :; do \"$@\" || echo null; sleep {pause}; done"), "sh"])
+            .args(["-c", &format!("while :; do \"$@\"; echo null; sleep {pause}; done"), "sh"])
             .arg(&question.exe)
             .args(["status", "--json"])
             .arg(&question.hot)
@@ -70,7 +71,8 @@ impl Poller {
             // Ctrl-C is for the demo; the shell is ended by it.
             .process_group(0)
             .spawn()?;
-        let seen = Seen { status: Status::silent(), at: Instant::now(), slowest: Duration::ZERO };
+        let (status, slowest) = (Status::silent(), Duration::ZERO);
+        let seen = Seen { status, answered: false, at: Instant::now(), slowest };
         let seen = Arc::new(Mutex::new(seen));
         let shared = seen.clone();
         let answers = shell.stdout.take();
@@ -79,7 +81,12 @@ impl Poller {
             for answer in serde_json::Deserializer::from_reader(BufReader::new(answers)).into_iter::<Value>() {
                 let Ok(answer) = answer else { return };
                 let mut seen = shared.lock();
+                // The command's exit code tells of an outage too; only a null without an answer before it is silence.
+                if answer.is_null() && std::mem::take(&mut seen.answered) {
+                    continue;
+                }
                 seen.slowest = seen.slowest.max(seen.at.elapsed().saturating_sub(PAUSE));
+                seen.answered = !answer.is_null();
                 seen.status = Status::read(&answer).unwrap_or_else(Status::silent);
                 seen.at = Instant::now();
             }
@@ -166,7 +173,7 @@ mod tests {
     fn the_poller_follows_the_answers_and_ends_its_shell() {
         let dir = tempfile::tempdir().unwrap();
         let (exe, answer) = (dir.path().join("exe"), dir.path().join("answer"));
-        std::fs::write(&exe, format!("#!/bin/sh\nexec cat '{}'\n", answer.display())).unwrap();
+        std::fs::write(&exe, format!("#!/bin/sh\ncat '{}'\nexit 3\n", answer.display())).unwrap();
         std::fs::set_permissions(&exe, std::fs::Permissions::from_mode(0o700)).unwrap();
         let question = Question { exe, run: dir.path().into(), hot: dir.path().into() };
         let poller = Poller::begin(&question).unwrap();
