@@ -77,7 +77,7 @@ impl Arguments {
                 _ => {}
             }
         }
-        arguments.extend(["--".into(), self.host().into()]);
+        arguments.extend(["--".into(), self.host()]);
         arguments
     }
 
