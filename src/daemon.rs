@@ -23,6 +23,8 @@ use crate::worker::Worker;
 
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// Time between two looks whether the overlay is still mounted.
+const LOOK: Duration = Duration::from_millis(500);
 /// Time between two events that belong together.
 const SAME_BREATH: Duration = Duration::from_millis(200);
 /// How long descriptors may take to be reopened before the gate opens; the rest is reopened when it is used.
@@ -224,13 +226,20 @@ impl Core {
 
     /// Serves until nothing is mounted any more.
     fn serve(&self, mount: &Mount) {
-        let every = notify::watchdog_interval().unwrap_or(Duration::from_secs(3600));
+        let every = notify::watchdog_interval().unwrap_or(LOOK).min(LOOK);
+        let mut gone_since = None;
         loop {
+            if mount.is_mounted() {
+                gone_since = None;
+            } else if self.is_abandoned(*gone_since.get_or_insert_with(Instant::now)) {
+                tracing::info!("unmounted here; another mount namespace has a copy, which ends now");
+                return;
+            }
             for (_, event) in self.events.try_iter() {
                 tracing::debug!(?event);
                 notify::status(&self.watch.snapshot());
             }
-            match self.inbox.recv_timeout(every.min(Duration::from_secs(1))) {
+            match self.inbox.recv_timeout(every) {
                 Ok(Wakeup::Unmounted(Ok(()))) => return,
                 Ok(Wakeup::Unmounted(Err(error))) => {
                     tracing::error!(%error, "the FUSE session failed");
@@ -244,6 +253,14 @@ impl Core {
                 Err(_) => return,
             }
         }
+    }
+
+    /// True when the overlay has been unmounted here for a moment and nobody has anything open. The kernel does not end
+    /// the session as long as a copy of the mount exists in another namespace, and every process that made its own
+    /// namespace while the overlay was mounted has one.
+    fn is_abandoned(&self, gone_since: Instant) -> bool {
+        let counts = self.overlay.counts();
+        gone_since.elapsed() >= LOOK && counts.open_files == 0 && counts.open_dirs == 0
     }
 
     /// Unmounts; users that are still there lose the mount, but never a write that was acknowledged.

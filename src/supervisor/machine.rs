@@ -32,7 +32,7 @@ use crate::config::RepairPolicy;
 use crate::gate::Inside;
 
 /// Time between two looks whether the server can be reached; a healed link is noticed that late at most.
-const REACH_INTERVAL: Duration = Duration::from_millis(700);
+const REACH_INTERVAL: Duration = Duration::from_millis(500);
 /// Time between two looks at a suspect.
 const SUSPECT_TICK: Duration = Duration::from_millis(100);
 

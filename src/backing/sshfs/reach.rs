@@ -1,9 +1,10 @@
 //! A look at the server that costs it nothing but a TCP handshake: no login, no second ssh connection.
 
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where ssh would connect to, when that is a plain TCP connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,16 +41,37 @@ impl Server {
             // A slow resolver says nothing of the server; ssh has more patience.
             Err(_) => return Ok(()),
         };
-        let share = limit / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-        let mut words = format!("{name}: no address");
-        for address in addresses {
-            match TcpStream::connect_timeout(&address, share) {
-                Ok(_) => return Ok(()),
-                Err(error) => words = format!("{name}: {error}"),
-            }
+        if addresses.is_empty() {
+            return Err(format!("{name}: no address"));
         }
-        Err(words)
+        connect_any(&addresses, limit).map_err(|error| format!("{name}: {error}"))
     }
+}
+
+/// Connects to whichever address answers first. Each is tried twice, half a limit apart: a lost SYN is only sent again by
+/// the kernel after a second (RFC 6298), and a link that has just been healed should not wait for that.
+fn connect_any(addresses: &[SocketAddr], limit: Duration) -> io::Result<()> {
+    let (sender, receiver) = channel();
+    for delay in [Duration::ZERO, limit / 2] {
+        for &address in addresses {
+            let sender = sender.clone();
+            let connect = move || {
+                std::thread::sleep(delay);
+                _ = sender.send(TcpStream::connect_timeout(&address, limit).map(drop));
+            };
+            std::thread::Builder::new().name("connect".into()).spawn(connect)?;
+        }
+    }
+    let until = Instant::now() + limit;
+    let mut failure = io::Error::from(io::ErrorKind::TimedOut);
+    for _ in addresses {
+        match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => failure = error,
+            Err(_) => break,
+        }
+    }
+    Err(failure)
 }
 
 fn parse(config: &str) -> Option<Server> {

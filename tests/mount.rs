@@ -1,0 +1,253 @@
+//! `steadfs mount` as users meet it: at the prompt, without a server, with the wrong key, and at the end.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, mount_of, run, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).trim().to_owned()
+}
+
+/// A pid from `status`; the daemon of a background mount is nobody's child.
+fn daemon(lab: &Lab) -> i32 {
+    i32::try_from(lab.status()["pid"].as_u64().expect("a daemon")).unwrap()
+}
+
+fn assert_gone(lab: &Lab, pid: i32) {
+    wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(mount_of(&lab.hot), None);
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(lab.path("").to_str().unwrap()), "{mounts}");
+    assert_eq!(std::fs::read_dir(lab.path("run")).unwrap().count(), 0);
+}
+
+fn mount_in_background(lab: &Lab, options: &str) {
+    let output = lab.mount_command("", options).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn back_at_the_prompt_when_the_overlay_answers_and_ended_by_each_kind_of_unmount() {
+    let lab = Lab::unmounted();
+    let hot = lab.hot.to_str().unwrap().to_owned();
+    std::fs::write(lab.store.join("file"), "content").unwrap();
+    for way in ["umount", "fusermount3", "steadfs", "SIGTERM", "busy SIGTERM"] {
+        mount_in_background(&lab, "");
+        assert_eq!(std::fs::read_to_string(lab.hot.join("file")).unwrap(), "content", "{way}");
+        let pid = daemon(&lab);
+        let held =
+            (way == "busy SIGTERM").then(|| Command::new("sleep").arg("1000").current_dir(&lab.hot).spawn().unwrap());
+        match way {
+            "umount" => assert!(run("umount", &[&hot]).status.success()),
+            "fusermount3" => assert!(run("fusermount3", &["-u", &hot]).status.success()),
+            "steadfs" => assert!(lab.steadfs(&["umount", &hot]).status().unwrap().success()),
+            _ => kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap(),
+        }
+        assert_gone(&lab, pid);
+        if let Some(mut held) = held {
+            held.kill().unwrap();
+            held.wait().unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_unmount_ends_everything_though_another_namespace_has_a_copy() {
+    let lab = Lab::unmounted();
+    mount_in_background(&lab, "");
+    let pid = daemon(&lab);
+    let mut copy = Command::new("unshare").args(["-m", "--propagation", "private", "sleep", "1000"]).spawn().unwrap();
+    wait("the namespace is there", || lab::command_name(copy.id().cast_signed()) == "sleep");
+    assert!(run("umount", &[lab.hot.to_str().unwrap()]).status.success());
+    assert_gone(&lab, pid);
+    copy.kill().unwrap();
+    copy.wait().unwrap();
+}
+
+#[test]
+fn a_mount_in_use_is_refused_and_one_already_there_too() {
+    let lab = Lab::unmounted();
+    let hot = lab.hot.to_str().unwrap().to_owned();
+    mount_in_background(&lab, "");
+    let pid = daemon(&lab);
+    let again = lab.mount_command("", "").output().unwrap();
+    assert_eq!(again.status.code(), Some(32), "{again:?}");
+    assert!(stderr(&again).contains("already"), "{again:?}");
+    let mut held = Command::new("sleep").arg("1000").current_dir(&lab.hot).spawn().unwrap();
+    let busy = lab.steadfs(&["umount", &hot]).output().unwrap();
+    assert_eq!(busy.status.code(), Some(32));
+    assert!(stderr(&busy).contains("busy"), "{busy:?}");
+    held.kill().unwrap();
+    held.wait().unwrap();
+    wait("it is free", || lab.steadfs(&["umount", &hot]).status().unwrap().success());
+    assert_gone(&lab, pid);
+}
+
+#[test]
+fn a_refused_key_and_an_unknown_host_are_named_with_exit_code_32() {
+    let lab = Lab::unmounted();
+    for (from, to, words) in [("client", "stranger", "Permission denied"), ("known", "unknown", "host key")] {
+        let mut command = lab.steadfs(&["mount"]);
+        command.args([&format!("root@{}:/", lab.net.server), lab.hot.to_str().unwrap()]);
+        let output = command.args(["-o", &format!("guard=no,{}", lab.sshd.options_with(from, to))]).output().unwrap();
+        assert_eq!(output.status.code(), Some(32), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains(words) && text.lines().count() == 1, "{text}");
+        assert_eq!((mount_of(&lab.hot), std::fs::read_dir(lab.path("run")).unwrap().count()), (None, 0));
+    }
+    let mut command = lab.steadfs(&["mount"]);
+    command.args([&format!("root@{}:/no/such/dir", lab.net.server), lab.hot.to_str().unwrap()]);
+    let output = command.args(["-o", &format!("guard=no,{}", lab.sshd.client_options())]).output().unwrap();
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert!(stderr(&output).contains("No such file or directory"), "{output:?}");
+}
+
+#[test]
+fn an_unreachable_server_is_waited_for_in_outage_unless_asked_not_to() {
+    let mut lab = Lab::unmounted();
+    lab.sshd.stop();
+    let output = lab.mount_command("", "soft_start=no").output().unwrap();
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert!(stderr(&output).contains("refused"), "{output:?}");
+    assert_eq!(mount_of(&lab.hot), None);
+    mount_in_background(&lab, "deadline=1s,sync_deadline=2s");
+    let pid = daemon(&lab);
+    for arguments in [["df"].as_slice(), &["ls", "-d"], &["findmnt"], &["mountpoint"]] {
+        let started = Instant::now();
+        let output = run(arguments[0], &[&arguments[1..], &[lab.hot.to_str().unwrap()]].concat());
+        assert!(output.status.success(), "{output:?}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{arguments:?}");
+    }
+    let missing = std::fs::read_dir(&lab.hot).err().expect("a missing backing is an error, never an empty directory");
+    assert_eq!(missing.raw_os_error(), Some(libc::ENOTCONN));
+    lab.sshd.begin();
+    lab.wait_state("live");
+    std::fs::write(lab.hot.join("file"), "x").unwrap();
+    run("umount", &[lab.hot.to_str().unwrap()]);
+    assert_gone(&lab, pid);
+}
+
+#[test]
+fn the_guard_keeps_the_directory_below_unwritable() {
+    let lab = Lab::unmounted();
+    let mut command = lab.steadfs(&["mount"]);
+    command.args([&format!("root@{}:{}", lab.net.server, lab.store.display()), lab.hot.to_str().unwrap()]);
+    let output = command.args(["-o", &lab.sshd.client_options()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    std::fs::write(lab.hot.join("through"), "x").unwrap();
+    let pid = daemon(&lab);
+    run("umount", &[lab.hot.to_str().unwrap()]);
+    let below = std::fs::write(lab.hot.join("too early"), "x");
+    // The directory must be removable whatever comes of the test.
+    run("chattr", &["-i", lab.hot.to_str().unwrap()]);
+    assert_gone(&lab, pid);
+    let refused = below.err().map(|error| error.kind());
+    assert_eq!(refused, Some(std::io::ErrorKind::PermissionDenied), "even for root");
+}
+
+#[test]
+fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
+    let mut lab = Lab::unmounted();
+    let (pause, trace) = (lab.path("pause"), lab.path("trace"));
+    let hook = |word: &str| format!("on_{word}=sh:echo {word} >> {}", trace.display());
+    let options = format!(
+        "deadline=1s,sync_deadline=1s,steady=500ms,pause_file={},{},{}",
+        pause.display(),
+        hook("outage"),
+        hook("recovery")
+    );
+    mount_in_background(&lab, &options);
+    lab.wait_state("live");
+    lab.sshd.stop();
+    wait("the pause file", || pause.exists());
+    let flag: serde_json::Value = serde_json::from_slice(&std::fs::read(&pause).unwrap()).unwrap();
+    assert_eq!(flag["overlay"], lab.hot.to_str().unwrap());
+    assert_eq!(flag["reason"], "process_exit");
+    assert!(lab.path("state").exists(), "it is written down for a successor");
+    lab.sshd.begin();
+    wait("the pause file is removed", || !pause.exists());
+    wait("the hooks have run", || std::fs::read_to_string(&trace).unwrap_or_default() == "outage\nrecovery\n");
+    let pid = daemon(&lab);
+    run("umount", &[lab.hot.to_str().unwrap()]);
+    assert_gone(&lab, pid);
+    assert!(!lab.path("state").exists());
+}
+
+fn http(path: &Path, target: &str) -> String {
+    let mut stream = UnixStream::connect(path).unwrap();
+    write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn metrics_and_health_are_served_and_written() {
+    let mut lab = Lab::unmounted();
+    let (socket, directory) = (lab.path("metrics.sock"), lab.path("textfile"));
+    std::fs::create_dir(&directory).unwrap();
+    mount_in_background(&lab, &format!("metrics=unix:{},textfile={}", socket.display(), directory.display()));
+    lab.wait_state("live");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    std::fs::write(lab.hot.join("file"), "twelve bytes").unwrap();
+    let page = http(&socket, "/metrics");
+    let (_, text) = page.split_once("\r\n\r\n").unwrap();
+    let overlay = lab.hot.display();
+    for line in [
+        format!("steadfs_up{{overlay=\"{overlay}\"}} 1"),
+        format!("steadfs_state{{overlay=\"{overlay}\",state=\"live\"}} 1"),
+        format!("steadfs_written_bytes_total{{overlay=\"{overlay}\"}} 12"),
+        format!("steadfs_calls_total{{overlay=\"{overlay}\",operation=\"create\",result=\"ok\"}} 1"),
+    ] {
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
+    check_exposition(text);
+    assert!(http(&socket, "/healthz").starts_with("HTTP/1.1 200"));
+    let textfile = || std::fs::read_dir(&directory).unwrap().flatten().next().map(|entry| entry.path());
+    wait("the textfile", || textfile().is_some_and(|path| path.extension().is_some_and(|end| end == "prom")));
+    lab.sshd.stop();
+    wait("the outage shows", || http(&socket, "/healthz").starts_with("HTTP/1.1 503"));
+    wait("in the textfile too", || {
+        std::fs::read_to_string(textfile().unwrap())
+            .is_ok_and(|text| text.contains(&format!("steadfs_up{{overlay=\"{overlay}\"}} 0")))
+    });
+    let pid = daemon(&lab);
+    run("umount", &[lab.hot.to_str().unwrap()]);
+    assert_gone(&lab, pid);
+    assert!(!socket.exists() && textfile().is_none());
+}
+
+/// The rules that `promtool check metrics` has: help for every family, counters end in `_total`, base units.
+fn check_exposition(text: &str) {
+    let mut families = std::collections::BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        assert!(families.insert(name), "{name} twice");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} has no help");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+        for unit in ["_milliseconds", "_ms", "_kib", "_mib", "_minutes"] {
+            assert!(!name.contains(unit), "{name} is not in base units");
+        }
+    }
+    assert!(families.len() > 25);
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let base = name.trim_end_matches("_bucket").trim_end_matches("_sum").trim_end_matches("_count");
+        assert!(families.contains(name) || families.contains(base), "{line}");
+    }
+    // promtool itself, where it is installed.
+    if let Ok(mut promtool) = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).spawn() {
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        assert!(promtool.wait().unwrap().success());
+    }
+}
