@@ -23,6 +23,8 @@ use crate::worker::Worker;
 
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// Time between two events that belong together.
+const SAME_BREATH: Duration = Duration::from_millis(200);
 /// How long descriptors may take to be reopened before the gate opens; the rest is reopened when it is used.
 const RESTORE: Duration = Duration::from_secs(5);
 /// How long calls that were submitted before an unmount may take.
@@ -150,7 +152,7 @@ impl Core {
 
     /// Waits for the first generation, or for the news that there will be none.
     fn first_answer(&self, soft: bool) -> Result<(), MountError> {
-        let until = Instant::now() + FIRST_ANSWER;
+        let mut until = Instant::now() + FIRST_ANSWER;
         loop {
             let event = if soft {
                 match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -169,7 +171,9 @@ impl Core {
                 Event::StartFailed { detail, .. } | Event::OutageBegan { detail, .. } if !soft => {
                     return Err(MountError::Mount(format!("{detail} (soft_start=no was given)")));
                 }
-                Event::StartFailed { .. } | Event::OutageBegan { .. } => return Ok(()),
+                Event::StartFailed { .. } => return Ok(()),
+                // If it began with a failed start, the next event says whether another one makes sense.
+                Event::OutageBegan { .. } => until = until.min(Instant::now() + SAME_BREATH),
                 _ => {}
             }
         }

@@ -114,8 +114,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::backing::fake::{Call, FakeBacking, Fault, What};
     use crate::backing::Backing;
+    use crate::backing::fake::{Call, FakeBacking, Fault, What};
 
     #[test]
     fn dropping_a_descriptor_whose_close_hangs_does_not_wait() {

@@ -1,6 +1,6 @@
 //! The overlay's place in the tree: mounting, finding and unmounting it, without fuser's help.
 //!
-//! The mount is known by its st_dev, not by its path: what lies at the path may be a stranger's by now. Only
+//! The mount is known by its st_dev, type and source, not by its path: what lies at the path may be a stranger's by now. Only
 //! `/proc/self/mountinfo` is asked, never the mount itself.
 
 mod guard;
@@ -9,6 +9,7 @@ mod helper;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -28,7 +29,11 @@ const READ_AHEAD_KIB: u32 = 1024;
 #[derive(Debug)]
 pub struct Mount {
     dev: (u32, u32),
+    fstype: String,
+    source: String,
     mountpoint: PathBuf,
+    /// It was seen to be mounted nowhere any more: whoever has its numbers now is somebody else.
+    gone: AtomicBool,
 }
 
 impl Mount {
@@ -47,7 +52,8 @@ impl Mount {
         let Some(dev) = dev else {
             return Err(MountError::System(format!("{} was unmounted again at once", mountpoint.display())));
         };
-        Ok((device, Mount { dev, mountpoint: mountpoint.to_owned() }))
+        let (source, mountpoint) = (source.to_owned(), mountpoint.to_owned());
+        Ok((device, Mount { dev, fstype: kind, source, mountpoint, gone: AtomicBool::new(false) }))
     }
 
     /// To be called once the kernel has begun the session (which resets it): raises the read-ahead, where that is allowed.
@@ -65,15 +71,23 @@ impl Mount {
 
     /// True while it is mounted in this mount namespace.
     pub fn is_mounted(&self) -> bool {
-        mountinfo::entries().is_ok_and(|entries| entries.iter().any(|entry| entry.dev == self.dev))
+        mountinfo::entries().is_ok_and(|entries| entries.iter().any(|entry| self.is(entry)))
+    }
+
+    /// The kernel gives a st_dev that has become free to the next filesystem, so type and source count too.
+    fn is(&self, entry: &mountinfo::Entry) -> bool {
+        entry.dev == self.dev && entry.fstype == *self.fstype && entry.source == *self.source
     }
 
     /// Where it is mounted and can be reached, last mounted first; the flag says that there are others, over which
     /// somebody else has mounted: unmounting these by path would unmount the stranger's.
     fn places(&self) -> io::Result<(Vec<PathBuf>, bool)> {
         let entries = mountinfo::entries()?;
-        let ours = entries.iter().rev().filter(|entry| entry.dev == self.dev);
-        let (reachable, covered): (Vec<_>, Vec<_>) = ours.partition(|entry| {
+        let ours: Vec<_> = entries.iter().rev().filter(|entry| self.is(entry)).collect();
+        if self.gone.fetch_or(ours.is_empty(), Relaxed) {
+            return Ok((Vec::new(), false));
+        }
+        let (reachable, covered): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| {
             mountinfo::covering_in(&entries, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
         });
         Ok((reachable.into_iter().map(|entry| entry.mountpoint.clone()).collect(), !covered.is_empty()))
@@ -96,9 +110,12 @@ impl Mount {
 
     /// Ends the FUSE connection: whoever still has the mount gets ENOTCONN from now on.
     pub fn abort(&self) {
-        // The name there is the whole device number; the major of such filesystems is 0.
-        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
-        for place in self.places().map(|(places, _)| places).unwrap_or_default() {
+        let (places, covered) = self.places().unwrap_or_default();
+        if !places.is_empty() || covered {
+            // The name there is the whole device number; the major of such filesystems is 0.
+            let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
+        }
+        for place in places {
             // EBUSY is the usual answer, and the connection is aborted all the same.
             let _ = umount2(place.as_path(), MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
         }

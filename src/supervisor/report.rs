@@ -29,6 +29,7 @@ pub enum Event {
     /// The gate closed.
     OutageBegan {
         /// First evidence.
+        #[serde(serialize_with = "rfc3339")]
         since: SystemTime,
         /// Stable word, as in `Evidence`, or `start` for the first start.
         reason: String,
@@ -38,6 +39,7 @@ pub enum Event {
     /// The outage is older than `deadline`: calls fail now and the worker is to be paused.
     OutageOverdue {
         /// First evidence.
+        #[serde(serialize_with = "rfc3339")]
         since: SystemTime,
         /// As in `OutageBegan`.
         reason: String,
@@ -72,6 +74,10 @@ pub enum Event {
     },
     /// steadfs is ending.
     Stopping,
+}
+
+fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*at))
 }
 
 /// The supervisor's state at one moment.

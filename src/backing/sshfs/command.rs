@@ -36,8 +36,6 @@ impl Arguments {
         }
         // Until there is a write log every write waits for the server's answer, so that none is lost in silence.
         options.push("sshfs_sync".into());
-        // Files that are unlinked while open get a name from steadfs; sshfs would leave `.fuse_hidden` files behind.
-        options.push("hard_remove".into());
         Arguments { target: target.to_owned(), options }
     }
 
@@ -79,7 +77,7 @@ impl Arguments {
                 _ => {}
             }
         }
-        arguments.extend(["--".into(), self.host().into()]);
+        arguments.extend(["--".into(), self.host()]);
         arguments
     }
 

@@ -34,7 +34,7 @@ pub fn protect(directory: &Path) {
             directory = %shown, %error,
             "the directory cannot be made immutable; it gets mode 0000 instead, which does not stop root"
         );
-        if let Err(error) = std::fs::set_permissions(directory, PermissionsExt::from_mode(0)) {
+        if let Err(error) = std::fs::set_permissions(directory, PermissionsExt::from_mode(0o000)) {
             tracing::warn!(directory = %shown, %error, "nor can its mode be changed");
         }
     }

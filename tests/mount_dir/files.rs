@@ -1,0 +1,216 @@
+//! Files: data, sizes, attributes, times, owners.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::stat::{UtimensatFlags, utimensat};
+use nix::sys::time::TimeSpec;
+
+use crate::rig::{LOCAL, Rig, SSHFS, errno};
+
+#[test]
+fn what_is_written_is_on_the_backing_and_can_be_read_again() {
+    let rig = Rig::new(LOCAL);
+    let data: Vec<u8> = (0..3_000_000_u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    std::fs::write(rig.hot("f"), &data).unwrap();
+    assert!(std::fs::read(rig.cold("f")).unwrap() == data);
+    assert!(std::fs::read(rig.hot("f")).unwrap() == data);
+    let file = File::open(rig.hot("f")).unwrap();
+    let mut part = vec![0; 70_000];
+    file.read_exact_at(&mut part, 1_234_567).unwrap();
+    assert!(part == data[1_234_567..1_304_567]);
+    assert_eq!(file.read_at(&mut part, 3_000_000).unwrap(), 0);
+    assert_eq!(file.metadata().unwrap().len(), 3_000_000);
+    assert!(rig.complaints.lock().is_empty());
+}
+
+#[test]
+fn appending_writers_do_not_overwrite_each_other() {
+    let rig = Rig::new(SSHFS);
+    let open = || OpenOptions::new().append(true).create(true).open(rig.hot("log")).unwrap();
+    let (mut one, mut two) = (open(), open());
+    for i in 0..50 {
+        writeln!(one, "one {i}").unwrap();
+        writeln!(two, "two {i}").unwrap();
+    }
+    let text = std::fs::read_to_string(rig.cold("log")).unwrap();
+    assert_eq!(text.lines().count(), 100);
+    assert_eq!(text.lines().nth(1), Some("two 0"));
+}
+
+#[test]
+fn sizes_change_by_truncate_ftruncate_and_o_trunc() {
+    let rig = Rig::new(LOCAL);
+    std::fs::write(rig.hot("f"), "0123456789").unwrap();
+    let file = OpenOptions::new().write(true).open(rig.hot("f")).unwrap();
+    file.set_len(4).unwrap();
+    assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "0123");
+    nix::unistd::truncate(&rig.hot("f"), 6).unwrap();
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"0123\0\0");
+    File::create(rig.hot("f")).unwrap().write_all(b"new").unwrap();
+    assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "new");
+    assert_eq!(std::fs::metadata(rig.hot("f")).unwrap().len(), 3);
+}
+
+#[test]
+fn exclusive_creation_and_modes_are_the_callers() {
+    let rig = Rig::new(LOCAL);
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o4640);
+    options.open(rig.hot("f")).unwrap();
+    assert_eq!(errno(options.open(rig.hot("f"))), Some(libc::EEXIST));
+    assert_eq!(std::fs::metadata(rig.cold("f")).unwrap().mode() & 0o7777, 0o4640);
+    std::fs::set_permissions(rig.hot("f"), PermissionsExt::from_mode(0o604)).unwrap();
+    assert_eq!(std::fs::metadata(rig.cold("f")).unwrap().mode() & 0o7777, 0o604);
+    std::os::unix::fs::chown(rig.hot("f"), Some(12), Some(34)).unwrap();
+    let cold = std::fs::metadata(rig.cold("f")).unwrap();
+    assert_eq!((cold.uid(), cold.gid()), (12, 34));
+    let hot = std::fs::metadata(rig.hot("f")).unwrap();
+    assert_eq!((hot.uid(), hot.gid(), hot.mode() & 0o7777), (12, 34, 0o604));
+}
+
+#[test]
+fn what_a_user_makes_is_the_users_and_permissions_hold() {
+    let rig = Rig::new(LOCAL);
+    for (name, mode) in [("open", 0o777), ("shut", 0o755), ("team", 0o2777)] {
+        std::fs::create_dir(rig.hot(name)).unwrap();
+        std::fs::set_permissions(rig.hot(name), PermissionsExt::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::chown(rig.hot("team"), None, Some(77)).unwrap();
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    let as_nobody = |script: &str| {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).current_dir(rig.mountpoint()).uid(65534).gid(65534);
+        command.output().expect("sh runs").status.success()
+    };
+    assert!(as_nobody("umask 027; : > open/f; mkdir open/d; ln -s x open/l; mkfifo open/p; : > team/f; mkdir team/d"));
+    for (name, mode, gid) in [
+        ("open/f", 0o640, 65534),
+        ("open/d", 0o750, 65534),
+        ("open/l", 0o777, 65534),
+        ("open/p", 0o640, 65534),
+        ("team/f", 0o640, 77),
+        ("team/d", 0o2750, 77),
+    ] {
+        let cold = std::fs::symlink_metadata(rig.cold(name)).unwrap();
+        assert_eq!((cold.uid(), cold.gid(), cold.mode() & 0o7777), (65534, gid, mode), "{name}");
+    }
+    assert!(!as_nobody(": > shut/f"));
+    std::fs::write(rig.hot("open/secret"), "s").unwrap();
+    std::fs::set_permissions(rig.hot("open/secret"), PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(!as_nobody("cat open/secret"));
+    assert!(!as_nobody(": > open/secret"));
+}
+
+#[test]
+fn a_file_that_appeared_behind_the_kernels_back_is_opened_with_its_permissions_checked() {
+    let rig = Rig::with(LOCAL, crate::rig::PATIENCE, |config| config.entry_timeout = Duration::from_secs(60));
+    std::fs::set_permissions(rig.cold(""), PermissionsExt::from_mode(0o777)).unwrap();
+    assert!(!rig.hot("f").exists());
+    std::fs::write(rig.cold("f"), "theirs").unwrap();
+    std::fs::set_permissions(rig.cold("f"), PermissionsExt::from_mode(0o600)).unwrap();
+    let script = "exec 3<>f";
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .current_dir(rig.mountpoint())
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .expect("sh runs");
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("ermission denied"), "{output:?}");
+    assert_eq!(OpenOptions::new().create(true).append(true).open(rig.hot("f")).unwrap().metadata().unwrap().len(), 6);
+    assert!(rig.complaints.lock().is_empty());
+}
+
+#[test]
+fn times_are_set_now_or_not_at_all() {
+    let rig = Rig::new(LOCAL);
+    std::fs::write(rig.hot("f"), "x").unwrap();
+    let (atime, mtime) = (TimeSpec::new(1_000_000_000, 5), TimeSpec::new(1_100_000_000, 123_456_789));
+    let set = |atime: &TimeSpec, mtime: &TimeSpec| {
+        utimensat(nix::fcntl::AT_FDCWD, &rig.hot("f"), atime, mtime, UtimensatFlags::NoFollowSymlink).unwrap();
+        let cold = std::fs::metadata(rig.cold("f")).unwrap();
+        assert_eq!(cold.mtime(), std::fs::metadata(rig.hot("f")).unwrap().mtime());
+        ((cold.atime(), cold.atime_nsec()), (cold.mtime(), cold.mtime_nsec()))
+    };
+    assert_eq!(set(&atime, &mtime), ((1_000_000_000, 5), (1_100_000_000, 123_456_789)));
+    let before = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+    let (atime, mtime) = set(&TimeSpec::UTIME_OMIT, &TimeSpec::UTIME_NOW);
+    assert_eq!(atime, (1_000_000_000, 5));
+    assert!(mtime.0 >= before - 1);
+}
+
+#[test]
+fn an_unlinked_file_goes_on_for_those_who_have_it_open() {
+    let rig = Rig::new(LOCAL);
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(rig.hot("f")).unwrap();
+    file.write_all(b"one").unwrap();
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    assert!(rig.cold_names("").is_empty());
+    file.write_all(b"two").unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 6);
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "onetwo");
+}
+
+#[test]
+fn holes_preallocation_and_copies_reach_the_backing() {
+    let rig = Rig::new(LOCAL);
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(rig.hot("f")).unwrap();
+    file.write_all_at(b"end", 1 << 20).unwrap();
+    let data = nix::unistd::lseek(&file, 0, nix::unistd::Whence::SeekData).unwrap();
+    let hole = nix::unistd::lseek(&file, 0, nix::unistd::Whence::SeekHole).unwrap();
+    assert_eq!((data, hole), (1 << 20, 0));
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, 3 << 20).unwrap();
+    assert_eq!(std::fs::metadata(rig.cold("f")).unwrap().len(), 3 << 20);
+    let copy = File::create(rig.hot("copy")).unwrap();
+    let (mut from, mut done) = (0, 0);
+    while done < 3 << 20 {
+        // SAFETY: both descriptors are open and the offset is a local.
+        let copied = unsafe {
+            libc::copy_file_range(file.as_raw_fd(), &mut from, copy.as_raw_fd(), std::ptr::null_mut(), 3 << 20, 0)
+        };
+        assert!(copied > 0, "{}", std::io::Error::last_os_error());
+        done += copied;
+    }
+    assert!(std::fs::read(rig.cold("copy")).unwrap() == std::fs::read(rig.cold("f")).unwrap());
+}
+
+#[test]
+fn fsync_reaches_the_backing_and_a_clean_close_does_not() {
+    use steadfs::backing::fake::Call;
+    let rig = Rig::new(LOCAL);
+    let mut file = File::create(rig.hot("f")).unwrap();
+    file.write_all(b"x").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(rig.control().calls(Call::Sync), 1);
+    drop(file);
+    assert_eq!(rig.control().calls(Call::Sync), 1, "nothing was written since");
+    std::fs::write(rig.hot("g"), "y").unwrap();
+    assert_eq!(rig.control().calls(Call::Sync), 2, "close commits what was written");
+    File::open(rig.mountpoint()).unwrap().sync_all().unwrap();
+    assert_eq!((rig.control().calls(Call::SyncDir), rig.control().calls(Call::ReadDir)), (1, 0));
+}
+
+#[test]
+fn a_full_store_says_so() {
+    use nix::errno::Errno;
+    use steadfs::backing::fake::{Call, Fault, What};
+    let rig = Rig::new(LOCAL);
+    let mut file = File::create(rig.hot("f")).unwrap();
+    // Without room the backing's EIO is ENOSPC; with room it stays what it is.
+    rig.control().inject(Fault::new(What::Errno(Errno::EIO)).on(&[Call::Write]).times(1));
+    assert_eq!(errno(file.write_all(b"x")), Some(libc::EIO));
+    rig.control().inject(Fault::new(What::Short(3)).on(&[Call::Write]));
+    file.write_all(b"in pieces").unwrap();
+    assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "in pieces");
+}

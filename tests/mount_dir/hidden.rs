@@ -1,0 +1,124 @@
+//! Files that lose their name while they are open, on a backing like sshfs.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use nix::errno::Errno;
+use steadfs::backing::fake::{Call, Fault, What};
+
+use crate::rig::{Rig, SSHFS, errno, names, until};
+
+fn open(rig: &Rig, name: &str) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
+}
+
+fn text(file: &File) -> String {
+    let mut buf = [0; 64];
+    let length = file.read_at(&mut buf, 0).expect("read");
+    String::from_utf8_lossy(&buf[..length]).into_owned()
+}
+
+#[test]
+fn an_unlinked_file_is_kept_under_a_name_that_nobody_sees_until_its_last_close() {
+    let rig = Rig::new(SSHFS);
+    let mut file = open(&rig, "f");
+    file.write_all(b"kept").unwrap();
+    file.sync_all().unwrap();
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    assert!(names(rig.mountpoint()).is_empty());
+    let cold = rig.cold_names("");
+    assert_eq!(cold.len(), 1);
+    assert_eq!(errno(std::fs::metadata(rig.hot(&cold[0]))), Some(libc::ENOENT));
+    assert_eq!(errno(std::fs::remove_file(rig.hot(&cold[0]))), Some(libc::ENOENT));
+    assert_eq!(errno(File::create(rig.hot(&cold[0]))), Some(libc::EPERM));
+    let ino = file.metadata().unwrap().ino();
+    rig.outage();
+    assert_eq!(rig.repair().reopened, 1);
+    assert_eq!((text(&file).as_str(), file.metadata().unwrap().ino()), ("kept", ino));
+    let second = file.try_clone().unwrap();
+    drop(file);
+    assert_eq!(rig.cold_names("").len(), 1);
+    drop(second);
+    until(|| rig.cold_names("").is_empty());
+    assert_eq!(rig.overlay.counts().open_files, 0);
+}
+
+#[test]
+fn a_new_file_under_the_old_name_is_another_one() {
+    let rig = Rig::new(SSHFS);
+    let old = open(&rig, "f");
+    old.write_all_at(b"old", 0).unwrap();
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    let new = open(&rig, "f");
+    new.write_all_at(b"new!", 0).unwrap();
+    assert_ne!(old.metadata().unwrap().ino(), new.metadata().unwrap().ino());
+    rig.outage();
+    rig.repair();
+    assert_eq!((text(&old).as_str(), text(&new).as_str()), ("old", "new!"));
+}
+
+#[test]
+fn a_file_that_is_renamed_over_goes_on_for_those_who_have_it_open() {
+    let rig = Rig::new(SSHFS);
+    let old = open(&rig, "state");
+    old.write_all_at(b"old", 0).unwrap();
+    std::fs::write(rig.hot("state.tmp"), "new!").unwrap();
+    std::fs::rename(rig.hot("state.tmp"), rig.hot("state")).unwrap();
+    assert_eq!(std::fs::read_to_string(rig.hot("state")).unwrap(), "new!");
+    old.write_all_at(b"still old", 0).unwrap();
+    rig.outage();
+    rig.repair();
+    assert_eq!(text(&old), "still old");
+    assert_eq!(std::fs::read_to_string(rig.hot("state")).unwrap(), "new!");
+    assert_eq!(names(rig.mountpoint()), ["state"]);
+    drop(old);
+    until(|| rig.cold_names("") == ["state"]);
+}
+
+#[test]
+fn a_directory_goes_although_files_in_it_are_open() {
+    let rig = Rig::new(SSHFS);
+    std::fs::create_dir_all(rig.hot("a/b")).unwrap();
+    let (one, two) = (open(&rig, "a/b/one"), open(&rig, "a/two"));
+    one.write_all_at(b"one", 0).unwrap();
+    std::fs::remove_dir_all(rig.hot("a")).unwrap();
+    assert!(!rig.cold("a").exists());
+    assert!(names(rig.mountpoint()).is_empty());
+    rig.outage();
+    assert_eq!(rig.repair().reopened, 2);
+    assert_eq!(text(&one), "one");
+    drop((one, two));
+    until(|| rig.cold_names("").is_empty());
+}
+
+#[test]
+fn a_directory_goes_although_a_crash_left_hidden_files_in_it() {
+    let rig = Rig::new(SSHFS);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::write(rig.cold("d/.steadfs-hidden-000000000000000000000001deadbeef"), "x").unwrap();
+    assert!(names(&rig.hot("d")).is_empty());
+    // sshfs says EPERM where it means ENOTEMPTY.
+    rig.control().inject(Fault::new(What::Errno(Errno::EPERM)).on(&[Call::Rmdir]).times(1));
+    std::fs::remove_dir(rig.hot("d")).unwrap();
+    assert!(rig.cold_names("").is_empty());
+    std::fs::create_dir(rig.hot("e")).unwrap();
+    std::fs::write(rig.hot("e/f"), "x").unwrap();
+    assert_eq!(errno(std::fs::remove_dir(rig.hot("e"))), Some(libc::ENOTEMPTY));
+    assert_eq!(names(&rig.hot("e")), ["f"]);
+}
+
+#[test]
+fn what_is_closed_in_an_outage_is_removed_after_it() {
+    let rig = Rig::with(SSHFS, std::time::Duration::from_millis(200), |_| {});
+    let file = open(&rig, "f");
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    rig.outage();
+    until(|| rig.gate.fails_fast());
+    drop(file);
+    until(|| rig.overlay.counts().open_files == 0);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert_eq!(rig.cold_names("").len(), 1);
+    rig.repair();
+    until(|| rig.cold_names("").is_empty());
+}
