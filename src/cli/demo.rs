@@ -85,7 +85,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
             Err(error) => complain(&format!("cannot write the report: {error}"), 1),
         },
         Ok(report) => {
-            screen.say(&report.text());
+            screen.say(&format!("\n{}", report.text()));
             ExitCode::from(u8::from(!report.kept))
         }
         Err(Stopped::Interrupted) => complain("interrupted; everything is cleaned up", INTERRUPTED),
