@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use crate::backing::{Backing, ExitSink, Generation, StartError, StatFs, Vitals};
+use crate::backing::{Backing, ExitSink, Generation, StatFs, Vitals};
 use crate::config::RepairPolicy;
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Complaint, Gate};
@@ -102,6 +102,7 @@ impl Supervisor {
             watch,
             present: None,
             words: String::new(),
+            reason: Reason::Start,
         };
         let thread = std::thread::Builder::new()
             .name("supervisor".into())
@@ -135,6 +136,8 @@ struct Runner {
     present: Option<Arc<dyn Generation>>,
     /// Words for the next piece of news, from whoever brought the input.
     words: String,
+    /// What the present outage began with.
+    reason: Reason,
 }
 
 impl Runner {
@@ -313,6 +316,7 @@ impl Runner {
             }
             News::Cleared { generation } => Event::Cleared { generation },
             News::OutageBegan { since, reason } => {
+                self.reason = reason;
                 self.watch.update(|snapshot| snapshot.outages += 1);
                 Event::OutageBegan { since: wall(since), reason: reason.name().into(), detail: words }
             }
@@ -320,8 +324,8 @@ impl Runner {
                 Event::OutageOverdue { since: wall(since), reason: reason.name().into() }
             }
             News::StartFailed { generation, error, retry_in } => {
-                self.count_repair("start", "failed");
-                let halted = matches!(error, StartError::Refused(_) | StartError::Local(_)) && retry_in.is_none();
+                self.count_repair(self.reason.name(), "failed");
+                let halted = retry_in.is_none();
                 let detail = error.to_string();
                 Event::StartFailed {
                     generation,

@@ -54,6 +54,19 @@ pub struct Bound {
     control: control::Listener,
     metrics: Option<http::Listener>,
     textfile: Option<PathBuf>,
+    files: Files,
+}
+
+/// Files that go when nobody serves them any more.
+struct Files(Vec<PathBuf>);
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for file in &self.0 {
+            // Gone already, if somebody cleaned up by hand or it was never made.
+            let _ = std::fs::remove_file(file);
+        }
+    }
 }
 
 /// Binds what the configuration asks for. The error names the option and the remedy.
@@ -66,27 +79,27 @@ pub fn bind(config: &MountConfig) -> Result<Bound, String> {
         }
         Ok(textfile::path(directory, &config.mountpoint))
     });
-    Ok(Bound {
-        textfile: textfile.transpose()?,
-        metrics: config.telemetry.listen.as_ref().map(http::bind).transpose()?,
-        control: control::bind(&rundir::control_socket(&config.mountpoint))?,
-    })
+    let textfile = textfile.transpose()?;
+    let control_path = rundir::control_socket(&config.mountpoint);
+    let control = control::bind(&control_path)?;
+    let mut files = Files(vec![control_path]);
+    let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
+    if let Some(MetricsListen::Unix(path)) = &config.telemetry.listen {
+        files.0.push(path.clone());
+    }
+    files.0.extend(textfile.clone());
+    Ok(Bound { control, metrics, textfile, files })
 }
 
 /// Everything that observes; ends, and removes its files, when dropped.
 pub struct Guard {
     runtime: Option<tokio::runtime::Runtime>,
-    files: Vec<PathBuf>,
+    _files: Files,
 }
 
 impl Bound {
     /// Serves until the guard is dropped.
     pub fn serve(self, observed: Observed) -> std::io::Result<Guard> {
-        let mut files = vec![rundir::control_socket(&observed.config.mountpoint)];
-        if let Some(MetricsListen::Unix(path)) = &observed.config.telemetry.listen {
-            files.push(path.clone());
-        }
-        files.extend(self.textfile.clone());
         let journal = Journal::follow(&observed.watch)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -100,18 +113,15 @@ impl Bound {
         if let Some(path) = self.textfile {
             runtime.spawn(textfile::keep(path, observed, journal));
         }
-        Ok(Guard { runtime: Some(runtime), files })
+        Ok(Guard { runtime: Some(runtime), _files: self.files })
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-        for file in &self.files {
-            // Gone already, as a rule, if somebody cleaned up by hand.
-            let _ = std::fs::remove_file(file);
+            // A write of the textfile that is under way must not come after its removal.
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         }
     }
 }

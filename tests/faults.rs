@@ -262,6 +262,27 @@ fn two_hundred_callers_of_a_frozen_sshfs_are_all_answered() {
     lab.umount();
 }
 
+/// A regression: the supervisor read /proc files of a process that was inside execve(2), which waited for the mount.
+#[test]
+fn callers_that_start_programs_do_not_stop_the_repair() {
+    let lab = Lab::new("");
+    lab.wait_state("live");
+    let forkers: Vec<_> = (0..4)
+        .map(|n| Agent::start("forker", &lab.hot.join(format!("dirty-{n}")), &lab.path(&format!("forker-{n}.json"))))
+        .collect();
+    wait("all are at work", || std::fs::read_dir(&lab.store).unwrap().count() == 4);
+    lab.signal("sshfs", Signal::SIGSTOP);
+    // The survey of processes that the link's watch makes comes every five seconds at the latest.
+    wait("the next generation", || lab.status()["generation"].as_u64() > Some(1));
+    lab.wait_state("live");
+    for forker in forkers {
+        let report = forker.finish();
+        assert!(report.longest(|name| name == "write") < CALL, "{}", report.longest(|_| true));
+        assert!(report.longest(|name| name == "spawn") < SYNC, "{}", report.longest(|_| true));
+    }
+    lab.umount();
+}
+
 #[test]
 fn a_slow_link_that_is_saturated_is_no_outage() {
     let lab = Lab::new("");

@@ -70,7 +70,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one of `writer`, `prober`, `crowd`, `bulk` on `target`, which it uses until told to stop.
+    /// Starts one of `writer`, `prober`, `crowd`, `bulk`, `forker` on `target`, which it uses until told to stop.
     pub fn start(kind: &str, target: &Path, report: &Path) -> Agent {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["agent_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
@@ -114,6 +114,7 @@ pub fn main() {
         "bulk" => bulk(&target, &stop),
         "prober" => prober(&target, &stop, Duration::from_millis(100)),
         "crowd" => crowd(&target, &stop),
+        "forker" => forker(&target, &stop),
         other => panic!("no such agent: {other}"),
     };
     std::fs::write(std::env::var_os("LAB_REPORT").unwrap(), serde_json::to_vec(&report).unwrap()).unwrap();
@@ -223,4 +224,15 @@ fn crowd(directory: &Path, stop: &AtomicBool) -> Report {
         }
     });
     report.into_inner().unwrap()
+}
+
+/// Runs programs while it holds files that it has written to: each child closes them in its execve(2), which flushes.
+fn forker(path: &Path, stop: &AtomicBool) -> Report {
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path).unwrap();
+    let mut report = Report::default();
+    while !stop.load(Ordering::SeqCst) {
+        timed(&mut report.calls, "write", || file.write_all_at(b"dirty", 0));
+        timed(&mut report.calls, "spawn", || Command::new("true").status());
+    }
+    report
 }

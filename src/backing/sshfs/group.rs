@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 use parking_lot::{Condvar, Mutex};
 
 /// Most lines of output kept; ssh's banners can be long.
@@ -133,26 +133,24 @@ impl Group {
         true
     }
 
-    /// The members' pids, read from /proc (proc_pid_stat(5), field 5).
+    /// The members' pids. /proc is only listed: to read another process's files there waits for its execve(2), which may
+    /// wait for the very mount that is being repaired, to close a file on it.
     pub fn members(&self) -> Vec<i32> {
         let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
         entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|&pid| stat_fields(pid).is_some_and(|(_, group)| group == self.leader.as_raw()))
+            .filter(|&pid| getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader))
             .collect()
     }
 }
 
-/// State letter and process group of a process; `None` if it has gone.
-pub fn stat_fields(pid: i32) -> Option<(char, i32)> {
+/// State letter of a process (proc_pid_stat(5)); `None` if it has gone.
+pub fn state_letter(pid: i32) -> Option<char> {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, so fields are counted from its end.
+    // The name in parentheses may hold anything, so the letter is looked for behind its end.
     let end = stat.iter().rposition(|&byte| byte == b')')?;
-    let rest = std::str::from_utf8(stat.get(end + 2..)?).ok()?;
-    let mut fields = rest.split(' ');
-    let letter = fields.next()?.chars().next()?;
-    Some((letter, fields.nth(1)?.parse().ok()?))
+    stat.get(end + 2).map(|&letter| letter.into())
 }
 
 #[cfg(test)]

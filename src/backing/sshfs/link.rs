@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::group::{Group, stat_fields};
+use super::group::{Group, state_letter};
 use super::tcp::{self, TcpCounters};
 use crate::backing::Vitals;
 
@@ -76,7 +76,7 @@ impl Link {
             state.connections = state.members.iter().flat_map(|&pid| tcp::connections(pid)).collect();
             state.surveyed_at = Some(now);
         }
-        let stopped = state.members.iter().any(|&pid| matches!(stat_fields(pid), Some(('T', _))));
+        let stopped = state.members.iter().any(|&pid| state_letter(pid) == Some('T'));
         let seen: Vec<TcpCounters> =
             state.connections.iter().filter_map(|&(local, remote)| tcp::counters(local, remote).ok()).collect();
         if seen.is_empty() {
