@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod data;
 pub mod directories;
+mod hidden;
 pub mod names;
 pub mod xattr;
 

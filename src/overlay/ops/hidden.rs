@@ -1,0 +1,107 @@
+//! Hidden names: files that lose their last name while they are open, on a backing whose descriptors do not survive that.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::backing::{OpResult, Tree};
+use crate::gate::Context;
+use crate::overlay::nodes::{Name, Stamp};
+use crate::overlay::{Overlay, is_hidden, settle};
+
+impl Overlay {
+    /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, those
+    /// that a crash left behind are removed. True if it did something.
+    pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> bool {
+        let Ok(entries) = tree.read_dir(path) else { return false };
+        if entries.is_empty() || !entries.iter().all(|entry| is_hidden(&entry.name)) {
+            return false;
+        }
+        let directory = self.nodes.node(parent, name);
+        entries.iter().all(|entry| {
+            let from = path.join(&entry.name);
+            match directory.filter(|directory| self.nodes.node(*directory, &entry.name).is_some()) {
+                Some(directory) => {
+                    let renaming = self.nodes.rename((directory, entry.name.clone()), (parent, entry.name.clone()));
+                    let moved = tree.rename(&from, &path.with_file_name(&entry.name), 0).is_ok();
+                    if moved {
+                        renaming.done(false);
+                    }
+                    moved
+                }
+                None => tree.unlink(&from).is_ok(),
+            }
+        })
+    }
+
+    /// Where a descriptor does not survive its file's last name: gives a file that is open a hidden name instead of
+    /// removing it. True if it did.
+    pub(super) fn hide_if_open(
+        &self,
+        context: &Context<'_>,
+        parent: u64,
+        name: &OsStr,
+        hidden: &OsStr,
+    ) -> OpResult<bool> {
+        let Some(node) = self.nodes.open_node(parent, name).filter(|_| !self.traits.keeps_unlinked) else {
+            return Ok(false);
+        };
+        self.on_name(context, parent, name, |tree, from| {
+            let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
+            let to = from.with_file_name(hidden);
+            settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to)?;
+            renaming.done(false);
+            Ok(())
+        })?;
+        // Closed for the last time while it was being hidden: nobody else will remove it.
+        if self.nodes.open_node(parent, hidden).is_none() {
+            self.remove_hidden(context, node)?;
+        }
+        Ok(true)
+    }
+
+    /// Path of the hidden name of a node; ENOENT if it has none.
+    pub(super) fn hidden_path(&self, node: u64) -> OpResult<(PathBuf, Stamp)> {
+        let (parent, name) = self.hidden_name_of(node).ok_or(Errno::ENOENT)?;
+        self.nodes.path_of(parent, &name)
+    }
+
+    fn hidden_name_of(&self, node: u64) -> Option<Name> {
+        self.nodes.names(node).into_iter().find(|(_, name)| is_hidden(name))
+    }
+
+    /// Removes a node's hidden name, if it has one, wherever it has been moved to by now.
+    pub(super) fn remove_hidden(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
+        let result = self.retried(context, &[node], || self.hidden_path(node), |tree, path| tree.unlink(path));
+        settle::removal(result, true)?;
+        if let Some((parent, name)) = self.hidden_name_of(node) {
+            self.nodes.removed(parent, &name);
+        }
+        Ok(())
+    }
+
+    /// A file that is open and about to be renamed over gets a second, hidden name first, so that the target name
+    /// exists at every moment. Returns its node.
+    pub(super) fn save_open_target(
+        &self,
+        tree: &dyn Tree,
+        in_doubt: bool,
+        to: &Name,
+        path: &Path,
+        aside: &Path,
+    ) -> OpResult<Option<u64>> {
+        let Some(node) = self.nodes.open_node(to.0, &to.1).filter(|_| !self.traits.keeps_unlinked) else {
+            return Ok(None);
+        };
+        match tree.link(path, aside) {
+            Ok(()) => Ok(Some(node)),
+            // The name is of this very call, so an earlier run made it.
+            Err(Errno::EEXIST) if in_doubt => Ok(Some(node)),
+            // Without hard links the descriptor lives until the next repair; better than no rename at all. The same if
+            // somebody else has removed the target.
+            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
