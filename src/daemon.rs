@@ -195,6 +195,7 @@ impl Core {
             let _ = mount.unmount(true);
             return Err(MountError::System("the kernel did not begin the FUSE session".into()));
         }
+        mount.raise_read_ahead();
         Ok(Arc::new(mount))
     }
 
@@ -267,8 +268,9 @@ impl Core {
     fn terminate(&self, mount: &Mount) {
         if let Err(error) = mount.unmount(false) {
             tracing::warn!(%error, "the overlay is in use; its users are cut off");
-            let _ = mount.unmount(true);
+            // The connection is found by its mount, so it is ended first.
             mount.abort();
+            let _ = mount.unmount(true);
         }
     }
 

@@ -406,7 +406,10 @@ impl Gate {
                 continue;
             }
             let running = state.running.values().find(|running| Arc::ptr_eq(&running.call, &call));
-            if let Some(running) = running.filter(|running| Some(running.generation) == state.live()) {
+            // A call with a shorter limit than the configured one (the root, statfs) is no evidence when it is late.
+            let counts =
+                |running: &&Running| Some(running.generation) == state.live() && call.limit >= self.policy.deadline;
+            if let Some(running) = running.filter(counts) {
                 complaints.push((running.generation, Complaint::Late(call.op)));
             }
             let outcome = if weather.outage_since.is_some() { Outcome::Outage } else { Outcome::Deadline };
