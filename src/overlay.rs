@@ -10,6 +10,7 @@ pub mod nodes;
 mod ops;
 mod restore;
 mod settle;
+mod unsynced;
 
 use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;

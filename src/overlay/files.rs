@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::closer::Descriptor;
 use super::nodes::Nodes;
+use super::unsynced::Unsynced;
 use crate::backing::{File, Generation, OpResult};
 
 /// What a call on a file that a repair did not find again fails with, inside; callers are told EIO. Any errno a backing
@@ -23,60 +24,6 @@ const OURS: i32 = libc::O_APPEND | libc::O_DIRECT | libc::O_NOFOLLOW;
 /// The flags for the first open of a handle.
 pub fn first_flags(flags: i32) -> i32 {
     flags & !OURS
-}
-
-/// Which writes of a handle are on the backing but not committed: as long as steadfs keeps no log of writes, those of a
-/// dead generation may be lost, and the next fsync or close has to say so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Unsynced {
-    /// Generation of the oldest uncommitted write.
-    since: Option<u64>,
-    writes: u64,
-}
-
-/// What an fsync in some generation can promise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Promise {
-    /// Nothing was written since the last one.
-    Nothing,
-    /// It has to reach the backing; the ticket is for [`Unsynced::synced`].
-    Sync(u64),
-    /// Writes of an earlier generation may be lost.
-    Lost,
-}
-
-impl Unsynced {
-    /// A write was acknowledged in that generation.
-    pub fn wrote(&mut self, generation: u64) {
-        self.since.get_or_insert(generation);
-        self.writes += 1;
-    }
-
-    /// An fsync begins in that generation.
-    pub fn begin(&self, generation: u64) -> Promise {
-        match self.since {
-            None => Promise::Nothing,
-            Some(since) if since == generation => Promise::Sync(self.writes),
-            Some(_) => Promise::Lost,
-        }
-    }
-
-    /// The fsync with that ticket succeeded; writes that came in meanwhile stay uncommitted.
-    pub fn synced(&mut self, ticket: u64) {
-        if self.writes == ticket {
-            self.since = None;
-        }
-    }
-
-    /// The loss has been reported.
-    pub fn reported(&mut self) {
-        self.since = None;
-    }
-
-    /// True if nothing is uncommitted.
-    pub fn is_clean(&self) -> bool {
-        self.since.is_none()
-    }
 }
 
 #[derive(Default)]
@@ -212,33 +159,4 @@ pub struct RestoreReport {
     pub failed: Vec<(PathBuf, Errno)>,
     /// Files that time was too short for; they are opened when they are used.
     pub left: usize,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writes_of_a_dead_generation_are_reported_once() {
-        let mut unsynced = Unsynced::default();
-        assert_eq!(unsynced.begin(1), Promise::Nothing);
-        unsynced.wrote(1);
-        unsynced.wrote(2);
-        assert_eq!(unsynced.begin(2), Promise::Lost);
-        unsynced.reported();
-        assert_eq!(unsynced.begin(2), Promise::Nothing);
-    }
-
-    #[test]
-    fn writes_during_an_fsync_stay_uncommitted() {
-        let mut unsynced = Unsynced::default();
-        unsynced.wrote(1);
-        let Promise::Sync(ticket) = unsynced.begin(1) else { panic!("an fsync is due") };
-        unsynced.wrote(1);
-        unsynced.synced(ticket);
-        assert!(!unsynced.is_clean());
-        let Promise::Sync(ticket) = unsynced.begin(1) else { panic!("an fsync is due") };
-        unsynced.synced(ticket);
-        assert!(unsynced.is_clean());
-    }
 }

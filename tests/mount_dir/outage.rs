@@ -62,18 +62,36 @@ fn a_repair_never_truncates_or_refuses_what_was_opened_so() {
 }
 
 #[test]
-fn writes_that_no_fsync_committed_before_an_outage_are_reported_once() {
+fn uncommitted_writes_are_found_again_and_committed() {
+    let rig = Rig::new(SSHFS);
+    let mut file = open(&rig, "f");
+    file.write_all(b"acknowledged").unwrap();
+    rig.outage();
+    rig.repair();
+    file.sync_all().unwrap();
+    file.write_all(b" and more").unwrap();
+    rig.outage();
+    rig.repair();
+    assert_eq!(nix::unistd::close(file), Ok(()));
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"acknowledged and more");
+}
+
+#[test]
+fn uncommitted_writes_that_are_lost_are_reported_once() {
     let rig = Rig::new(SSHFS);
     let mut file = open(&rig, "f");
     let bystander = open(&rig, "g");
-    file.write_all(b"maybe lost").unwrap();
+    file.write_all(b"lost").unwrap();
     rig.outage();
+    // As a server that crashed before its disk had it.
+    std::fs::write(rig.cold("f"), b"").unwrap();
     rig.repair();
     assert_eq!(errno(file.sync_all()), Some(libc::EIO));
     file.sync_all().unwrap();
     bystander.sync_all().unwrap();
     file.write_all(b"again").unwrap();
     rig.outage();
+    std::fs::write(rig.cold("f"), b"").unwrap();
     rig.repair();
     // close(2) says it as well.
     assert_eq!(nix::unistd::close(file), Err(Errno::EIO));

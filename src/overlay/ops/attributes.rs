@@ -11,6 +11,7 @@ use crate::gate::{Class, Context, Op};
 use crate::overlay::Overlay;
 use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
+use crate::overlay::unsynced::Change;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
@@ -158,7 +159,7 @@ impl Overlay {
                 Some(file) => {
                     let file = file?;
                     file.in_generation(&self.nodes, &**context.generation)?.set_size(size)?;
-                    file.unsynced.lock().wrote(context.generation.number());
+                    file.unsynced.lock().changed(context.generation.number(), Change::Size(size));
                 }
                 None => self.on_path(context, node, |tree, path| tree.set_size(path, size))?,
             }

@@ -13,8 +13,10 @@ use super::Caller;
 use super::names::reply_empty;
 use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
+use crate::overlay::closer::Descriptor;
 use crate::overlay::convert::{errno, file_attr, node_errno};
-use crate::overlay::files::{OpenFile, Promise, first_flags};
+use crate::overlay::files::{OpenFile, first_flags};
+use crate::overlay::unsynced::{Change, Promise};
 use crate::overlay::{Overlay, is_hidden};
 
 /// Most bytes of one copy_file_range; the kernel asks again for the rest. sshfs moves them over the link twice.
@@ -43,7 +45,7 @@ impl Overlay {
         self.nodes.opened(node);
         let file = OpenFile::new(node, flags, generation, file);
         if flags & libc::O_TRUNC != 0 {
-            file.unsynced.lock().wrote(generation);
+            file.unsynced.lock().changed(generation, Change::Size(0));
         }
         self.files.insert(file)
     }
@@ -131,6 +133,7 @@ impl Overlay {
     pub fn write(self: &Arc<Self>, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
         let (worker, data) = (Arc::clone(self), data.to_vec());
+        let (committer, written_to) = (Arc::clone(self), Arc::clone(&file));
         self.gate.submit(
             Op::Write,
             Class::Data,
@@ -138,15 +141,27 @@ impl Overlay {
             move |context| {
                 let descriptor = file.in_generation(&worker.nodes, &**context.generation)?;
                 let written = write_all(&**descriptor, &data, offset).or_else(|error| why_not(context, error))?;
-                file.unsynced.lock().wrote(context.generation.number());
+                let change = Change::Data(offset, &data[..written]);
+                file.unsynced.lock().changed(context.generation.number(), change);
                 worker.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
                 Ok(written)
             },
             move |result| match result {
-                Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+                Ok(written) => {
+                    reply.written(u32::try_from(written).unwrap_or(u32::MAX));
+                    if written_to.unsynced.lock().wants_commit() {
+                        committer.commit(written_to);
+                    }
+                }
                 Err(error) => reply.error(errno(error)),
             },
         );
+    }
+
+    /// Commits in the background what a handle has written. Whatever comes of it, the next fsync finds out itself.
+    fn commit(self: Arc<Self>, file: Arc<OpenFile>) {
+        let gate = Arc::clone(&self.gate);
+        gate.submit(Op::Fsync, Class::Sync, 0, move |context| self.sync_on_backing(context, &file, true), |_| {});
     }
 
     /// FUSE_FLUSH (close) and FUSE_FSYNC: 0 only if everything written before is committed.
@@ -160,27 +175,43 @@ impl Overlay {
             op,
             Class::Sync,
             0,
-            move |context| {
-                let promise = file.unsynced.lock().begin(context.generation.number());
-                if promise == Promise::Lost {
-                    return Ok(Promise::Lost);
-                }
-                let descriptor = file.in_generation(&worker.nodes, &**context.generation)?;
-                descriptor.sync(data_only).or_else(|error| why_not(context, error))?;
-                if let Promise::Sync(ticket) = promise {
-                    file.unsynced.lock().synced(ticket);
-                }
-                Ok(promise)
-            },
+            move |context| worker.sync_on_backing(context, &file, data_only),
             move |result| match result {
                 // Forgotten only now that the caller is really told.
                 Ok(Promise::Lost) => {
-                    reported.unsynced.lock().reported();
+                    reported.unsynced.lock().forget();
                     reply.error(fuser::Errno::EIO);
                 }
                 result => reply_empty(result.map(|_| ()), reply),
             },
         );
+    }
+
+    fn sync_on_backing(&self, context: &Context<'_>, file: &OpenFile, data_only: bool) -> OpResult<Promise> {
+        let generation = context.generation.number();
+        let promise = file.unsynced.lock().begin(generation);
+        if promise == Promise::Lost || matches!(promise, Promise::Verify(_)) && !self.is_found(context, file)? {
+            return Ok(Promise::Lost);
+        }
+        let descriptor = file.in_generation(&self.nodes, &**context.generation)?;
+        descriptor.sync(data_only).or_else(|error| why_not(context, error))?;
+        if let Promise::Sync(ticket) | Promise::Verify(ticket) = promise {
+            file.unsynced.lock().synced(ticket, generation);
+        }
+        Ok(promise)
+    }
+
+    /// True if everything that earlier generations acknowledged for this handle is there.
+    fn is_found(&self, context: &Context<'_>, file: &OpenFile) -> OpResult<bool> {
+        // The handle itself may be open for writing only.
+        let seen = match self.on_path(context, file.node, |tree, path| tree.open(path, libc::O_RDONLY)) {
+            Ok(seen) => Descriptor::new(seen),
+            Err(Errno::EACCES | Errno::ENOENT | Errno::ESTALE) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let alone = self.files.of_node(file.node).len() <= 1;
+        let unsynced = file.unsynced.lock().clone();
+        unsynced.is_found_in(&*seen, alone)
     }
 
     /// FUSE_RELEASE: answered at once. Closing the backing's descriptor may block, so the pool does it.
@@ -229,7 +260,7 @@ impl Overlay {
             move |context, file| {
                 file.allocate(mode, offset, length)?;
                 if let Ok(written) = &written {
-                    written.unsynced.lock().wrote(context.generation.number());
+                    written.unsynced.lock().changed(context.generation.number(), Change::Opaque);
                 }
                 Ok(())
             },
@@ -252,7 +283,7 @@ impl Overlay {
                 let source = source.in_generation(&worker.nodes, &**context.generation)?;
                 let descriptor = target.in_generation(&worker.nodes, &**context.generation)?;
                 let copied = source.copy_to(from.1, &**descriptor, to.1, length)?;
-                target.unsynced.lock().wrote(context.generation.number());
+                target.unsynced.lock().changed(context.generation.number(), Change::Opaque);
                 Ok(copied)
             },
             |result| match result {
