@@ -61,7 +61,7 @@ fn warcio() -> PathBuf {
 #[test]
 fn a_crawl_through_three_faults_leaves_a_sound_warc() {
     let checker = warcio();
-    let mut lab = Lab::new("");
+    let lab = Lab::new("");
     lab.wait_state("live");
     let address = site();
     let log = std::fs::File::create(lab.path("wget.log")).unwrap();
@@ -78,13 +78,13 @@ fn a_crawl_through_three_faults_leaves_a_sound_warc() {
     let warc = lab.store.join("crawl.warc.gz");
     let size = || std::fs::metadata(&warc).map_or(0, |meta| meta.len());
     wait("the crawl is under way", || size() > 2000);
-    let faults: [(&str, &dyn Fn(&mut Lab)); 3] = [
-        ("sshfs killed", &|lab| lab.signal("sshfs", Signal::SIGKILL)),
-        ("ssh frozen", &|lab| lab.signal("ssh", Signal::SIGSTOP)),
-        ("server session killed", &|lab| lab.sshd.kill_sessions()),
+    let faults: [(&str, fn(&Lab)); 3] = [
+        ("sshfs killed", |lab| lab.signal("sshfs", Signal::SIGKILL)),
+        ("ssh frozen", |lab| lab.signal("ssh", Signal::SIGSTOP)),
+        ("server session killed", |lab| lab.sshd.kill_sessions()),
     ];
     for (generation, (name, fault)) in (1_u64..).zip(faults) {
-        fault(&mut lab);
+        fault(&lab);
         wait(name, || lab.status()["generation"].as_u64() > Some(generation));
         lab.wait_state("live");
         let before = size();
