@@ -78,7 +78,8 @@ fn a_crawl_through_three_faults_leaves_a_sound_warc() {
     let warc = lab.store.join("crawl.warc.gz");
     let size = || std::fs::metadata(&warc).map_or(0, |meta| meta.len());
     wait("the crawl is under way", || size() > 2000);
-    let faults: [(&str, fn(&Lab)); 3] = [
+    type Fault = (&'static str, fn(&Lab));
+    let faults: [Fault; 3] = [
         ("sshfs killed", |lab| lab.signal("sshfs", Signal::SIGKILL)),
         ("ssh frozen", |lab| lab.signal("ssh", Signal::SIGSTOP)),
         ("server session killed", |lab| lab.sshd.kill_sessions()),

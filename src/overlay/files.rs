@@ -50,7 +50,7 @@ pub struct OpenFile {
     pub node: u64,
     flags: i32,
     slot: Mutex<Slot>,
-    /// See [`Unsynced`].
+    /// What is not committed.
     pub unsynced: Mutex<Unsynced>,
 }
 

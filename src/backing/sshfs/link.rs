@@ -1,6 +1,6 @@
 //! Signs of life on the link below a generation, read without asking it anything.
 //!
-//! What counts as life: at least [`STEP`] bytes came in, or as many were acknowledged while [`BACKLOG`] more were
+//! What counts as life: at least `STEP` bytes came in, or as many were acknowledged while `BACKLOG` more were
 //! waiting. Less is noise: keepalives are answered by a server whose sftp-server is frozen, and its kernel goes on
 //! acknowledging the small requests that we send it.
 
