@@ -1,6 +1,7 @@
 //! Wires one mount together and runs it until it is unmounted.
 
 mod notify;
+mod orphans;
 mod signals;
 
 use std::io;
@@ -229,7 +230,9 @@ impl Core {
     fn serve(&self, mount: &Mount) {
         let every = notify::watchdog_interval().unwrap_or(LOOK).min(LOOK);
         let mut gone_since = None;
+        let mut orphans = orphans::Orphans::default();
         loop {
+            orphans.look();
             if mount.is_mounted() {
                 gone_since = None;
             } else if self.is_abandoned(*gone_since.get_or_insert_with(Instant::now)) {
