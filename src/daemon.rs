@@ -63,10 +63,28 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let config = Arc::new(config);
     let started = SystemTime::now();
-    let bound = telemetry::bind(&config).map_err(MountError::System)?;
+    let watch = Watch::default();
+    // Both follow the supervisor from its first event on.
+    let bound = telemetry::bind(&config, &watch).map_err(MountError::System)?;
+    let worker = Worker::start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
+    let worker = Arc::new(worker);
+    let result = serve(&config, bound, &watch, &worker, started, ready);
+    // However it ended: nobody would let the worker go later. Until then the status can be asked for.
+    worker.stop();
+    result.map(drop)
+}
+
+fn serve(
+    config: &Arc<MountConfig>,
+    bound: telemetry::Bound,
+    watch: &Watch,
+    worker: &Arc<Worker>,
+    started: SystemTime,
+    ready: impl FnOnce(),
+) -> Result<(telemetry::Guard, signals::Forwarding), MountError> {
     let backing = make_backing(&config.source, &config.sshfs_options, &rundir::of(&config.mountpoint))?;
-    let core = Core::start(&config, backing).map_err(system)?;
-    let first = core.first_answer(config.soft_start).and_then(|()| core.mount(&config));
+    let core = Core::start(config, backing, watch.clone()).map_err(system)?;
+    let first = core.first_answer(config.soft_start).and_then(|()| core.mount(config));
     let mount = match first {
         Ok(mount) => mount,
         Err(error) => {
@@ -74,15 +92,7 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
             return Err(error);
         }
     };
-    let worker = match Worker::start(&config.worker, &config.mountpoint, &core.watch) {
-        Ok(worker) => Arc::new(worker),
-        Err(error) => {
-            let _ = mount.unmount(true);
-            core.stop();
-            return Err(MountError::System(error));
-        }
-    };
-    let observed = core.observed(&config, &mount, &worker, started);
+    let observed = core.observed(config, &mount, worker, started);
     let guard = bound.serve(observed).and_then(|guard| Ok((guard, signals::forward(core.wakeups.clone())?)));
     let guard = guard.map_err(system).inspect_err(|_| {
         let _ = mount.unmount(true);
@@ -93,9 +103,7 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
     core.serve(&mount);
     notify::stopping();
     core.stop();
-    worker.stop();
-    drop(guard);
-    Ok(())
+    Ok(guard)
 }
 
 fn system(error: io::Error) -> MountError {
@@ -126,8 +134,7 @@ struct Core {
 }
 
 impl Core {
-    fn start(config: &MountConfig, backing: Arc<dyn Backing>) -> io::Result<Core> {
-        let watch = Watch::default();
+    fn start(config: &MountConfig, backing: Arc<dyn Backing>, watch: Watch) -> io::Result<Core> {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;

@@ -4,20 +4,23 @@ pub mod control;
 pub mod http;
 pub mod journal;
 pub mod metrics;
+pub mod sockets;
 pub mod status;
 pub mod textfile;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::{MetricsListen, MountConfig};
+use crate::config::MountConfig;
 use crate::gate::Gate;
 use crate::overlay::Counts;
 use crate::rundir;
 use crate::supervisor::Watch;
 use crate::worker::Worker;
+use control::Pending;
 use journal::Journal;
+use sockets::OwnSocket;
+use textfile::Textfile;
 
 /// Why the daemon does not unmount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,79 +52,66 @@ pub struct Observed {
     pub started: SystemTime,
 }
 
-/// Sockets that are bound, so that what cannot be served is known before anything is mounted.
+/// What is bound and can be served, so that what cannot is known before anything is mounted. Its files go on drop.
 pub struct Bound {
-    control: control::Listener,
-    metrics: Option<http::Listener>,
-    textfile: Option<PathBuf>,
-    files: Files,
+    control: OwnSocket,
+    metrics: Option<(http::Listener, Option<OwnSocket>)>,
+    textfile: Option<Arc<Textfile>>,
+    journal: Arc<Journal>,
 }
 
-/// Files that go when nobody serves them any more.
-struct Files(Vec<PathBuf>);
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        for file in &self.0 {
-            // Gone already, if somebody cleaned up by hand or it was never made.
-            let _ = std::fs::remove_file(file);
-        }
-    }
-}
-
-/// Binds what the configuration asks for. The error names the option and the remedy.
-pub fn bind(config: &MountConfig) -> Result<Bound, String> {
+/// Binds what the configuration asks for, and begins the journal: to be called before the supervisor starts, so that no
+/// event is missed. The error names the option and the remedy.
+pub fn bind(config: &MountConfig, watch: &Watch) -> Result<Bound, String> {
+    let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::bind(dir, &config.mountpoint)).transpose()?;
+    let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
     rundir::create(&config.mountpoint)
         .map_err(|error| format!("{}: {error}", rundir::of(&config.mountpoint).display()))?;
-    let textfile = config.telemetry.textfile.as_ref().map(|directory| {
-        if !directory.is_dir() {
-            return Err(format!("textfile={}: there is no such directory; make it first", directory.display()));
-        }
-        Ok(textfile::path(directory, &config.mountpoint))
-    });
-    let textfile = textfile.transpose()?;
-    let control_path = rundir::control_socket(&config.mountpoint);
-    let control = control::bind(&control_path)?;
-    let mut files = Files(vec![control_path]);
-    let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
-    if let Some(MetricsListen::Unix(path)) = &config.telemetry.listen {
-        files.0.push(path.clone());
-    }
-    files.0.extend(textfile.clone());
-    Ok(Bound { control, metrics, textfile, files })
+    let path = rundir::control_socket(&config.mountpoint);
+    let control = OwnSocket::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let journal = Journal::follow(watch).map_err(|error| error.to_string())?;
+    Ok(Bound { control, metrics, textfile: textfile.map(Arc::new), journal })
 }
 
 /// Everything that observes; ends, and removes its files, when dropped.
 pub struct Guard {
     runtime: Option<tokio::runtime::Runtime>,
-    _files: Files,
+    pending: Pending,
+    textfile: Option<Arc<Textfile>>,
+    _sockets: Vec<OwnSocket>,
 }
 
 impl Bound {
     /// Serves until the guard is dropped.
-    pub fn serve(self, observed: Observed) -> std::io::Result<Guard> {
-        let journal = Journal::follow(&observed.watch)?;
+    pub fn serve(mut self, observed: Observed) -> std::io::Result<Guard> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("telemetry")
             .enable_all()
             .build()?;
-        runtime.spawn(control::serve(self.control, observed.clone(), Arc::clone(&journal)));
-        if let Some(listener) = self.metrics {
+        let pending = Pending::default();
+        let (control, journal) = (self.control.take()?, Arc::clone(&self.journal));
+        runtime.spawn(control::serve(control, observed.clone(), journal, pending.clone()));
+        let mut sockets = vec![self.control];
+        if let Some((listener, socket)) = self.metrics {
             runtime.spawn(http::serve(listener, observed.clone()));
+            sockets.extend(socket);
         }
-        if let Some(path) = self.textfile {
-            runtime.spawn(textfile::keep(path, observed, journal));
+        if let Some(textfile) = &self.textfile {
+            runtime.spawn(textfile::keep(Arc::clone(textfile), observed, self.journal));
         }
-        Ok(Guard { runtime: Some(runtime), _files: self.files })
+        Ok(Guard { runtime: Some(runtime), pending, textfile: self.textfile, _sockets: sockets })
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        self.pending.settle();
         if let Some(runtime) = self.runtime.take() {
-            // A write of the textfile that is under way must not come after its removal.
-            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            runtime.shutdown_background();
+        }
+        if let Some(textfile) = &self.textfile {
+            textfile.end();
         }
     }
 }

@@ -1,13 +1,13 @@
 //! `steadfs status`, `steadfs recover`, and the client of the control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
+use crate::telemetry::sockets;
 use crate::telemetry::status::Status;
 
 /// The daemon answers within 100 ms in any state; more than this means that it does not answer at all.
@@ -25,23 +25,29 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
-/// Prints it. Exit code 0: calls succeed; 1: at least one mount is in an outage; 3: there is no such mount.
+/// Prints it. Exit code 0: calls succeed; 1: at least one mount is in an outage, or its daemon is there and does not
+/// answer; 3: there is no such mount.
 pub fn run(args: StatusArgs) -> ExitCode {
     let sockets = match &args.mountpoint {
         Some(mountpoint) => vec![rundir::control_socket(&resolve(mountpoint))],
         None => all_sockets(),
     };
     let mut found = Vec::new();
+    let mut silent = false;
     for socket in &sockets {
         match ask(socket, &Request::Status, PATIENCE) {
             Ok(Reply::Status(status)) => found.push(*status),
             Ok(other) => super::complain(&format!("{}: unexpected answer: {other:?}", socket.display())),
-            // A socket without a daemon is what a killed one leaves behind.
-            Err(error) if args.mountpoint.is_none() && error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Err(error) => match &args.mountpoint {
-                Some(mountpoint) => super::complain(&format!("no steadfs serves {}: {error}", mountpoint.display())),
-                None => super::complain(&format!("{}: {error}", socket.display())),
-            },
+            Err(error) if is_absent(&error) => {
+                // A socket without a daemon is what a killed one leaves behind.
+                if let Some(mountpoint) = &args.mountpoint {
+                    super::complain(&format!("no steadfs serves {}", mountpoint.display()));
+                }
+            }
+            Err(error) => {
+                silent = true;
+                super::complain(&format!("{}: the daemon does not answer: {error}", socket.display()));
+            }
         }
     }
     let text = if args.json {
@@ -59,13 +65,13 @@ pub fn run(args: StatusArgs) -> ExitCode {
     };
     // A reader that went away (a pager, `head`) is no error.
     let _ = io::stdout().write_all(text.as_bytes());
-    if found.is_empty() {
+    if found.is_empty() && !silent {
         if args.mountpoint.is_none() && !args.json {
             super::complain("nothing is mounted");
         }
         return ExitCode::from(3);
     }
-    ExitCode::from(u8::from(!found.iter().all(Status::is_up)))
+    ExitCode::from(u8::from(silent || !found.iter().all(Status::is_up)))
 }
 
 /// Asks the daemon of `mountpoint` to try again now.
@@ -74,10 +80,11 @@ pub fn recover(mountpoint: &Path) -> ExitCode {
     match ask(&rundir::control_socket(&mountpoint), &Request::Recover, PATIENCE) {
         Ok(Reply::Done) => ExitCode::SUCCESS,
         Ok(other) => failed(&format!("{}: {other:?}", mountpoint.display())),
-        Err(error) => {
-            super::complain(&format!("no steadfs serves {}: {error}", mountpoint.display()));
+        Err(error) if is_absent(&error) => {
+            super::complain(&format!("no steadfs serves {}", mountpoint.display()));
             ExitCode::from(3)
         }
+        Err(error) => failed(&format!("{}: the daemon does not answer: {error}", mountpoint.display())),
     }
 }
 
@@ -109,13 +116,20 @@ fn all_sockets() -> Vec<PathBuf> {
     sockets
 }
 
+/// True if there is no daemon, rather than one that does not answer.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = sockets::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    if BufReader::new(stream).read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(serde_json::from_str(&line)?)
 }
 

@@ -1,7 +1,6 @@
 //! `steadfs umount`.
 
 use std::ffi::OsStr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use super::{complain, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
 use crate::rundir;
+use crate::telemetry::sockets;
 
 /// Arguments of `steadfs umount`.
 #[derive(Debug, Clone, clap::Args)]
@@ -73,7 +73,7 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
 fn ask(path: &Path) -> Result<(), MountError> {
     let shown = path.display();
     // Told apart from a refusal: nobody listens while the daemon starts or ends.
-    if UnixStream::connect(rundir::control_socket(path)).is_err() {
+    if sockets::connect(&rundir::control_socket(path)).is_err() {
         return match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => Ok(()),
             Err(Errno::EBUSY) => Err(busy(path)),

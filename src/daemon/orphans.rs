@@ -34,6 +34,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
+    #[allow(clippy::zombie_processes)]
     fn a_child_nobody_waits_for_is_reaped_at_the_second_look() {
         let child = Command::new("true").spawn().expect("it starts");
         let pid = Pid::from_raw(child.id().cast_signed());

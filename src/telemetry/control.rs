@@ -1,17 +1,22 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::journal::Journal;
 use super::status::Status;
 use super::{Observed, UmountRefused};
+
+/// Longest request in bytes; the longest that means anything is a hundredth of it.
+const LONGEST: u64 = 4096;
+/// How long the end of the daemon waits for answers that are on their way.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What a client may ask.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,64 +54,100 @@ pub enum Reply {
     },
 }
 
-/// A bound socket.
-pub struct Listener(UnixListener);
+/// Requests that have been read and not answered.
+#[derive(Clone, Default)]
+pub struct Pending(Arc<AtomicUsize>);
 
-/// Binds the socket; a stale one of a daemon that was killed is replaced.
-pub fn bind(path: &Path) -> Result<Listener, String> {
-    let fail = |error: std::io::Error| format!("{}: {error}", path.display());
-    if std::os::unix::net::UnixStream::connect(path).is_err() {
-        let _ = std::fs::remove_file(path);
+impl Pending {
+    fn begin(&self) -> Answering {
+        self.0.fetch_add(1, SeqCst);
+        Answering(self.clone())
     }
-    let listener = UnixListener::bind(path).map_err(fail)?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(fail)?;
-    listener.set_nonblocking(true).map_err(fail)?;
-    Ok(Listener(listener))
+
+    /// Waits a moment until everything is answered: who asked for an unmount is told of it by a daemon that ends.
+    pub fn settle(&self) {
+        let until = Instant::now() + FAREWELL;
+        while self.0.load(SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+struct Answering(Pending);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, SeqCst);
+    }
 }
 
 /// Serves clients until the runtime ends.
-pub async fn serve(listener: Listener, observed: Observed, journal: Arc<Journal>) {
-    let listener = match tokio::net::UnixListener::from_std(listener.0) {
+pub async fn serve(listener: UnixListener, observed: Observed, journal: Arc<Journal>, pending: Pending) {
+    let listener = match tokio::net::UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the control socket cannot be served"),
     };
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => _ = tokio::spawn(converse(stream, observed.clone(), Arc::clone(&journal))),
+            Ok((stream, _)) => {
+                _ = tokio::spawn(converse(stream, observed.clone(), Arc::clone(&journal), pending.clone()));
+            }
             // Out of descriptors, say: worth another try, but not at full speed.
-            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn converse(stream: UnixStream, observed: Observed, journal: Arc<Journal>) -> std::io::Result<()> {
+async fn converse(
+    stream: UnixStream,
+    observed: Observed,
+    journal: Arc<Journal>,
+    pending: Pending,
+) -> std::io::Result<()> {
     let peer = stream.peer_cred()?.uid();
     let allowed = peer == 0 || peer == nix::unistd::geteuid().as_raw();
     let (reader, mut writer) = stream.into_split();
-    let mut lines = BufReader::new(reader).lines();
-    while let Some(line) = lines.next_line().await? {
-        let reply = match serde_json::from_str(&line) {
+    let mut reader = BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        (&mut reader).take(LONGEST).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let _answering = pending.begin();
+        // The rest of a line that is too long would be taken for another request.
+        let last = !allowed || line.len() as u64 == LONGEST;
+        let reply = match serde_json::from_slice(&line) {
             _ if !allowed => Reply::Failed { text: "only root and the owner of the mount may ask".into() },
+            _ if last => Reply::Failed { text: format!("the request is longer than {LONGEST} bytes") },
             Err(error) => Reply::Failed { text: format!("the request is not understood: {error}") },
-            Ok(Request::Status) => Reply::Status(Box::new(Status::of(&observed, &journal))),
-            Ok(Request::Recover) => {
-                (observed.retry_now)();
-                Reply::Done
-            }
-            Ok(Request::Umount { lazy }) => {
-                let stop = Arc::clone(&observed.stop);
-                // umount(2) may wait for the kernel; others are answered meanwhile.
-                match tokio::task::spawn_blocking(move || stop(lazy)).await {
-                    Ok(Ok(())) => Reply::Done,
-                    Ok(Err(UmountRefused::Busy(text))) => Reply::Busy { text },
-                    Ok(Err(UmountRefused::Other(text))) => Reply::Failed { text },
-                    Err(error) => Reply::Failed { text: error.to_string() },
-                }
-            }
+            Ok(request) => answer(request, &observed, &journal).await,
         };
         let mut text = serde_json::to_string(&reply)?;
         text.push('\n');
         writer.write_all(text.as_bytes()).await?;
+        if last {
+            return Ok(());
+        }
     }
-    Ok(())
+}
+
+async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Reply {
+    match request {
+        Request::Status => Reply::Status(Box::new(Status::of(observed, journal))),
+        Request::Recover => {
+            (observed.retry_now)();
+            Reply::Done
+        }
+        Request::Umount { lazy } => {
+            let stop = Arc::clone(&observed.stop);
+            // umount(2) may wait for the kernel; others are answered meanwhile.
+            match tokio::task::spawn_blocking(move || stop(lazy)).await {
+                Ok(Ok(())) => Reply::Done,
+                Ok(Err(UmountRefused::Busy(text))) => Reply::Busy { text },
+                Ok(Err(UmountRefused::Other(text))) => Reply::Failed { text },
+                Err(error) => Reply::Failed { text: error.to_string() },
+            }
+        }
+    }
 }

@@ -1,13 +1,12 @@
 //! `/metrics` for Prometheus and `/healthz` for whoever watches the daemon.
 
-use std::os::unix::fs::PermissionsExt;
-
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::sockets::OwnSocket;
 use super::{Observed, metrics};
 use crate::config::MetricsListen;
 
@@ -15,28 +14,23 @@ use crate::config::MetricsListen;
 pub enum Listener {
     /// TCP.
     Tcp(std::net::TcpListener),
-    /// A unix socket.
+    /// A unix socket, of which the name is kept elsewhere.
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// Binds; the error names the option.
-pub fn bind(listen: &MetricsListen) -> Result<Listener, String> {
+/// Binds; the error names the option. A unix socket's name goes with the second value.
+pub fn bind(listen: &MetricsListen) -> Result<(Listener, Option<OwnSocket>), String> {
     match listen {
         MetricsListen::Tcp(address) => {
             let fail = |error: std::io::Error| format!("metrics={address}: {error}; give another port");
             let listener = std::net::TcpListener::bind(address).map_err(fail)?;
             listener.set_nonblocking(true).map_err(fail)?;
-            Ok(Listener::Tcp(listener))
+            Ok((Listener::Tcp(listener), None))
         }
         MetricsListen::Unix(path) => {
-            let fail = |error: std::io::Error| format!("metrics=unix:{}: {error}", path.display());
-            if std::os::unix::net::UnixStream::connect(path).is_err() {
-                let _ = std::fs::remove_file(path);
-            }
-            let listener = std::os::unix::net::UnixListener::bind(path).map_err(fail)?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(fail)?;
-            listener.set_nonblocking(true).map_err(fail)?;
-            Ok(Listener::Unix(listener))
+            let fail = |error: std::io::Error| format!("metrics=unix:{}: {error}; give another path", path.display());
+            let mut socket = OwnSocket::bind(path).map_err(fail)?;
+            Ok((Listener::Unix(socket.take().map_err(fail)?), Some(socket)))
         }
     }
 }

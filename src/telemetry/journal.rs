@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 
 use crate::supervisor::{Event, Watch};
 
+/// What the lines of events are marked with in the log.
+pub const TARGET: &str = "steadfs::event";
 /// Events that are kept for `steadfs status --json`.
 const KEPT: usize = 200;
 
@@ -54,8 +56,8 @@ fn log(event: &Event) {
     let fields = serde_json::to_string(event).unwrap_or_default();
     match event {
         Event::OutageBegan { .. } | Event::OutageOverdue { .. } | Event::StartFailed { .. } | Event::Notice { .. } => {
-            tracing::warn!(target: "steadfs::event", "{fields}");
+            tracing::warn!(target: TARGET, "{fields}");
         }
-        _ => tracing::info!(target: "steadfs::event", "{fields}"),
+        _ => tracing::info!(target: TARGET, "{fields}"),
     }
 }

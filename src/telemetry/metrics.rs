@@ -138,16 +138,17 @@ fn calls(page: &mut Page, observed: &Observed) {
             results.push(page.counter_of(&labels, stats.result(op, outcome) as f64));
         }
         let (counts, mut total) = (stats.latency(op).counts(), 0);
-        let buckets = counts.iter().zip(LATENCY_BOUNDS.into_iter().chain([f64::INFINITY])).map(|(count, bound)| {
+        let buckets = LATENCY_BOUNDS.iter().zip(&counts).map(|(bound, count)| {
             total += count;
             let mut bucket = Bucket::default();
             bucket.set_cumulative_count(total);
-            bucket.set_upper_bound(bound);
+            bucket.set_upper_bound(*bound);
             bucket
         });
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(total);
+        // The encoder adds the bucket without bound, which it would call `inf` if it were given.
+        histogram.set_sample_count(counts.iter().sum());
         histogram.set_sample_sum(stats.latency(op).sum_seconds());
         let mut metric = page.labelled(&[("operation", op.name())]);
         metric.set_histogram(histogram);
@@ -200,7 +201,14 @@ fn rest(page: &mut Page, observed: &Observed) {
         "When these figures were made; an old one means a dead watcher.",
         now,
     );
+    // Not process_*: in a textfile those names are node_exporter's own.
     page.gauge("steadfs_resident_memory_bytes", "Resident memory of the daemon (proc_pid_statm(5)).", resident_bytes());
+    let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    page.gauge(
+        "steadfs_open_descriptors",
+        "Descriptors that the daemon has open (proc_pid_fd(5)).",
+        descriptors as f64,
+    );
 }
 
 fn resident_bytes() -> f64 {

@@ -1,10 +1,14 @@
 //! The same metrics as a file for node_exporter's textfile collector.
 
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use nix::unistd::{AccessFlags, access};
+use parking_lot::Mutex;
 
 use super::journal::Journal;
 use super::{Observed, metrics};
@@ -12,34 +16,110 @@ use crate::rundir;
 
 /// Time between two writes; an event is written at once.
 const EVERY: Duration = Duration::from_secs(5);
+/// How long the end waits for a write that is under way.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The file of one mount; removed by [`Textfile::end`].
+pub struct Textfile {
+    path: PathBuf,
+    /// True after the end: a write that comes late must not bring the file back.
+    ended: Mutex<bool>,
+}
+
+impl Textfile {
+    /// Looks whether it can be written; the error names the option and the remedy.
+    pub fn bind(directory: &Path, mountpoint: &Path) -> Result<Textfile, String> {
+        let shown = directory.display();
+        if !directory.is_dir() {
+            return Err(format!("textfile={shown}: there is no such directory; make it first"));
+        }
+        access(directory, AccessFlags::W_OK | AccessFlags::X_OK)
+            .map_err(|errno| format!("textfile={shown}: {}; allow this user to write there", errno.desc()))?;
+        Ok(Textfile { path: path(directory, mountpoint), ended: Mutex::new(false) })
+    }
+
+    /// Readers see the old text or the new one, never a part of it.
+    pub fn write(&self, text: &str) -> io::Result<()> {
+        let ended = self.ended.lock();
+        if *ended {
+            return Ok(());
+        }
+        // Always the same name, and not one that the collector reads: what a killed daemon left is replaced.
+        let new = self.path.with_extension("prom.new");
+        remove(&new)?;
+        let written = (|| {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.set_permissions(Permissions::from_mode(0o644))?;
+            file.sync_all()?;
+            std::fs::rename(&new, &self.path)
+        })();
+        written.inspect_err(|_| _ = remove(&new))
+    }
+
+    /// Removes the file; nothing is written after that.
+    pub fn end(&self) {
+        let ended = self.ended.try_lock_for(PATIENCE);
+        if ended.is_none() {
+            tracing::warn!(path = %self.path.display(), "the textfile is still being written");
+        }
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the textfile cannot be removed");
+        }
+        if let Some(mut ended) = ended {
+            *ended = true;
+        }
+    }
+}
 
 /// Name of the file of a mount.
 pub fn path(directory: &Path, mountpoint: &Path) -> PathBuf {
-    let name =
-        rundir::of(mountpoint).file_name().map(|name| name.to_string_lossy().replace('\\', "_")).unwrap_or_default();
+    let name = rundir::of(mountpoint).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     directory.join(format!("steadfs_{name}.prom"))
 }
 
 /// Writes it again and again.
-pub async fn keep(path: PathBuf, observed: Observed, journal: Arc<Journal>) {
+pub async fn keep(textfile: Arc<Textfile>, observed: Observed, journal: Arc<Journal>) {
     loop {
-        let (target, text) = (path.clone(), metrics::render(&observed));
+        let (target, text) = (Arc::clone(&textfile), metrics::render(&observed));
         // The directory may lie on a slow disk.
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || write(&target, &text)).await {
-            tracing::warn!(path = %path.display(), %error, "the textfile cannot be written");
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || target.write(&text)).await {
+            tracing::warn!(path = %textfile.path.display(), %error, "the textfile cannot be written");
         }
         // Neither outcome matters: both mean that it is time.
         let _ = tokio::time::timeout(EVERY, journal.changed.notified()).await;
     }
 }
 
-/// Readers see the old file or the new one, never a part of it.
-pub fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let mut file = tempfile::Builder::new().prefix(".steadfs").tempfile_in(directory)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().set_permissions(PermissionsExt::from_mode(0o644))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_write_does_not_bring_the_file_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let textfile = Textfile::bind(directory.path(), Path::new("/srv/hot-1")).expect("it can be written");
+        // What a killed daemon left.
+        std::fs::write(directory.path().join("steadfs_srv-hot\\x2d1.prom.new"), "half").expect("written");
+        textfile.write("a 1\n").expect("it is written");
+        let path = directory.path().join("steadfs_srv-hot\\x2d1.prom");
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "a 1\n");
+        assert_eq!(path.metadata().expect("it is there").permissions().mode() & 0o777, 0o644);
+        textfile.end();
+        textfile.write("a 2\n").expect("nothing is done");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("it is there").count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_is_named() {
+        let error = Textfile::bind(Path::new("/no/such"), Path::new("/hot")).err();
+        assert_eq!(error.as_deref(), Some("textfile=/no/such: there is no such directory; make it first"));
+    }
 }

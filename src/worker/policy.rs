@@ -1,11 +1,15 @@
 //! When the worker is paused and let go: a pure state machine.
 //!
 //! ```text
-//!            OutageOverdue                 Steady, or the end
-//!   running ───────────────▶ paused ─────────────────────────▶ running
+//!            OutageOverdue                 OutageOverdue: told again
+//!   running ───────────────▶ paused ◀───────────────────────────────── left
+//!      ▲                        │                                        │
+//!      └────────────────────────┴────────────────────────────────────────┘
+//!              Steady, or the end, or it could not be written down
 //! ```
 //!
-//! A daemon that finds a note of a predecessor begins in `paused`.
+//! A daemon that finds a note of a predecessor begins in `left`: the worker counts as paused, but a reboot may have
+//! started it again, and the predecessor may have died before it told the worker anything.
 
 use std::time::SystemTime;
 
@@ -29,21 +33,26 @@ pub enum Order {
 
 /// See the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    paused: bool,
+pub enum Policy {
+    /// Nobody has been told anything.
+    Running,
+    /// Told to pause.
+    Paused,
+    /// A predecessor wrote down that it would pause the worker.
+    Left,
 }
 
 impl Policy {
-    /// Begins; `paused` if a predecessor left the worker so.
-    pub fn begin(paused: bool) -> Policy {
-        Policy { paused }
+    /// Begins; `left` if there is a note of a predecessor.
+    pub fn begin(left: bool) -> Policy {
+        if left { Policy::Left } else { Policy::Running }
     }
 
     /// Something happened.
     pub fn event(&mut self, event: &Event) -> Order {
         match event {
-            Event::OutageOverdue { since, reason } if !self.paused => {
-                self.paused = true;
+            Event::OutageOverdue { since, reason } if *self != Policy::Paused => {
+                *self = Policy::Paused;
                 Order::Pause { since: *since, reason: reason.clone() }
             }
             Event::Steady { .. } => self.stop(),
@@ -51,9 +60,17 @@ impl Policy {
         }
     }
 
+    /// A pause could not be written down and was not carried out.
+    pub fn refused(&mut self) {
+        *self = Policy::Running;
+    }
+
     /// The daemon ends: nobody would let the worker go later.
     pub fn stop(&mut self) -> Order {
-        if std::mem::take(&mut self.paused) { Order::Resume } else { Order::Nothing }
+        match std::mem::replace(self, Policy::Running) {
+            Policy::Running => Order::Nothing,
+            Policy::Paused | Policy::Left => Order::Resume,
+        }
     }
 }
 
@@ -71,19 +88,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_worker_that_was_left_paused_is_told_again_in_the_next_outage() {
+        let mut policy = Policy::begin(true);
+        assert!(matches!(policy.event(&event(0)), Order::Pause { .. }));
+        assert_eq!(policy.event(&event(0)), Order::Nothing);
+        assert_eq!(policy.event(&event(1)), Order::Resume);
+    }
+
+    #[test]
+    fn nobody_is_resumed_who_could_not_be_paused() {
+        let mut policy = Policy::begin(false);
+        assert!(matches!(policy.event(&event(0)), Order::Pause { .. }));
+        policy.refused();
+        assert_eq!(policy.event(&event(1)), Order::Nothing);
+        assert_eq!(policy.stop(), Order::Nothing);
+    }
+
     proptest! {
         #[test]
-        fn pauses_and_resumes_alternate_and_the_end_leaves_nobody_paused(picks in proptest::collection::vec(0_u8..4, 0..50), left: bool) {
+        fn nobody_is_resumed_twice_and_the_end_leaves_nobody_paused(
+            picks in proptest::collection::vec(0_u8..4, 0..50),
+            left: bool,
+        ) {
             let mut policy = Policy::begin(left);
-            let mut paused = left;
+            // What the worker has been told, and whether a note says so.
+            let (mut told, mut noted) = (false, left);
             for pick in picks {
                 match policy.event(&event(pick)) {
-                    Order::Pause { .. } => { prop_assert!(!paused); paused = true; }
-                    Order::Resume => { prop_assert!(paused); paused = false; }
-                    Order::Nothing => {}
+                    Order::Pause { .. } => {
+                        prop_assert!(!told);
+                        (told, noted) = (true, true);
+                    }
+                    Order::Resume => {
+                        prop_assert!(noted);
+                        (told, noted) = (false, false);
+                    }
+                    Order::Nothing => prop_assert!(pick != 1 || !noted, "a steady backing left the worker paused"),
                 }
             }
-            prop_assert_eq!(policy.stop() == Order::Resume, paused);
+            prop_assert_eq!(policy.stop() == Order::Resume, noted);
             prop_assert_eq!(policy.stop(), Order::Nothing);
         }
     }

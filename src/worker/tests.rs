@@ -1,5 +1,7 @@
+use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
+
 use super::*;
-use crate::config::HookCommand;
 
 /// A worker whose files lie in a directory of the test's.
 struct Rig {
@@ -8,81 +10,245 @@ struct Rig {
     watch: Watch,
 }
 
+fn hook(script: &str) -> Option<HookCommand> {
+    Some(HookCommand { argv: vec!["sh".into(), "-c".into(), script.into()] })
+}
+
 fn rig() -> Rig {
     let directory = tempfile::tempdir().expect("a directory");
     let trace = directory.path().join("trace").display().to_string();
-    let hook =
-        |word: &str| Some(HookCommand { argv: vec!["sh".into(), "-c".into(), format!("echo {word} >> {trace}")] });
     let config = WorkerConfig {
         pause_file: Some(directory.path().join("pause")),
-        on_outage: hook("outage"),
-        on_recovery: hook("recovery"),
-        hook_timeout: None,
+        on_outage: hook(&format!("echo outage $STEADFS_STATE $STEADFS_REASON >> {trace}")),
+        on_recovery: hook(&format!("echo recovery $STEADFS_STATE $STEADFS_REASON >> {trace}")),
+        hook_timeout: Some(Duration::from_secs(20)),
     };
     Rig { directory, config, watch: Watch::default() }
 }
 
+const BOTH: &str = "outage paused probe_late\nrecovery running probe_late\n";
+
 impl Rig {
-    fn hand(&self) -> Hand {
-        Hand {
-            config: self.config.clone(),
-            overlay: "/hot".into(),
-            note: Note::new(&self.directory.path().join("state/hot/paused.json"), self.config.pause_file.clone()),
-            report: Arc::default(),
-        }
+    fn note(&self) -> PathBuf {
+        self.directory.path().join("state/hot/paused.json")
+    }
+
+    fn start(&self) -> Worker {
+        Worker::start_with(&self.config, Path::new("/hot"), &self.watch, self.note()).expect("it starts")
+    }
+
+    fn overdue(&self) {
+        self.watch.publish(Event::OutageOverdue { since: SystemTime::UNIX_EPOCH, reason: "probe_late".into() });
+    }
+
+    fn steady(&self) {
+        self.watch.publish(Event::Steady { generation: 2 });
+    }
+
+    /// What a daemon leaves that is killed while the worker is paused.
+    fn killed_while_paused(&self) {
+        let watch = Watch::default();
+        let worker = Worker::start_with(&self.config, Path::new("/hot"), &watch, self.note()).expect("it starts");
+        watch.publish(Event::OutageOverdue { since: SystemTime::UNIX_EPOCH, reason: "probe_late".into() });
+        self.wait(|| worker.report().hooks.len() == 1);
+        // Its thread hears nothing more and does nothing more.
+        std::mem::forget(worker);
     }
 
     fn trace(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("trace")).unwrap_or_default()
     }
+
+    fn flag(&self) -> PathBuf {
+        self.directory.path().join("pause")
+    }
+
+    fn nothing_is_left(&self) {
+        assert!(!self.flag().exists(), "the pause file is left");
+        assert!(!self.directory.path().join("state").exists(), "the note or its directory is left");
+    }
+
+    fn wait(&self, come: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !come() {
+            assert!(Instant::now() < until, "it did not happen; trace: {:?}", self.trace());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 #[test]
-fn a_pause_is_written_down_and_a_resume_leaves_nothing() {
+fn a_pause_is_written_down_and_a_steady_backing_lets_the_worker_go() {
     let rig = rig();
-    let mut hand = rig.hand();
-    hand.carry_out(Order::Pause { since: SystemTime::UNIX_EPOCH, reason: "probe_late".into() });
-    let flag = std::fs::read_to_string(rig.directory.path().join("pause")).expect("the pause file is there");
-    let flag: serde_json::Value = serde_json::from_str(&flag).expect("it is JSON");
-    assert_eq!(
-        (&flag["since"], &flag["reason"], &flag["overlay"]),
-        (&"1970-01-01T00:00:00Z".into(), &"probe_late".into(), &"/hot".into())
-    );
-    assert!(hand.note.read().is_some());
-    assert_eq!(hand.report.lock().reason.as_deref(), Some("probe_late"));
-    hand.carry_out(Order::Resume);
-    assert_eq!(rig.trace(), "outage\nrecovery\n");
-    assert!(!rig.directory.path().join("pause").exists() && !rig.directory.path().join("state").exists());
-    assert_eq!(hand.report.lock().paused_since, None);
-}
-
-#[test]
-fn nobody_is_paused_if_it_cannot_be_written_down() {
-    let rig = rig();
-    std::fs::write(rig.directory.path().join("state"), "a file in the way").expect("written");
-    rig.hand().carry_out(Order::Pause { since: SystemTime::UNIX_EPOCH, reason: "x".into() });
-    assert_eq!(rig.trace(), "");
-    assert!(!rig.directory.path().join("pause").exists());
-}
-
-#[test]
-fn a_worker_that_a_killed_daemon_left_paused_is_let_go() {
-    let rig = rig();
-    rig.hand().carry_out(Order::Pause { since: SystemTime::UNIX_EPOCH, reason: "x".into() });
-    // The successor finds the note and resumes at its end at the latest.
-    let mut hand = rig.hand();
-    let mut policy = Policy::begin(hand.note.read().is_some());
-    hand.carry_out(policy.stop());
-    assert_eq!(rig.trace(), "outage\nrecovery\n");
-    assert!(hand.note.read().is_none());
-}
-
-#[test]
-fn a_worker_follows_the_events_and_ends() {
-    let rig = rig();
-    let config = WorkerConfig { pause_file: None, on_outage: None, on_recovery: None, hook_timeout: None };
-    let worker = Worker::start(&config, rig.directory.path(), &rig.watch).expect("it starts");
-    rig.watch.publish(Event::OutageOverdue { since: SystemTime::now(), reason: "x".into() });
+    let worker = rig.start();
+    rig.nothing_is_left();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    let flag: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(rig.flag()).expect("the pause file is there")).expect("it is JSON");
+    assert_eq!(flag, serde_json::json!({"since": "1970-01-01T00:00:00Z", "reason": "probe_late", "overlay": "/hot"}));
+    let record = Note::new(rig.note()).read().expect("it is written down");
+    assert_eq!(record.pause_file, rig.config.pause_file);
+    let mode = |path: &Path| path.metadata().expect("it is there").permissions().mode() & 0o777;
+    assert_eq!((mode(&rig.note()), mode(&rig.directory.path().join("state"))), (0o600, 0o700));
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"));
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
     worker.stop();
-    assert_eq!(worker.report(), Report::default(), "without any means nobody is paused");
+    assert_eq!(rig.trace(), BOTH, "it is let go once");
+}
+
+#[test]
+fn the_note_comes_before_the_flag_and_the_hook_and_goes_after_them() {
+    let mut rig = rig();
+    let (note, trace) = (rig.note().display().to_string(), rig.directory.path().join("trace").display().to_string());
+    let flag = rig.flag().display().to_string();
+    let look = format!("test -e {note} && echo noted >> {trace}; test -e {flag} && echo flagged >> {trace}; true");
+    (rig.config.on_outage, rig.config.on_recovery) = (hook(&look), hook(&look));
+    let worker = rig.start();
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().hooks.len() == 2);
+    assert_eq!(rig.trace(), "noted\nflagged\nnoted\n");
+    worker.stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn the_end_lets_a_paused_worker_go() {
+    let rig = rig();
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    worker.stop();
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn nobody_is_paused_or_resumed_if_it_cannot_be_written_down() {
+    let rig = rig();
+    let worker = rig.start();
+    std::fs::write(rig.directory.path().join("state"), "a file in the way").expect("written");
+    rig.overdue();
+    rig.steady();
+    worker.stop();
+    assert_eq!(rig.trace(), "");
+    assert!(!rig.flag().exists());
+}
+
+#[test]
+fn a_start_tells_what_would_keep_the_worker_from_being_paused() {
+    let mut rig = rig();
+    std::fs::write(rig.directory.path().join("state"), "a file in the way").expect("written");
+    let refused = |rig: &Rig| {
+        let error = Worker::start_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).err();
+        error.expect("it is refused")
+    };
+    assert!(refused(&rig).contains("STEADFS_STATE_DIR"), "{}", refused(&rig));
+    rig.config.pause_file = Some("/no/such/directory/pause".into());
+    assert_eq!(refused(&rig), "pause_file: there is no directory /no/such/directory; make it first");
+}
+
+#[test]
+fn a_worker_that_a_killed_daemon_left_paused_is_let_go_at_the_first_steady_moment() {
+    let rig = rig();
+    rig.killed_while_paused();
+    let worker = rig.start();
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"));
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    worker.stop();
+}
+
+#[test]
+fn a_successor_with_other_options_lets_go_what_its_predecessor_paused() {
+    let mut rig = rig();
+    rig.killed_while_paused();
+    rig.config = WorkerConfig::default();
+    rig.start().stop();
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_note_that_others_could_have_written_names_no_command_to_run() {
+    let rig = rig();
+    std::fs::create_dir_all(rig.note().parent().expect("it has one")).expect("made");
+    let forged = rig.directory.path().join("forged");
+    let trace = rig.directory.path().join("trace");
+    let record = serde_json::json!({"since": "", "reason": "", "overlay": "",
+        "on_recovery": ["sh", "-c", format!("echo forged >> {}", trace.display())]});
+    std::fs::write(&forged, record.to_string()).expect("written");
+    std::os::unix::fs::symlink(&forged, rig.note()).expect("linked");
+    let config = WorkerConfig::default();
+    let worker = Worker::start_with(&config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
+    assert_eq!(worker.report().reason.as_deref(), Some("unknown"));
+    worker.stop();
+    assert_eq!(rig.trace(), "");
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_hook_that_hangs_is_counted_and_keeps_nobody_from_being_let_go() {
+    let mut rig = rig();
+    rig.config.on_outage = hook("sleep 1000");
+    rig.config.hook_timeout = Some(Duration::from_millis(300));
+    let worker = rig.start();
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().hooks.len() == 2 && worker.report().paused_since.is_none());
+    let runs: Vec<_> = worker.report().hooks.into_iter().map(|run| (run.hook, run.result, run.count)).collect();
+    assert_eq!(runs, [("on_outage".into(), "timeout".into(), 1), ("on_recovery".into(), "ok".into(), 1)]);
+    assert_eq!(rig.trace(), "recovery running probe_late\n");
+    worker.stop();
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_backlog() {
+    let mut rig = rig();
+    rig.config.on_outage = hook("sleep 1000");
+    let worker = rig.start();
+    for _ in 0..5 {
+        rig.overdue();
+        rig.steady();
+    }
+    rig.wait(|| rig.flag().exists());
+    let begun = Instant::now();
+    worker.stop();
+    assert!(begun.elapsed() < Duration::from_secs(15), "it took {:?}", begun.elapsed());
+    assert_eq!(rig.trace(), "recovery running probe_late\n");
+    rig.nothing_is_left();
+}
+
+#[test]
+fn outages_that_begin_while_a_hook_runs_are_told_in_order() {
+    let mut rig = rig();
+    let trace = rig.directory.path().join("trace").display().to_string();
+    rig.config.on_recovery = hook(&format!("sleep 0.3; echo recovery >> {trace}"));
+    rig.config.on_outage = hook(&format!("echo outage >> {trace}"));
+    let worker = rig.start();
+    for _ in 0..2 {
+        rig.overdue();
+        rig.steady();
+    }
+    rig.wait(|| rig.trace().lines().count() == 4);
+    assert_eq!(rig.trace(), "outage\nrecovery\noutage\nrecovery\n");
+    worker.stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn without_any_means_nobody_is_paused_and_nothing_is_written() {
+    let mut rig = rig();
+    rig.config = WorkerConfig { hook_timeout: Some(Duration::from_secs(30)), ..WorkerConfig::default() };
+    let worker = rig.start();
+    rig.overdue();
+    worker.stop();
+    assert_eq!(worker.report(), Report::default());
+    rig.nothing_is_left();
 }

@@ -12,6 +12,8 @@ use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::telemetry::journal;
+
 /// The runtime directory lies in memory: two files of this many bytes are the most that is kept.
 const LIMIT: u64 = 1 << 20;
 
@@ -28,7 +30,8 @@ pub fn to_stderr(debug: bool) {
         tracing_subscriber::fmt().with_env_filter(filter(debug)).with_writer(io::stderr).with_ansi(false).try_init();
 }
 
-/// For the background: all into `path`; warnings also to stderr until the flag is set.
+/// For the background: all into `path`; warnings also to stderr until the flag is set. Not events: if one of them
+/// keeps the mount from coming about, the error says so.
 pub fn to_file(path: &Path, detached: Arc<AtomicBool>) -> io::Result<Log> {
     let log = Log { file: Arc::new(Mutex::new(Rotating::open(path)?)), detached };
     let _ =
@@ -79,7 +82,7 @@ impl<'a> MakeWriter<'a> for Log {
     }
 
     fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Line {
-        Line { log: self.clone(), loud: *meta.level() <= Level::WARN }
+        Line { log: self.clone(), loud: *meta.level() <= Level::WARN && meta.target() != journal::TARGET }
     }
 }
 
