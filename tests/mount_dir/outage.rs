@@ -153,6 +153,10 @@ fn root_and_statfs_are_answered_while_everything_else_hangs() {
     let started = Instant::now();
     assert_eq!(std::fs::metadata(rig.mountpoint()).unwrap().mode(), mode);
     assert_eq!(nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap().blocks(), known);
+    // As df(1) does before it asks for the figures.
+    std::fs::File::open(rig.mountpoint()).unwrap();
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    let started = Instant::now();
     assert_eq!(errno(std::fs::metadata(rig.hot("f"))), Some(libc::ETIMEDOUT));
     assert_eq!(
         errno(std::fs::read_dir(rig.mountpoint()).and_then(|mut all| all.next().unwrap())),
@@ -169,6 +173,7 @@ fn root_and_statfs_are_answered_while_everything_else_hangs() {
         assert_eq!(errno(std::fs::metadata(rig.hot("f"))), Some(libc::ENOTCONN));
         std::fs::metadata(rig.mountpoint()).unwrap();
         nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap();
+        assert_eq!(errno(std::fs::read_dir(rig.mountpoint())), Some(libc::ENOTCONN));
     }
     assert!(started.elapsed() < SOON);
     rig.outage();
