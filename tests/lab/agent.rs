@@ -1,64 +1,80 @@
 //! Users of the mount, each a process of its own: this test binary, started again for one hidden test.
 //!
 //! A process that holds descriptors of a mount closes them in each child it starts, which waits for the mount: so the
-//! test itself never holds any.
+//! test itself never holds any. A process that hangs in the mount cannot be ended: so nobody waits for one for ever.
 
-use std::fs::OpenOptions;
-use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-pub const RECORD: usize = 4096;
+/// How long an agent that was told to stop waits for the calls it is in, before it reports them as hanging.
+pub const GRACE: Duration = Duration::from_secs(15);
 
 /// One system call.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Call {
+    /// `write`, `fsync`, `create` …
     pub name: String,
     /// Seconds since the epoch.
     pub start: f64,
+    /// Seconds.
     pub took: f64,
     /// 0 for success.
     pub errno: i32,
 }
 
 impl Call {
+    /// Seconds since the epoch.
     pub fn end(&self) -> f64 {
         self.start + self.took
     }
+
+    /// No cache can answer it.
+    pub fn needs_the_server(&self) -> bool {
+        matches!(self.name.as_str(), "write" | "create")
+    }
+
+    /// It has a limit of its own (promise P1).
+    pub fn syncs(&self) -> bool {
+        matches!(self.name.as_str(), "fsync" | "close")
+    }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What an agent saw.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Report {
+    /// In the order of their ends.
     pub calls: Vec<Call>,
-    /// Records covered by an fsync that succeeded.
+    /// Calls that had not ended [`GRACE`] after the agent was told to stop.
+    pub hanging: Vec<Call>,
+    /// Records (writer) or bytes (bulk) covered by an fsync that succeeded.
     pub synced: u64,
-    /// Records written by the same descriptor after it was told to stop.
+    /// Records that the same descriptor wrote and synced after the agent was told to stop.
     pub afterwards: u64,
 }
 
 impl Report {
-    pub fn longest(&self, which: impl Fn(&str) -> bool) -> f64 {
-        self.calls.iter().filter(|call| which(&call.name)).map(|call| call.took).fold(0.0, f64::max)
+    /// The longest call of those selected, in seconds, 0 if there is none.
+    pub fn longest(&self, which: impl Fn(&Call) -> bool) -> f64 {
+        self.calls.iter().chain(&self.hanging).filter(|call| which(call)).map(|call| call.took).fold(0.0, f64::max)
     }
 
+    /// Calls that failed.
     pub fn errors(&self) -> Vec<&Call> {
         self.calls.iter().filter(|call| call.errno != 0).collect()
     }
 
-    /// When the first call that needs the server succeeded after that moment.
-    pub fn first_success_after(&self, at: f64) -> Option<f64> {
-        let done =
-            |call: &&Call| call.errno == 0 && call.end() > at && matches!(call.name.as_str(), "write" | "create");
-        self.calls.iter().filter(done).map(Call::end).min_by(f64::total_cmp)
+    /// When the first call of those selected that needs the server succeeded.
+    pub fn first_success(&self, which: impl Fn(&Call) -> bool) -> Option<f64> {
+        let good = self.calls.iter().filter(|call| call.errno == 0 && call.needs_the_server() && which(call));
+        good.map(Call::end).min_by(f64::total_cmp)
     }
 }
 
+/// Seconds since the epoch.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
@@ -66,173 +82,76 @@ pub fn now() -> f64 {
 /// A running agent. Closing its standard input tells it to finish.
 pub struct Agent {
     child: Child,
-    report: std::path::PathBuf,
+    kind: String,
+    report: PathBuf,
 }
 
 impl Agent {
-    /// Starts one of `writer`, `prober`, `crowd`, `bulk`, `forker` on `target`, which it uses until told to stop.
-    pub fn start(kind: &str, target: &Path, report: &Path) -> Agent {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["agent_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+    /// Starts one of the agents of `agents.rs` on `target`, which it uses until told to stop. `directory` is outside the
+    /// mount and takes its report.
+    pub fn start(kind: &str, target: &Path, directory: &Path) -> Agent {
+        Agent::start_in(&[], kind, target, directory)
+    }
+
+    /// The same, by way of a command that runs it elsewhere.
+    pub fn start_in(prefix: &[&str], kind: &str, target: &Path, directory: &Path) -> Agent {
+        let report = (0..).map(|n| directory.join(format!("{kind}-{n}.json"))).find(|path| !path.exists()).unwrap();
+        std::fs::write(&report, "").unwrap();
+        let exe = std::env::current_exe().unwrap();
+        let mut line: Vec<&OsStr> = prefix.iter().map(OsStr::new).collect();
+        // The directory selects no test; it marks the process as this laboratory's.
+        line.extend([exe.as_os_str(), "agent_process".as_ref(), directory.as_os_str()]);
+        line.extend(["--exact", "--ignored", "--nocapture", "--test-threads=1"].map(OsStr::new));
+        let child = Command::new(line[0])
+            .args(&line[1..])
             .env("LAB_AGENT", kind)
             .env("LAB_TARGET", target)
-            .env("LAB_REPORT", report)
+            .env("LAB_REPORT", &report)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        Agent { child, report: report.to_owned() }
+        Agent { child, kind: kind.into(), report }
     }
 
-    /// Tells it to finish and reads what it saw. Fails if it hangs.
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    /// Waits until it is at work.
+    pub fn at_work(self) -> Agent {
+        let ready = self.report.with_extension("ready");
+        super::wait(&format!("the {} is at work", self.kind), || ready.exists());
+        self
+    }
+
+    /// Tells it to finish and reads what it saw, hanging calls included.
     pub fn finish(mut self) -> Report {
         drop(self.child.stdin.take());
-        super::wait("an agent ends: it hangs in a call", || self.child.try_wait().unwrap().is_some());
-        assert!(self.child.wait().unwrap().success(), "an agent failed");
-        serde_json::from_slice(&std::fs::read(&self.report).unwrap()).unwrap()
+        let until = Instant::now() + GRACE + Duration::from_secs(20);
+        loop {
+            let text = std::fs::read(&self.report).unwrap();
+            if !text.is_empty() {
+                return serde_json::from_slice(&text).unwrap();
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none_or(|status| status.success()), "the {} failed", self.kind);
+            assert!(Instant::now() < until, "the {} does not even report", self.kind);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
-    }
-}
-
-/// The hidden test calls this.
-pub fn main() {
-    let Ok(kind) = std::env::var("LAB_AGENT") else { return };
-    let target = std::path::PathBuf::from(std::env::var_os("LAB_TARGET").unwrap());
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    std::thread::spawn(move || {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        flag.store(true, Ordering::SeqCst);
-    });
-    let report = match kind.as_str() {
-        "writer" => writer(&target, &stop),
-        "bulk" => bulk(&target, &stop),
-        "prober" => prober(&target, &stop, Duration::from_millis(100)),
-        "crowd" => crowd(&target, &stop),
-        "forker" => forker(&target, &stop),
-        other => panic!("no such agent: {other}"),
-    };
-    std::fs::write(std::env::var_os("LAB_REPORT").unwrap(), serde_json::to_vec(&report).unwrap()).unwrap();
-}
-
-fn timed<T>(calls: &mut Vec<Call>, name: &str, call: impl FnOnce() -> std::io::Result<T>) -> Option<T> {
-    let start = now();
-    let result = call();
-    let errno = result.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
-    calls.push(Call { name: name.into(), start, took: now() - start, errno });
-    result.ok()
-}
-
-/// What record `number` holds.
-pub fn record(number: u64) -> Vec<u8> {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut data = number.to_le_bytes().to_vec();
-    while data.len() < RECORD {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        data.extend(state.to_le_bytes());
-    }
-    data
-}
-
-/// Numbered records of 4 KiB, an fsync every 8, one descriptor throughout. What an fsync did not confirm is written again.
-fn writer(path: &Path, stop: &AtomicBool) -> Report {
-    let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path).unwrap();
-    let mut report = Report::default();
-    let mut next = 0;
-    let put = |report: &mut Report, next: &mut u64| {
-        let (data, offset) = (record(*next), *next * RECORD as u64);
-        if timed(&mut report.calls, "write", || file.write_all_at(&data, offset)).is_none() {
-            return std::thread::sleep(Duration::from_millis(50));
-        }
-        *next += 1;
-        if next.is_multiple_of(8) {
-            match timed(&mut report.calls, "fsync", || file.sync_all()) {
-                Some(()) => report.synced = *next,
-                None => *next = report.synced,
+        // Whoever hangs in the mount is not waited for; the laboratory ends the mount first and then looks again.
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                break;
             }
-        }
-    };
-    while !stop.load(Ordering::SeqCst) {
-        put(&mut report, &mut next);
-    }
-    let (goal, tries) = (report.synced + 16, report.calls.len() + 400);
-    while report.synced < goal && report.calls.len() < tries {
-        put(&mut report, &mut next);
-    }
-    report.afterwards = report.synced.saturating_sub(goal - 16);
-    report
-}
-
-/// Writes as fast as it may, 1 MiB at a time.
-fn bulk(path: &Path, stop: &AtomicBool) -> Report {
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path).unwrap();
-    let mut report = Report::default();
-    let data: Vec<u8> = (0..256).flat_map(record).collect();
-    let mut offset = 0;
-    while !stop.load(Ordering::SeqCst) {
-        if timed(&mut report.calls, "write", || file.write_all_at(&data, offset)).is_some() {
-            offset += data.len() as u64;
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
-    report.synced = offset;
-    report
-}
-
-fn prober(directory: &Path, stop: &AtomicBool, pause: Duration) -> Report {
-    let mut report = Report::default();
-    let known = directory.join("known");
-    std::fs::write(&known, "here").unwrap();
-    for number in 0_u64.. {
-        if stop.load(Ordering::SeqCst) {
-            break;
-        }
-        let path = directory.join(format!("probe-{}-{number}", std::process::id()));
-        timed(&mut report.calls, "stat", || std::fs::metadata(&known));
-        let create = || OpenOptions::new().create_new(true).write(true).custom_flags(libc::O_CLOEXEC).open(&path);
-        if let Some(file) = timed(&mut report.calls, "create", create) {
-            timed(&mut report.calls, "fsync", || file.sync_all());
-            drop(file);
-            timed(&mut report.calls, "unlink", || std::fs::remove_file(&path));
-        }
-        std::thread::sleep(pause);
-    }
-    report
-}
-
-/// 200 callers at once, each with its own file.
-fn crowd(directory: &Path, stop: &AtomicBool) -> Report {
-    let report = Mutex::new(Report::default());
-    std::thread::scope(|scope| {
-        for number in 0..200 {
-            let (report, path) = (&report, directory.join(format!("caller-{number}")));
-            scope.spawn(move || {
-                let mut calls = Vec::new();
-                while !stop.load(Ordering::SeqCst) {
-                    timed(&mut calls, "create", || std::fs::write(&path, "x"));
-                    timed(&mut calls, "stat", || std::fs::metadata(&path));
-                    std::thread::sleep(Duration::from_millis(200));
-                }
-                report.lock().unwrap().calls.extend(calls);
-            });
-        }
-    });
-    report.into_inner().unwrap()
-}
-
-/// Runs programs while it holds files that it has written to: each child closes them in its execve(2), which flushes.
-fn forker(path: &Path, stop: &AtomicBool) -> Report {
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path).unwrap();
-    let mut report = Report::default();
-    while !stop.load(Ordering::SeqCst) {
-        timed(&mut report.calls, "write", || file.write_all_at(b"dirty", 0));
-        timed(&mut report.calls, "spawn", || Command::new("true").status());
-    }
-    report
 }

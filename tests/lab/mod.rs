@@ -1,11 +1,17 @@
 //! A laboratory: a real sshd in a network namespace of its own, the steadfs binary in front of it, faults for both, and
 //! agents (processes of their own) that use the mount. Everything is gone when it is dropped, also after a failure.
-//! Needs root; fails loudly without.
-#![allow(dead_code, clippy::unwrap_used)]
+//! Needs root and /dev/fuse, and fails loudly without.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod agent;
+pub mod agents;
+pub mod container;
 pub mod net;
+pub mod process;
+pub mod scenario;
 pub mod sshd;
+pub mod sweep;
+pub mod tools;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +19,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use net::Net;
 use sshd::Sshd;
@@ -22,80 +27,107 @@ use sshd::Sshd;
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One server, one mount.
+/// One server and what is mounted from it.
 pub struct Lab {
-    pub net: Net,
+    // Dropped in this order: first the server, then the namespace, then the directory.
     pub sshd: Sshd,
-    daemon: Option<Child>,
+    pub net: Net,
     pub hot: PathBuf,
     pub store: PathBuf,
+    daemon: Option<Child>,
     directory: tempfile::TempDir,
     _alone: Flock<File>,
 }
 
 impl Lab {
-    /// Starts a server and mounts it with these options on top of those that reach it.
+    /// A server, mounted by steadfs, live, with these options on top of those that reach it.
     pub fn new(options: &str) -> Lab {
-        let lab = Lab::unmounted();
-        lab.mounted(options)
+        let mut lab = Lab::unmounted();
+        let command = lab.mount_command("-f", options);
+        lab.serve(command);
+        lab.wait_state("live");
+        lab
+    }
+
+    /// A server, mounted by sshfs alone: what the faults do to those who have no steadfs.
+    pub fn plain() -> Lab {
+        let mut lab = Lab::unmounted();
+        let mut command = Command::new("sshfs");
+        command.args(["-f", "-o", &format!("{},sshfs_sync", lab.sshd.client_options()), &lab.source()]).arg(&lab.hot);
+        lab.serve(command);
+        lab
     }
 
     /// A server, and nothing mounted yet.
     pub fn unmounted() -> Lab {
-        assert!(nix::unistd::geteuid().is_root(), "these tests need root: run `sudo make test`");
-        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
-        // Two timing tests at once on two cores would measure each other.
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root: run them as root");
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: run modprobe fuse");
+        // Two timing tests at once would measure each other.
         let lock = File::create(std::env::temp_dir().join("steadfs-lab.lock")).unwrap();
         let alone = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
-        let directory = tempfile::Builder::new().prefix("steadfs-lab").tempdir().unwrap();
+        sweep::orphans();
+        let prefix = format!("{}{}-", sweep::PREFIX, std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
         let (hot, store) = (directory.path().join("hot"), directory.path().join("store"));
         std::fs::create_dir(&hot).unwrap();
         std::fs::create_dir(&store).unwrap();
         let net = Net::new();
         let sshd = Sshd::start(&net, directory.path());
-        Lab { net, sshd, daemon: None, hot, store, directory, _alone: alone }
+        Lab { sshd, net, daemon: None, hot, store, directory, _alone: alone }
     }
 
-    /// Mounts.
-    pub fn mounted(mut self, options: &str) -> Lab {
-        let log = File::create(self.directory.path().join("log")).unwrap();
-        let child = self.mount_command("-f", options).stderr(log).spawn().unwrap();
-        self.daemon = Some(child);
-        let lab = self;
-        wait("the overlay is mounted", || mount_of(&lab.hot).is_some());
-        lab
+    /// Starts what mounts `hot` and stays in the foreground, and waits for the mount.
+    pub fn serve(&mut self, mut command: Command) {
+        let log = File::create(self.path("log")).unwrap();
+        self.daemon = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+        wait("the mount is there", || mount_of(&self.hot).is_some());
     }
 
-    /// The command that mounts this lab's server.
+    /// `[user@]host:dir` of the store.
+    pub fn source(&self) -> String {
+        format!("root@{}:{}", self.net.server, self.store.display())
+    }
+
+    /// The command that mounts this laboratory's server.
     pub fn mount_command(&self, flag: &str, options: &str) -> Command {
-        let mut command = self.steadfs(&["mount", flag]);
-        command.args([&format!("root@{}:{}", self.net.server, self.store.display()), self.hot.to_str().unwrap()]);
-        command.args(["-o", &format!("guard=no,{},{options}", self.sshd.client_options())]).stdin(Stdio::null());
+        let mut command = self.steadfs(&["mount"]);
+        command.args((!flag.is_empty()).then_some(flag)).arg(self.source()).arg(&self.hot);
+        command.args(["-o", &format!("guard=no,{}", self.sshd.client_options())]).stdin(Stdio::null());
+        command.args((!options.is_empty()).then_some(["-o", options]).iter().flatten());
         command
     }
 
-    /// The binary under test, with its state in this lab's directory.
+    /// The binary under test, with its runtime files in this laboratory's directory.
     pub fn steadfs(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_steadfs"));
-        command.args(arguments.iter().filter(|argument| !argument.is_empty()));
-        command.env("STEADFS_RUNTIME_DIR", self.directory.path().join("run"));
-        command.env("STEADFS_STATE_DIR", self.directory.path().join("state"));
+        command.args(arguments);
+        command.env("STEADFS_RUNTIME_DIR", self.path("run")).env("STEADFS_STATE_DIR", self.path("state"));
         command
     }
 
+    /// A path outside the mount.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    /// The directory of everything.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
+    /// What the daemon said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// `steadfs status --json`, or null.
     pub fn status(&self) -> serde_json::Value {
         let output = self.steadfs(&["status", "--json", self.hot.to_str().unwrap()]).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        value.get(0).cloned().unwrap_or(value)
     }
 
+    /// The supervisor's state, `silent` if nobody answers.
     pub fn state(&self) -> String {
         self.status()["state"].as_str().unwrap_or("silent").to_owned()
     }
@@ -104,28 +136,28 @@ impl Lab {
         wait(wanted, || self.state() == wanted);
     }
 
-    fn daemon_pid(&self) -> i32 {
-        self.daemon.as_ref().expect("mounted").id().cast_signed()
+    /// Number of the present generation.
+    pub fn generation(&self) -> u64 {
+        self.status()["generation"].as_u64().unwrap_or(0)
     }
 
-    /// The daemon's child of that name: both sshfs and ssh are its children, the latter by adoption.
-    pub fn process(&self, name: &str) -> Pid {
-        let mut found = None;
-        wait(name, || {
-            found = children(self.daemon_pid()).into_iter().find(|&pid| command_name(pid) == name);
-            found.is_some()
-        });
-        Pid::from_raw(found.unwrap())
+    /// The process that serves the mount and all that it started.
+    pub fn family(&self) -> Vec<i32> {
+        let daemon = self.daemon.as_ref().expect("mounted").id().cast_signed();
+        [&[daemon][..], &process::descendants(daemon)].concat()
     }
 
-    pub fn signal(&self, name: &str, signal: Signal) {
-        kill(self.process(name), signal).unwrap();
+    /// The client's processes of that name; each has a path of this laboratory in its command line.
+    pub fn clients(&self, name: &str) -> Vec<i32> {
+        let all = process::mentioning(self.directory.path().to_str().unwrap());
+        all.into_iter().filter(|&pid| process::name(pid) == name).collect()
     }
 
-    /// States of all threads of the daemon (proc_pid_stat(5)).
-    pub fn thread_states(&self) -> Vec<char> {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.daemon_pid())).unwrap();
-        tasks.flatten().filter_map(|task| state_letter(&task.path().join("stat"))).collect()
+    /// Sends a signal to the one `sshfs` or `ssh` of this laboratory.
+    pub fn signal(&self, name: &str, sent: Signal) {
+        let pids = self.clients(name);
+        assert_eq!(pids.len(), 1, "{name}: {pids:?}");
+        process::signal(pids[0], sent);
     }
 
     /// Unmounts by umount(8) and checks that nothing is left.
@@ -135,43 +167,37 @@ impl Lab {
         self.assert_ended();
     }
 
-    /// Checks that the daemon ends and leaves no process, no mount and no file.
+    /// Checks that the daemon ends and leaves no process, mount or file.
     pub fn assert_ended(&mut self) {
-        let mut daemon = self.daemon.take().expect("mounted");
-        let family = children(daemon.id().cast_signed());
-        wait("the daemon ends", || daemon.try_wait().unwrap().is_some());
-        wait("its processes end", || family.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let name = self.directory.path().to_str().unwrap();
-        assert!(!mounts.contains(name), "{mounts}");
-        let left: Vec<_> = std::fs::read_dir(self.path("run")).unwrap().flatten().map(|entry| entry.path()).collect();
-        assert!(left.is_empty(), "{left:?}");
-        assert!(!self.path("state").exists());
+        if let Some(daemon) = self.daemon.as_mut() {
+            wait("the daemon ends", || daemon.try_wait().unwrap().is_some());
+            let status = self.daemon.take().unwrap().wait().unwrap();
+            assert!(status.success(), "the daemon: {status}\n{}", self.log());
+        }
+        for name in ["steadfs", "sshfs", "ssh"] {
+            wait(&format!("every {name} ends"), || self.clients(name).is_empty());
+        }
+        assert_eq!(sweep::mounts_below(self.directory.path()), Vec::<String>::new());
+        for place in ["run", "state"] {
+            let left = std::fs::read_dir(self.path(place)).into_iter().flatten().flatten();
+            assert_eq!(left.map(|entry| entry.path()).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+        }
+        wait("the server sees the client go", || self.sshd.sessions() == 0);
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- log of steadfs ---\n{}", self.log());
+            eprintln!("--- {} ---\n{}", self.path("log").display(), self.log());
         }
+        let wedged = self.daemon.as_ref().map(|_| self.family()).unwrap_or_default();
+        process::end(&wedged);
         if let Some(mut daemon) = self.daemon.take() {
-            let mut pids = children(daemon.id().cast_signed());
-            pids.insert(0, daemon.id().cast_signed());
-            for pid in pids {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
             let _ = daemon.wait();
         }
-        // Whatever is mounted below the lab's directory, innermost first.
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in mounts.lines().rev() {
-            let place = line.split(' ').nth(4).unwrap_or_default();
-            if place.starts_with(self.directory.path().to_str().unwrap()) {
-                let flags = nix::mount::MntFlags::MNT_DETACH;
-                let _ = nix::mount::umount2(place, flags);
-            }
-        }
+        self.sshd.stop();
+        sweep::directory(self.directory.path());
     }
 }
 
@@ -193,25 +219,23 @@ pub fn run_ok(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
 }
 
-/// Mount id and st_dev of the mount at a path.
-pub fn mount_of(path: &Path) -> Option<(u64, (u32, u32))> {
-    steadfs::backing::mountinfo::at(path).unwrap().map(|entry| (entry.id, entry.dev))
+/// Mount id and device of the mount at a path, as mountinfo says it (proc_pid_mountinfo(5)).
+pub fn mount_of(path: &Path) -> Option<(String, String)> {
+    mount_in(&std::fs::read_to_string("/proc/self/mountinfo").unwrap(), path)
 }
 
-fn children(pid: i32) -> Vec<i32> {
-    let mut all = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let text = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        all.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
-    }
-    all
+/// The same from the text of some mountinfo.
+pub fn mount_in(table: &str, path: &Path) -> Option<(String, String)> {
+    let rows = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let found = rows.rev().find(|row| row.get(4) == path.to_str().as_ref());
+    found.map(|row| (row[0].to_owned(), row[2].to_owned()))
 }
 
+pub fn sleep_secs(seconds: f64) {
+    std::thread::sleep(Duration::from_secs_f64(seconds));
+}
+
+/// The name of a process's program.
 pub fn command_name(pid: i32) -> String {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
-}
-
-pub fn state_letter(stat: &Path) -> Option<char> {
-    let text = std::fs::read_to_string(stat).ok()?;
-    text.rsplit_once(')')?.1.trim().chars().next()
+    process::name(pid)
 }

@@ -1,52 +1,65 @@
 //! A real sshd with keys of its own.
 
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::net::Net;
-use super::{children, command_name, run_ok, wait};
+use super::process::{descendants, name, signal};
+use super::{PATIENCE, run, run_ok, wait};
 
+/// A program of its own, so that it can be frozen while its connection lives.
 const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 
+/// The server, inside the namespace.
 pub struct Sshd {
     directory: PathBuf,
     namespace: String,
     address: String,
-    server: Option<Child>,
+    listener: Option<Child>,
 }
 
 impl Sshd {
+    /// Makes keys and a configuration below `directory`, and starts it.
     pub fn start(net: &Net, directory: &Path) -> Sshd {
         let directory = directory.join("ssh");
         std::fs::create_dir(&directory).unwrap();
+        // sshd insists on its privilege separation directory.
         std::fs::create_dir_all("/run/sshd").unwrap();
         for key in ["host", "client", "stranger"] {
             let path = directory.join(key);
             run_ok("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-C", key, "-f", path.to_str().unwrap()]);
         }
         std::fs::copy(directory.join("client.pub"), directory.join("authorized")).unwrap();
-        let host = std::fs::read_to_string(directory.join("host.pub")).unwrap();
-        std::fs::write(directory.join("known"), format!("{} {host}", net.server)).unwrap();
+        for (file, key) in [("known", "host.pub"), ("mistaken", "stranger.pub")] {
+            let key = std::fs::read_to_string(directory.join(key)).unwrap();
+            std::fs::write(directory.join(file), format!("{} {key}", net.server)).unwrap();
+        }
         std::fs::write(directory.join("unknown"), "").unwrap();
         let at = directory.display();
-        let config = format!(
+        let mut config = format!(
             "HostKey {at}/host\nAuthorizedKeysFile {at}/authorized\nStrictModes no\nUsePAM no\nPidFile none\n\
-             MaxStartups 100\nPermitRootLogin prohibit-password\nListenAddress {}\nSubsystem sftp {SFTP_SERVER}\n",
+             MaxStartups 100\nUseDNS no\nPermitRootLogin prohibit-password\nListenAddress {}\n\
+             Subsystem sftp {SFTP_SERVER}\n",
             net.server
         );
-        std::fs::write(directory.join("config"), config).unwrap();
-        std::fs::set_permissions(directory.join("host"), PermissionsExt::from_mode(0o600)).unwrap();
-        let mut sshd = Sshd { directory, namespace: net.name.clone(), address: net.server.clone(), server: None };
+        let path = directory.join("config");
+        std::fs::write(&path, format!("{config}PerSourcePenalties no\n")).unwrap();
+        // Known since OpenSSH 9.8; without it the faults would be punished.
+        if !run("/usr/sbin/sshd", &["-t", "-f", path.to_str().unwrap()]).status.success() {
+            config.push_str("# no PerSourcePenalties\n");
+            std::fs::write(&path, config).unwrap();
+        }
+        let (namespace, address) = (net.name.clone(), net.server.clone());
+        let mut sshd = Sshd { directory, namespace, address, listener: None };
         sshd.begin();
         sshd
     }
 
-    /// Starts it, for the first time or again.
+    /// Starts it, for the first time or again; returns when it listens.
     pub fn begin(&mut self) {
         let log = File::options().create(true).append(true).open(self.directory.join("log")).unwrap();
         // `ip netns exec` becomes sshd itself, so this is its pid.
@@ -57,65 +70,66 @@ impl Sshd {
             .stderr(log)
             .spawn()
             .unwrap();
-        self.server = Some(child);
-        let address: std::net::SocketAddr = format!("{}:22", self.address).parse().unwrap();
-        wait("sshd listens", || std::net::TcpStream::connect(address).is_ok());
+        self.listener = Some(child);
+        let address: SocketAddr = format!("{}:22", self.address).parse().unwrap();
+        wait("sshd listens", || TcpStream::connect_timeout(&address, PATIENCE).is_ok());
     }
 
     /// Options for steadfs and sshfs that reach it.
     pub fn client_options(&self) -> String {
         let at = self.directory.display();
         format!(
-            "IdentityFile={at}/client,UserKnownHostsFile={at}/known,GlobalKnownHostsFile=/dev/null,StrictHostKeyChecking=yes,IdentitiesOnly=yes"
+            "IdentityFile={at}/client,UserKnownHostsFile={at}/known,GlobalKnownHostsFile=/dev/null,\
+             StrictHostKeyChecking=yes,IdentitiesOnly=yes"
         )
     }
 
-    /// Those options with the word of one of them replaced.
-    pub fn options_with(&self, from: &str, to: &str) -> String {
+    /// Those options with another file (`stranger`, `unknown`, `mistaken`) in the place of `client` or `known`.
+    pub fn options_with(&self, file: &str, other: &str) -> String {
         let at = self.directory.display();
-        self.client_options().replace(&format!("{at}/{from}"), &format!("{at}/{to}"))
+        self.client_options().replace(&format!("{at}/{file}"), &format!("{at}/{other}"))
     }
 
     fn family(&self) -> Vec<i32> {
-        let Some(server) = &self.server else { return Vec::new() };
-        let (mut all, mut next) = (Vec::new(), children(server.id().cast_signed()));
-        while let Some(pid) = next.pop() {
-            all.push(pid);
-            next.extend(children(pid));
-        }
-        all
+        self.listener.as_ref().map(|listener| descendants(listener.id().cast_signed())).unwrap_or_default()
     }
 
-    fn signal_family(&self, signal: Signal, which: impl Fn(&str) -> bool) {
-        let pids: Vec<_> = self.family().into_iter().filter(|&pid| which(&command_name(pid))).collect();
-        assert!(!pids.is_empty(), "nobody to signal");
-        for pid in pids {
-            // It may have ended with its parent.
-            let _ = kill(Pid::from_raw(pid), signal);
-        }
+    fn signal_family(&self, which: &str, sent: Signal) {
+        let pids: Vec<_> = self.family().into_iter().filter(|&pid| name(pid).starts_with(which)).collect();
+        assert!(!pids.is_empty(), "there is no {which} to signal");
+        pids.into_iter().for_each(|pid| signal(pid, sent));
     }
 
     /// Kills the session of whoever is connected; the server goes on.
     pub fn kill_sessions(&self) {
-        self.signal_family(Signal::SIGKILL, |name| name.starts_with("sshd"));
+        self.signal_family("sshd", Signal::SIGKILL);
     }
 
     /// Freezes what serves files; the connection stays up.
     pub fn freeze_sftp(&self) {
-        self.signal_family(Signal::SIGSTOP, |name| name == "sftp-server");
+        self.signal_family("sftp-server", Signal::SIGSTOP);
     }
 
-    /// Ends everything.
+    /// Undoes [`Sshd::freeze_sftp`].
+    pub fn thaw_sftp(&self) {
+        self.signal_family("sftp-server", Signal::SIGCONT);
+    }
+
+    /// How many clients have a session now.
+    pub fn sessions(&self) -> usize {
+        self.family().into_iter().filter(|&pid| name(pid) == "sftp-server").count()
+    }
+
+    /// Ends the listener and all sessions.
     pub fn stop(&mut self) {
-        for pid in self.family() {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        if let Some(mut server) = self.server.take() {
-            let _ = server.kill();
-            let _ = server.wait();
+        self.family().into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
+        if let Some(mut listener) = self.listener.take() {
+            let _ = listener.kill();
+            let _ = listener.wait();
         }
     }
 
+    /// What it said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }

@@ -1,0 +1,226 @@
+//! A mount without a mount: everything that telemetry observes, in a directory of the test's.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
+use serde_json::Value;
+use steadfs::backing::Backing;
+use steadfs::backing::fake::{FakeBacking, FakeControl};
+use steadfs::config::*;
+use steadfs::gate::{Class, Gate, Op};
+use steadfs::overlay::Counts;
+use steadfs::rundir;
+use steadfs::supervisor::{Event, Watch};
+use steadfs::telemetry::{self, Guard, Observed, UmountRefused};
+use steadfs::worker::Worker;
+
+/// Says that it has begun, and waits for a word.
+type Hold = (Sender<()>, Receiver<()>);
+
+pub struct Rig {
+    directory: tempfile::TempDir,
+    config: MountConfig,
+    pub observed: Observed,
+    guard: Option<Guard>,
+    fake: FakeControl,
+    _backing: FakeBacking,
+    pub retries: Arc<AtomicUsize>,
+    /// What an unmount is answered with, and how it was asked for.
+    pub stopping: Arc<Mutex<Result<(), UmountRefused>>>,
+    pub lazy: Arc<Mutex<Vec<bool>>>,
+    holding: Arc<Mutex<Option<Hold>>>,
+}
+
+impl Rig {
+    /// Over a unix socket, with a textfile.
+    pub fn served() -> Rig {
+        Rig::new(|_| {})
+    }
+
+    pub fn new(change: impl FnOnce(&mut MountConfig)) -> Rig {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        std::fs::create_dir(path("textfiles")).expect("made");
+        let mut config = MountConfig {
+            source: Source::Sshfs { target: "box:/jobs".into() },
+            // Quotes and the like have to be escaped.
+            mountpoint: path("hot \"1\"\\"),
+            calls: CallPolicy::default(),
+            repair: RepairPolicy::default(),
+            overlay: OverlayConfig::default(),
+            worker: WorkerConfig {
+                on_outage: Some(HookCommand { argv: vec!["true".into()] }),
+                ..WorkerConfig::default()
+            },
+            telemetry: TelemetryConfig {
+                listen: Some(MetricsListen::Unix(path("metrics.sock"))),
+                textfile: Some(path("textfiles")),
+            },
+            soft_start: true,
+            sshfs_options: Vec::new(),
+        };
+        change(&mut config);
+        let watch = Watch::default();
+        let bound = telemetry::bind(&config, &watch).expect("it is bound");
+        let note = path("state/hot/paused.json");
+        let worker = Worker::start_with(&config.worker, &config.mountpoint, &watch, note).expect("it starts");
+        watch.publish(Event::OutageBegan { since: SystemTime::now(), reason: "start".into(), detail: "x".into() });
+        let backing = FakeBacking::new().expect("a fake");
+        let gate = Gate::new(config.calls, |_, _| {}).expect("a gate");
+        gate.open(backing.start(1, Duration::from_secs(5), Arc::new(|_| {})).expect("it starts"));
+        let retries = Arc::new(AtomicUsize::new(0));
+        let stopping = Arc::new(Mutex::new(Ok(())));
+        let lazy = Arc::new(Mutex::new(Vec::new()));
+        let holding = Arc::new(Mutex::new(None::<Hold>));
+        let (retried, answer, asked, held) =
+            (Arc::clone(&retries), Arc::clone(&stopping), Arc::clone(&lazy), Arc::clone(&holding));
+        let observed = Observed {
+            config: Arc::new(config.clone()),
+            gate,
+            watch,
+            worker: Arc::new(worker),
+            counts: Arc::new(|| Counts { open_files: 11, open_dirs: 12, nodes: 13 }),
+            retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
+            stop: Arc::new(move |lazy| {
+                asked.lock().expect("nobody panicked").push(lazy);
+                if let Some((begun, go)) = held.lock().expect("nobody panicked").take() {
+                    begun.send(()).expect("it is waited for");
+                    go.recv().expect("it is let go");
+                }
+                answer.lock().expect("nobody panicked").clone()
+            }),
+            started: SystemTime::now(),
+        };
+        let guard = bound.serve(observed.clone()).expect("it is served");
+        let fake = backing.control();
+        let guard = Some(guard);
+        Rig { directory, config, observed, guard, fake, _backing: backing, retries, stopping, lazy, holding }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn mountpoint(&self) -> String {
+        self.config.mountpoint.display().to_string()
+    }
+
+    pub fn control_socket(&self) -> PathBuf {
+        rundir::control_socket(&self.config.mountpoint)
+    }
+
+    pub fn textfile(&self) -> PathBuf {
+        telemetry::textfile::path(&self.path("textfiles"), &self.config.mountpoint)
+    }
+
+    /// As the daemon does it.
+    pub fn end(&mut self) {
+        self.observed.gate.stop();
+        self.observed.worker.stop();
+        self.guard = None;
+    }
+
+    /// The error of a second telemetry of the same mount.
+    pub fn bind_error(&self, change: impl FnOnce(&mut MountConfig)) -> String {
+        let mut config = self.config.clone();
+        change(&mut config);
+        telemetry::bind(&config, &Watch::default()).err().expect("it cannot be bound")
+    }
+
+    fn call(&self, work: impl Fn() -> Result<(), Errno> + Send + 'static) {
+        let before = self.counted();
+        self.observed.gate.submit(Op::Read, Class::Data, 0, move |_| work(), |_| {});
+        // It is counted after it has been answered.
+        self.wait(|| self.counted() > before);
+    }
+
+    fn counted(&self) -> u64 {
+        self.observed.gate.stats().latency(Op::Read).counts().iter().sum()
+    }
+
+    pub fn read_ok(&self) {
+        self.call(|| Ok(()));
+    }
+
+    pub fn read_error(&self) {
+        self.call(|| Err(Errno::EACCES));
+    }
+
+    /// A read that hangs as long as the backing does.
+    pub fn submit_read(&self) {
+        let stat = |context: &steadfs::gate::Context<'_>| context.generation.tree().stat(Path::new("")).map(drop);
+        self.observed.gate.submit(Op::Read, Class::Data, 0, stat, |_| {});
+    }
+
+    pub fn overdue(&self) {
+        self.observed.watch.publish(Event::OutageOverdue { since: SystemTime::now(), reason: "probe_late".into() });
+    }
+
+    pub fn freeze(&self) {
+        self.fake.freeze();
+    }
+
+    pub fn thaw(&self) {
+        self.fake.thaw();
+    }
+
+    /// The next unmount says when it has begun, and waits for a word.
+    pub fn hold_umount(&self) -> (Receiver<()>, Sender<()>) {
+        let ((begun, told), (go, wait)) = (channel(), channel());
+        *self.holding.lock().expect("nobody panicked") = Some((begun, wait));
+        (told, go)
+    }
+
+    pub fn ask(&self, request: &Value) -> Value {
+        ask(&self.control_socket(), request)
+    }
+
+    pub fn get(&self, path: &str) -> (u16, String) {
+        match &self.config.telemetry.listen {
+            Some(MetricsListen::Unix(socket)) => get(UnixStream::connect(socket).expect("it listens"), path),
+            Some(MetricsListen::Tcp(address)) => get(std::net::TcpStream::connect(address).expect("it listens"), path),
+            None => panic!("nothing is served"),
+        }
+    }
+
+    pub fn wait(&self, come: impl Fn() -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !come() {
+            assert!(Instant::now() < until, "it did not happen");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.fake.thaw();
+        self.end();
+        let _ = std::fs::remove_dir(rundir::of(&self.config.mountpoint));
+    }
+}
+
+pub fn ask(socket: &Path, request: &Value) -> Value {
+    let mut stream = telemetry::sockets::connect(socket).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("it is set");
+    // A request that is too long is answered before all of it has been read.
+    let _ = stream.write_all(format!("{request}\n").as_bytes());
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).expect("an answer");
+    serde_json::from_str(&line).expect("it is JSON")
+}
+
+fn get(mut stream: impl Read + Write, path: &str) -> (u16, String) {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (status, body.to_owned())
+}
