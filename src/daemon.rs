@@ -17,6 +17,7 @@ use crate::config::{MountConfig, Source};
 use crate::gate::Gate;
 use crate::overlay::Overlay;
 use crate::overlay::mount::Mount;
+use crate::overlay::rescue::Rescue;
 use crate::rundir;
 use crate::supervisor::{Event, Inbox, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
@@ -138,10 +139,12 @@ impl Core {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
-        let overlay = Overlay::new(Arc::clone(&gate), backing.traits(), config.overlay.clone());
+        let teller = watch.clone();
+        let rescue = Rescue::new(Box::new(move |detail| teller.publish(Event::Notice { detail })));
+        let overlay = Overlay::new(Arc::clone(&gate), backing.traits(), config.overlay.clone(), 64 << 20, rescue);
         let (restored, told) = (Arc::clone(&overlay), watch.clone());
         let restore = move |generation: &Arc<dyn Generation>| {
-            let report = restored.restore(generation, RESTORE);
+            let Ok(report) = restored.restore(generation, RESTORE) else { return };
             for (path, errno) in report.failed {
                 let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
                 told.publish(Event::Notice { detail });

@@ -66,6 +66,14 @@ pub struct Context<'a> {
     pub in_doubt: bool,
     /// Until when the call may take; for waiting on locks inside the work.
     pub deadline: Instant,
+    over: &'a dyn Fn() -> bool,
+}
+
+impl Context<'_> {
+    /// True when the call has been answered, or its generation is not the live one.
+    pub fn is_abandoned(&self) -> bool {
+        (self.over)()
+    }
 }
 
 /// What a call has to say against a generation.
@@ -511,7 +519,8 @@ impl Gate {
             return (!call.is_answered()).then_some(Errno::ENOTCONN);
         }
         let in_doubt = call.in_doubt.load(Relaxed);
-        let context = Context { generation, in_doubt, deadline: call.arrived + call.limit };
+        let over = || call.is_answered() || !self.is_live(generation.number());
+        let context = Context { generation, in_doubt, deadline: call.arrived + call.limit, over: &over };
         let started = Instant::now();
         let result = call.run(&context);
         if let (Some(Some(admission)), Run::Answered) = (&admission, &result) {

@@ -3,14 +3,16 @@
 
 mod adapter;
 mod closer;
+mod commit;
 mod convert;
 pub mod files;
+mod inodes;
 pub mod mount;
 pub mod nodes;
 mod ops;
+pub mod rescue;
 mod restore;
 mod settle;
-mod unsynced;
 
 use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
@@ -25,10 +27,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
 use crate::gate::{Class, Context, Gate, Op};
+use crate::log::Budget;
 use files::Files;
 pub use files::RestoreReport;
+use inodes::Inodes;
 use nodes::Nodes;
 use ops::directories::Directories;
+use rescue::Rescue;
 
 /// Threads that read requests; they only hand them on.
 const READERS: usize = 2;
@@ -44,6 +49,14 @@ pub struct Counts {
     pub open_dirs: usize,
     /// Nodes that the kernel holds.
     pub nodes: usize,
+    /// Bytes that the write log keeps, and the most it may keep.
+    pub log_bytes: u64,
+    /// See `log_bytes`.
+    pub log_limit: u64,
+    /// Files with uncommitted changes.
+    pub dirty_files: usize,
+    /// Bytes that were sent again after repairs.
+    pub replayed_bytes: u64,
 }
 
 /// One overlay.
@@ -53,6 +66,10 @@ pub struct Overlay {
     config: OverlayConfig,
     nodes: Nodes,
     files: Files,
+    inodes: Inodes,
+    budget: Budget,
+    rescue: Rescue,
+    replayed_bytes: AtomicU64,
     directories: Directories,
     last_root: Mutex<Option<Attr>>,
     last_statfs: Mutex<StatFs>,
@@ -62,14 +79,25 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// An overlay whose calls go through `gate` to a backing with these traits.
-    pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig) -> Arc<Overlay> {
+    /// An overlay whose calls go through `gate` to a backing with these traits. It keeps up to `log_size` bytes of
+    /// uncommitted changes; `rescue` gets what cannot be sent again.
+    pub fn new(
+        gate: Arc<Gate>,
+        traits: Traits,
+        config: OverlayConfig,
+        log_size: u64,
+        rescue: Rescue,
+    ) -> Arc<Overlay> {
         Arc::new(Overlay {
             gate,
             traits,
             config,
             nodes: Nodes::new(traits.stable_inodes),
             files: Files::default(),
+            inodes: Inodes::default(),
+            budget: Budget::new(log_size),
+            rescue,
+            replayed_bytes: AtomicU64::new(0),
             directories: Directories::default(),
             last_root: Mutex::default(),
             last_statfs: Mutex::new(StatFs {
@@ -85,7 +113,15 @@ impl Overlay {
 
     /// Present figures.
     pub fn counts(&self) -> Counts {
-        Counts { open_files: self.files.count(), open_dirs: self.directories.count(), nodes: self.nodes.count() }
+        Counts {
+            open_files: self.files.count(),
+            open_dirs: self.directories.count(),
+            nodes: self.nodes.count(),
+            log_bytes: self.budget.used(),
+            log_limit: self.budget.limit(),
+            dirty_files: self.inodes.dirty().len(),
+            replayed_bytes: self.replayed_bytes.load(Relaxed),
+        }
     }
 
     /// Serves the kernel's requests on `device` until nothing is mounted any more. `initialised` is called when the

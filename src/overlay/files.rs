@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
+use super::Overlay;
 use super::closer::Descriptor;
-use super::nodes::Nodes;
-use super::unsynced::Unsynced;
+use super::inodes::{Inode, Writer};
 use crate::backing::{File, Generation, OpResult};
 
 /// What a call on a file that a repair did not find again fails with, inside; callers are told EIO. Any errno a backing
@@ -48,29 +49,83 @@ impl Slot {
 pub struct OpenFile {
     /// Its node.
     pub node: u64,
+    /// What it shares with the other handles of the file.
+    pub inode: Arc<Inode>,
     flags: i32,
     slot: Mutex<Slot>,
-    /// What is not committed.
-    pub unsynced: Mutex<Unsynced>,
+    /// Failed commits that its holder knows of.
+    told: AtomicU64,
 }
 
 impl OpenFile {
     /// A handle whose descriptor was opened in that generation.
-    pub fn new(node: u64, flags: i32, generation: u64, file: Box<dyn File>) -> OpenFile {
-        let slot = Slot { generation, descriptor: Some(Arc::new(Descriptor::new(file))) };
-        OpenFile { node, flags, slot: Mutex::new(slot), unsynced: Mutex::default() }
+    pub fn new(inode: Arc<Inode>, flags: i32, generation: u64, file: Box<dyn File>) -> OpenFile {
+        let descriptor = Arc::new(Descriptor::new(file));
+        let file = OpenFile {
+            node: inode.node,
+            flags,
+            slot: Mutex::new(Slot { generation, descriptor: Some(Arc::clone(&descriptor)) }),
+            told: AtomicU64::new(inode.errors().0),
+            inode,
+        };
+        if file.writes() {
+            file.inode.offer_writer(Writer { generation, reads: file.reads(), descriptor });
+        }
+        file
     }
 
-    /// The descriptor in that generation; opened now if it has not been yet. The same way serves the repair, which asks
-    /// for all of them before the gate opens, and calls that come before their turn.
-    pub fn in_generation(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Arc<Descriptor>> {
+    fn reads(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_WRONLY
+    }
+
+    fn writes(&self) -> bool {
+        self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// Every write is to be committed before it is acknowledged (O_SYNC, O_DSYNC).
+    pub fn is_synchronous(&self) -> bool {
+        self.flags & (libc::O_SYNC | libc::O_DSYNC) != 0
+    }
+
+    /// The error of a failed commit that its holder has not been told of. `told` says that it is told now.
+    pub fn untold_error(&self, told: bool) -> Option<Errno> {
+        let (count, error) = self.inode.errors();
+        let untold = self.writes() && count > self.told.load(Relaxed);
+        if untold && told {
+            self.told.store(count, Relaxed);
+        }
+        untold.then_some(error)
+    }
+
+    /// Gives the descriptor up, so that the next call opens the file under its present name.
+    pub fn reopen_later(&self) {
+        *self.slot.lock() = Slot::default();
+        self.inode.reopen_later();
+    }
+
+    /// Closes the descriptor in this thread, unless somebody still uses it: then that one's end does.
+    pub fn close_here(&self) {
+        let slot = std::mem::take(&mut *self.slot.lock());
+        if let Some(descriptor) = slot.descriptor.and_then(Arc::into_inner) {
+            descriptor.close_here();
+        }
+    }
+}
+
+impl Overlay {
+    /// The descriptor of a file in that generation; opened now if it has not been yet. The same way serves the repair,
+    /// which asks for all of them before the gate opens, and calls that come before their turn.
+    pub(super) fn descriptor(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
         let number = generation.number();
-        if let Some(descriptor) = self.slot.lock().of(number)? {
+        if file.inode.is_lost() {
+            return Err(LOST_FILE);
+        }
+        if let Some(descriptor) = file.slot.lock().of(number)? {
             return Ok(descriptor);
         }
         // No lock is held meanwhile: a thread that is stuck in a dead generation must not keep the others out.
-        let opened = Arc::new(Descriptor::new(self.reopen(nodes, generation)?));
-        let mut slot = self.slot.lock();
+        let opened = self.open_again(generation, file)?;
+        let mut slot = file.slot.lock();
         if let Some(descriptor) = slot.of(number)? {
             return Ok(descriptor);
         }
@@ -78,33 +133,17 @@ impl OpenFile {
         Ok(opened)
     }
 
-    fn reopen(&self, nodes: &Nodes, generation: &dyn Generation) -> OpResult<Box<dyn File>> {
-        let flags = first_flags(self.flags) & !FIRST_OPEN_ONLY;
-        let mut tried = None;
-        loop {
-            // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
-            let (path, _) = nodes.path(self.node).map_err(|_| LOST_FILE)?;
-            if tried.as_ref() == Some(&path) {
-                return Err(LOST_FILE);
-            }
-            match generation.tree().open(&path, flags) {
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => tried = Some(path),
-                result => return result,
+    fn open_again(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
+        if file.writes() {
+            let writer = self.writer(generation, &file.inode)?;
+            if writer.reads || !file.reads() {
+                return Ok(writer.descriptor);
             }
         }
-    }
-
-    /// Gives the descriptor up, so that the next call opens the file under its present name.
-    pub fn reopen_later(&self) {
-        *self.slot.lock() = Slot::default();
-    }
-
-    /// Closes the descriptor in this thread, unless a call still uses it: then that call's end does.
-    pub fn close_here(&self) {
-        let slot = std::mem::take(&mut *self.slot.lock());
-        if let Some(descriptor) = slot.descriptor.and_then(Arc::into_inner) {
-            descriptor.close_here();
-        }
+        let opened = self.reopen(generation, file.node, first_flags(file.flags) & !FIRST_OPEN_ONLY)?;
+        let descriptor = Arc::new(Descriptor::new(opened));
+        self.verify_or_lose(generation, &file.inode, &**descriptor, file.reads())?;
+        Ok(descriptor)
     }
 }
 
@@ -153,6 +192,8 @@ impl Files {
 /// What came of reopening files in a new generation.
 #[derive(Debug, Default)]
 pub struct RestoreReport {
+    /// Files whose uncommitted changes were sent again and committed.
+    pub replayed: usize,
     /// Files that are open again.
     pub reopened: usize,
     /// Files that could not be opened, with the reason.

@@ -133,6 +133,20 @@ impl Nodes {
         }
     }
 
+    /// Keeps a node until [`Nodes::closed`], whatever becomes of its handles.
+    pub fn hold(&self, node: u64) {
+        if let Some(found) = self.table.lock().nodes.get_mut(&node) {
+            found.held += 1;
+        }
+    }
+
+    /// False if a file of that identity is certainly another one than the node's.
+    pub fn may_be(&self, node: u64, identity: (u64, u64)) -> bool {
+        let table = self.table.lock();
+        let known = table.nodes.get(&node).map(|found| found.identity);
+        !self.by_identity || known.is_none_or(|known| known == identity || known == NO_IDENTITY)
+    }
+
     /// A handle is being closed; true if it is the last. The node is held until [`Nodes::closed`].
     pub fn closing(&self, node: u64) -> bool {
         match self.table.lock().nodes.get_mut(&node) {

@@ -1,19 +1,22 @@
-//! After a repair: descriptors are reopened and hidden files removed, before the gate lets calls in.
+//! After a repair: what is uncommitted is sent again, descriptors are reopened and hidden files removed, before the gate
+//! lets calls in.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::Overlay;
-use super::files::{OpenFile, RestoreReport};
+use super::files::{LOST_FILE, OpenFile, RestoreReport};
+use super::inodes::Inode;
 use crate::backing::{Generation, OpResult};
+use crate::gate::policy::raises_doubt;
 
-/// Threads that reopen descriptors in a new generation.
+/// Threads that write and reopen files in a new generation.
 const THREADS: usize = 8;
 /// Stack of such a thread in bytes; the deepest call chain is a path walk.
 const STACK: usize = 512 << 10;
@@ -22,20 +25,33 @@ const STACK: usize = 512 << 10;
 struct Job {
     overlay: Arc<Overlay>,
     generation: Arc<dyn Generation>,
+    dirty: Mutex<Vec<Arc<Inode>>>,
     files: Mutex<Vec<Arc<OpenFile>>>,
     over: AtomicBool,
 }
 
+/// What a thread has to tell.
+enum Told {
+    Replayed(PathBuf, OpResult<()>),
+    Reopened(PathBuf, OpResult<()>),
+}
+
 impl Overlay {
-    /// Reopens every file in a new generation, before calls are let in, and returns within `limit` whatever the backing
-    /// does. What takes longer is left for the first call that uses it.
-    pub fn restore(self: &Arc<Self>, generation: &Arc<dyn Generation>, limit: Duration) -> RestoreReport {
-        let files = self.files.all();
-        let (total, until) = (files.len(), Instant::now() + limit);
-        let threads = THREADS.min(total.max(usize::from(!self.leftovers.lock().is_empty())));
+    /// Prepares a new generation before calls are let in: what is uncommitted is sent to it again and committed, then
+    /// every file is reopened. The first takes as long as it takes; the second is left for the first call that uses the
+    /// file if it takes longer than `limit`. An error says why the generation is of no use.
+    pub fn restore(
+        self: &Arc<Self>,
+        generation: &Arc<dyn Generation>,
+        limit: Duration,
+    ) -> Result<RestoreReport, String> {
+        let (dirty, files) = (self.inodes.dirty(), self.files.all());
+        let (mut replays, total) = (dirty.len(), files.len());
+        let threads = THREADS.min((replays + total).max(usize::from(!self.leftovers.lock().is_empty())));
         let job = Arc::new(Job {
             overlay: Arc::clone(self),
             generation: Arc::clone(generation),
+            dirty: Mutex::new(dirty),
             files: Mutex::new(files),
             over: AtomicBool::new(false),
         });
@@ -49,18 +65,41 @@ impl Overlay {
             }
         }
         drop(sender);
-        let mut report = RestoreReport::default();
+        let (mut report, mut until) = (RestoreReport::default(), None);
+        let mut failure = None;
         loop {
-            match results.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok((_, Ok(()))) => report.reopened += 1,
-                Ok((path, Err(errno))) => report.failed.push((path, errno)),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => break,
+            let told = match (replays, until) {
+                (0, None) => {
+                    until = Some(Instant::now() + limit);
+                    continue;
+                }
+                (0, Some(until)) => results.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+                _ => results.recv().ok(),
+            };
+            match told {
+                Some(Told::Replayed(path, result)) => {
+                    replays -= 1;
+                    match result {
+                        Ok(()) => report.replayed += 1,
+                        Err(LOST_FILE) => {}
+                        Err(errno) if is_refusal(errno, &**generation) => {}
+                        Err(errno) => {
+                            failure = Some(format!("{} cannot be written again: {}", path.display(), errno.desc()));
+                            break;
+                        }
+                    }
+                }
+                Some(Told::Reopened(_, Ok(()))) => report.reopened += 1,
+                Some(Told::Reopened(path, Err(errno))) => report.failed.push((path, errno)),
+                None => break,
             }
         }
         job.over.store(true, Relaxed);
         report.left = total.saturating_sub(report.reopened + report.failed.len());
-        report
+        match failure.or((replays > 0).then(|| "there are no threads to write files again".into())) {
+            Some(words) => Err(words),
+            None => Ok(report),
+        }
     }
 
     /// Removes hidden files that were closed for the last time during an outage.
@@ -77,15 +116,30 @@ impl Overlay {
     }
 }
 
+/// A file that a live backing does not take keeps nobody else waiting: its holders learn of it.
+fn is_refusal(errno: Errno, generation: &dyn Generation) -> bool {
+    !raises_doubt(errno) || generation.probe().is_ok()
+}
+
 impl Job {
-    fn work(&self, results: &Sender<(PathBuf, OpResult<()>)>) {
-        let nodes = &self.overlay.nodes;
+    fn work(&self, results: &Sender<Told>) {
+        let (overlay, generation) = (&self.overlay, &*self.generation);
+        let path = |node| overlay.nodes.path(node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
+        while !self.over.load(Relaxed) {
+            let Some(inode) = self.dirty.lock().pop() else { break };
+            let at = path(inode.node);
+            let order = inode.order_whenever();
+            let again = inode.needs_replay(&overlay.budget, generation.number());
+            let result = if again { overlay.replay(generation, &inode, &order) } else { Ok(()) };
+            drop(order);
+            overlay.let_go(&inode);
+            let _ = results.send(Told::Replayed(at, result));
+        }
         while !self.over.load(Relaxed) {
             let Some(file) = self.files.lock().pop() else { break };
-            let result = file.in_generation(nodes, &*self.generation).map(drop);
-            let path = nodes.path(file.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
-            let _ = results.send((path, result));
+            let result = overlay.descriptor(generation, &file).map(drop);
+            let _ = results.send(Told::Reopened(path(file.node), result));
         }
-        self.overlay.remove_leftovers(&*self.generation);
+        overlay.remove_leftovers(generation);
     }
 }

@@ -62,43 +62,6 @@ fn a_repair_never_truncates_or_refuses_what_was_opened_so() {
 }
 
 #[test]
-fn uncommitted_writes_are_found_again_and_committed() {
-    let rig = Rig::new(SSHFS);
-    let mut file = open(&rig, "f");
-    file.write_all(b"acknowledged").unwrap();
-    rig.outage();
-    rig.repair();
-    file.sync_all().unwrap();
-    file.write_all(b" and more").unwrap();
-    rig.outage();
-    rig.repair();
-    assert_eq!(nix::unistd::close(file), Ok(()));
-    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"acknowledged and more");
-}
-
-#[test]
-fn uncommitted_writes_that_are_lost_are_reported_once() {
-    let rig = Rig::new(SSHFS);
-    let mut file = open(&rig, "f");
-    let bystander = open(&rig, "g");
-    file.write_all(b"lost").unwrap();
-    rig.outage();
-    // As a server that crashed before its disk had it.
-    std::fs::write(rig.cold("f"), b"").unwrap();
-    rig.repair();
-    assert_eq!(errno(file.sync_all()), Some(libc::EIO));
-    file.sync_all().unwrap();
-    bystander.sync_all().unwrap();
-    file.write_all(b"again").unwrap();
-    rig.outage();
-    std::fs::write(rig.cold("f"), b"").unwrap();
-    rig.repair();
-    // close(2) says it as well.
-    assert_eq!(nix::unistd::close(file), Err(Errno::EIO));
-    assert_eq!(nix::unistd::close(bystander), Ok(()));
-}
-
-#[test]
 fn a_file_that_a_repair_does_not_find_fails_and_harms_nobody() {
     let rig = Rig::with(SSHFS, DEADLINE, |_| {});
     let (lost, mut kept) = (open(&rig, "lost"), open(&rig, "kept"));
@@ -209,7 +172,7 @@ fn a_restoration_that_gets_stuck_is_left_behind() {
     let hang = rig.control().inject(Fault::new(What::Hang).on(&[Call::Open]).path("7"));
     let generation = rig.start();
     let started = Instant::now();
-    let report = rig.overlay.restore(&generation, Duration::from_millis(300));
+    let report = rig.overlay.restore(&generation, Duration::from_millis(300)).unwrap();
     assert!(started.elapsed() < SOON);
     assert_eq!((report.reopened, report.left, report.failed.len()), (18, 2, 0));
     rig.gate.open(generation);

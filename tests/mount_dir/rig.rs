@@ -14,12 +14,15 @@ use steadfs::backing::{Backing, Generation, Traits};
 use steadfs::config::{CallPolicy, OverlayConfig};
 use steadfs::gate::{Complaint, Gate};
 use steadfs::overlay::mount::Mount;
+use steadfs::overlay::rescue::Rescue;
 use steadfs::overlay::{Overlay, RestoreReport};
 
 /// A directory on this machine.
 pub const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
 /// What sshfs is like.
 pub const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false };
+/// Bytes that the write log may keep.
+pub const LOG: u64 = 8 << 20;
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -80,7 +83,7 @@ impl Rig {
                 }
             }
         });
-        let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone());
+        let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone(), LOG, Rescue::default());
         let (device, mount) = Mount::attach(&config, "host:/dir", mountpoint.path()).expect("mounted");
         let (sender, initialised) = sync_channel(1);
         let served = Arc::clone(&overlay);
@@ -132,7 +135,7 @@ impl Rig {
     /// Starts the next generation and opens the gate.
     pub fn repair(&self) -> RestoreReport {
         let generation = self.start();
-        let report = self.overlay.restore(&generation, PATIENCE);
+        let report = self.overlay.restore(&generation, PATIENCE).expect("it is of use");
         self.gate.open(generation);
         report
     }

@@ -11,7 +11,7 @@ use crate::gate::{Class, Context, Op};
 use crate::overlay::Overlay;
 use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
-use crate::overlay::unsynced::Change;
+use crate::log::Change;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
@@ -50,14 +50,14 @@ impl Overlay {
     fn stat(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
         // By handle where there is one: a file may have lost its name.
         if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
-            return file.in_generation(&self.nodes, &**context.generation)?.stat();
+            return self.descriptor(&**context.generation, &file)?.stat();
         }
         let kind = self.nodes.kind(node);
         match self.on_path(context, node, |tree, path| tree.stat(path)) {
             // Another kind of file under the name is another file, and would break the kernel's inode.
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
-                Some(file) => file.in_generation(&self.nodes, &**context.generation)?.stat(),
+                Some(file) => self.descriptor(&**context.generation, file)?.stat(),
                 None => Err(Errno::ENOENT),
             },
             result => result,
@@ -155,13 +155,16 @@ impl Overlay {
             self.on_path(context, node, |tree, path| tree.set_mode(path, mode))?;
         }
         if let Some(size) = changes.size {
-            match handle.map(|handle| self.files.get(handle)) {
-                Some(file) => {
-                    let file = file?;
-                    file.in_generation(&self.nodes, &**context.generation)?.set_size(size)?;
-                    file.unsynced.lock().changed(context.generation.number(), Change::Size(size));
+            match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
+                (Some(file), _) => self.set_size_logged(context, &file?.inode, size)?,
+                // By path, of a file that is open or has something unstable: both have one order.
+                (None, Some(inode)) => {
+                    let order = inode.order(context)?;
+                    self.prepare(context, &inode, &order)?;
+                    self.on_path(context, node, |tree, path| tree.set_size(path, size))?;
+                    inode.record(&self.budget, context.generation.number(), Change::SetSize(size))?;
                 }
-                None => self.on_path(context, node, |tree, path| tree.set_size(path, size))?,
+                (None, None) => self.on_path(context, node, |tree, path| tree.set_size(path, size))?,
             }
         }
         if (changes.atime, changes.mtime) != (SetTime::Omit, SetTime::Omit) {

@@ -13,10 +13,10 @@ use super::Caller;
 use super::names::reply_empty;
 use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
-use crate::overlay::closer::Descriptor;
+use crate::log::Change;
 use crate::overlay::convert::{errno, file_attr, node_errno};
-use crate::overlay::files::{OpenFile, first_flags};
-use crate::overlay::unsynced::{Change, Promise};
+use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
+use crate::overlay::inodes::Inode;
 use crate::overlay::{Overlay, is_hidden};
 
 /// Most bytes of one copy_file_range; the kernel asks again for the rest. sshfs moves them over the link twice.
@@ -30,10 +30,7 @@ impl Overlay {
         self.submit(
             Op::Open,
             Class::Meta,
-            move |overlay, context| {
-                let file = overlay.on_path(context, node, |tree, path| tree.open(path, first_flags(flags)))?;
-                Ok((context.generation.number(), file))
-            },
+            move |overlay, context| overlay.open_on_backing(context, node, flags),
             move |overlay, result| match result {
                 Ok(opened) => reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened)), FopenFlags::empty()),
                 Err(error) => reply.error(node_errno(error)),
@@ -41,13 +38,29 @@ impl Overlay {
         );
     }
 
+    fn open_on_backing(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Opened> {
+        let generation = context.generation.number();
+        let open = || self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags)));
+        match self.inodes.get(node).filter(|_| flags & libc::O_TRUNC != 0) {
+            // What was written before is cut off, and stays so after a repair.
+            Some(inode) => {
+                let order = inode.order(context)?;
+                self.prepare(context, &inode, &order)?;
+                let file = open()?;
+                inode.record(&self.budget, generation, Change::SetSize(0))?;
+                Ok((generation, file))
+            }
+            None => Ok((generation, open()?)),
+        }
+    }
+
     fn keep(&self, node: u64, flags: i32, (generation, file): Opened) -> u64 {
         self.nodes.opened(node);
-        let file = OpenFile::new(node, flags, generation, file);
-        if flags & libc::O_TRUNC != 0 {
-            file.unsynced.lock().changed(generation, Change::Size(0));
+        let inode = self.inodes.enter(node, || self.nodes.hold(node));
+        if flags & (libc::O_TRUNC | libc::O_EXCL) != 0 {
+            inode.with_log(&self.budget, |log| log.learn_size(0));
         }
-        self.files.insert(file)
+        self.files.insert(OpenFile::new(inode, flags, generation, file))
     }
 
     /// FUSE_CREATE.
@@ -71,7 +84,7 @@ impl Overlay {
             move |overlay, result| match result {
                 Ok((attr, opened)) => {
                     let node = overlay.nodes.remember(parent, &name, &attr);
-                    let handle = overlay.keep(node, flags, opened);
+                    let handle = overlay.keep(node, flags | libc::O_EXCL, opened);
                     let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
                     let (attr, generation) = (file_attr(node, &attr), NodeGeneration(0));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
@@ -117,7 +130,7 @@ impl Overlay {
             u64::from(size),
             move |context| {
                 let mut data = vec![0; size as usize];
-                let length = file.in_generation(&worker.nodes, &**context.generation)?.read_at(&mut data, offset)?;
+                let length = worker.read_whole(context, &file, offset, &mut data)?;
                 data.truncate(length);
                 worker.gate.stats().bytes_read.fetch_add(length as u64, Relaxed);
                 Ok(data)
@@ -129,89 +142,87 @@ impl Overlay {
         );
     }
 
+    /// A read that ends before the file does is an error of the server, which must not look like its end.
+    fn read_whole(&self, context: &Context<'_>, file: &OpenFile, offset: u64, data: &mut [u8]) -> OpResult<usize> {
+        let generation = &**context.generation;
+        if file.inode.needs_replay(&self.budget, generation.number()) {
+            let order = file.inode.order(context)?;
+            self.prepare(context, &file.inode, &order)?;
+        }
+        let descriptor = self.descriptor(generation, file)?;
+        let expected = file.inode.unstable_size();
+        let mut length = descriptor.read_at(data, offset)?;
+        if length < data.len() {
+            let size = match expected {
+                // Somebody may have cut it since.
+                Some(size) => size.min(file.inode.unstable_size().unwrap_or(size)),
+                None => descriptor.stat()?.size,
+            };
+            let wanted = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
+            if length < wanted {
+                length += descriptor.read_at(&mut data[length..wanted], offset + length as u64)?;
+            }
+            if length < wanted && (expected.is_some() || descriptor.stat()?.size >= offset + wanted as u64) {
+                return Err(Errno::EIO);
+            }
+        }
+        Ok(length)
+    }
+
     /// FUSE_WRITE. The kernel gives appenders their offset too.
     pub fn write(self: &Arc<Self>, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
-        let (worker, data) = (Arc::clone(self), data.to_vec());
-        let (committer, written_to) = (Arc::clone(self), Arc::clone(&file));
+        let (worker, mut data) = (Arc::clone(self), data.to_vec());
+        let (committer, inode) = (Arc::clone(self), Arc::clone(&file.inode));
         self.gate.submit(
             Op::Write,
             Class::Data,
             data.len() as u64,
             move |context| {
-                let descriptor = file.in_generation(&worker.nodes, &**context.generation)?;
-                let written = write_all(&**descriptor, &data, offset).or_else(|error| why_not(context, error))?;
-                let change = Change::Data(offset, &data[..written]);
-                file.unsynced.lock().changed(context.generation.number(), change);
+                let written = worker.write_logged(context, &file, offset, &mut data)?;
                 worker.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
                 Ok(written)
             },
             move |result| match result {
                 Ok(written) => {
                     reply.written(u32::try_from(written).unwrap_or(u32::MAX));
-                    if written_to.unsynced.lock().wants_commit() {
-                        committer.commit(written_to);
-                    }
+                    committer.after_write(&inode);
                 }
                 Err(error) => reply.error(errno(error)),
             },
         );
     }
 
-    /// Commits in the background what a handle has written. Whatever comes of it, the next fsync finds out itself.
-    fn commit(self: Arc<Self>, file: Arc<OpenFile>) {
-        let gate = Arc::clone(&self.gate);
-        gate.submit(Op::Fsync, Class::Sync, 0, move |context| self.sync_on_backing(context, &file, true), |_| {});
-    }
-
     /// FUSE_FLUSH (close) and FUSE_FSYNC: 0 only if everything written before is committed.
     pub fn sync(self: &Arc<Self>, op: Op, handle: u64, data_only: bool, reply: ReplyEmpty) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
-        if op == Op::Flush && file.unsynced.lock().is_clean() {
+        // A close tells, but does not count as having told: it may be a child's, who never looks at the answer.
+        let tells = op == Op::Fsync;
+        if op == Op::Flush && file.inode.is_clean() && file.untold_error(false).is_none() && !file.inode.is_lost() {
             return reply.ok();
         }
-        let (worker, reported) = (Arc::clone(self), Arc::clone(&file));
+        let (worker, told) = (Arc::clone(self), Arc::clone(&file));
         self.gate.submit(
             op,
             Class::Sync,
             0,
-            move |context| worker.sync_on_backing(context, &file, data_only),
-            move |result| match result {
-                // Forgotten only now that the caller is really told.
-                Ok(Promise::Lost) => {
-                    reported.unsynced.lock().forget();
-                    reply.error(fuser::Errno::EIO);
+            move |context| {
+                if file.inode.is_lost() {
+                    return Err(LOST_FILE);
                 }
-                result => reply_empty(result.map(|_| ()), reply),
+                let clean = file.inode.is_clean();
+                worker.commit(context, &file.inode, data_only)?;
+                if clean && op == Op::Fsync {
+                    // Nothing of ours, but perhaps the size or the times.
+                    worker.descriptor(&**context.generation, &file)?.sync(data_only)?;
+                }
+                Ok(())
+            },
+            move |result| match told.untold_error(tells) {
+                Some(error) => reply.error(errno(result.err().unwrap_or(error))),
+                None => reply_empty(result, reply),
             },
         );
-    }
-
-    fn sync_on_backing(&self, context: &Context<'_>, file: &OpenFile, data_only: bool) -> OpResult<Promise> {
-        let generation = context.generation.number();
-        let promise = file.unsynced.lock().begin(generation);
-        if promise == Promise::Lost || matches!(promise, Promise::Verify(_)) && !self.is_found(context, file)? {
-            return Ok(Promise::Lost);
-        }
-        let descriptor = file.in_generation(&self.nodes, &**context.generation)?;
-        descriptor.sync(data_only).or_else(|error| why_not(context, error))?;
-        if let Promise::Sync(ticket) | Promise::Verify(ticket) = promise {
-            file.unsynced.lock().synced(ticket, generation);
-        }
-        Ok(promise)
-    }
-
-    /// True if everything that earlier generations acknowledged for this handle is there.
-    fn is_found(&self, context: &Context<'_>, file: &OpenFile) -> OpResult<bool> {
-        // The handle itself may be open for writing only.
-        let seen = match self.on_path(context, file.node, |tree, path| tree.open(path, libc::O_RDONLY)) {
-            Ok(seen) => Descriptor::new(seen),
-            Err(Errno::EACCES | Errno::ENOENT | Errno::ESTALE) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let alone = self.files.of_node(file.node).len() <= 1;
-        let unsynced = file.unsynced.lock().clone();
-        unsynced.is_found_in(&*seen, alone)
     }
 
     /// FUSE_RELEASE: answered at once. Closing the backing's descriptor may block, so the pool does it.
@@ -220,19 +231,31 @@ impl Overlay {
         let Some(file) = self.files.remove(handle) else { return };
         let node = file.node;
         let last = self.nodes.closing(node);
+        self.inodes.leave(&file.inode);
         let leftover = self.hidden_path(node).ok().filter(|_| last).map(|(path, _)| path);
+        let inode = Arc::clone(&file.inode);
+        if last && leftover.is_some() {
+            // Nobody will ever see it again.
+            drop(inode.abandon(&self.budget));
+        }
         self.submit(
             Op::Release,
             Class::Sync,
             move |overlay, context| {
                 // Before the removal: sshfs would only hide what it knows to be open.
                 file.close_here();
-                if last { overlay.remove_hidden(context, node) } else { Ok(()) }
+                if !last {
+                    return Ok(());
+                }
+                overlay.commit(context, &file.inode, false)?;
+                file.inode.close_here();
+                overlay.remove_hidden(context, node)
             },
             move |overlay, result| {
                 if result.is_err() {
                     overlay.leftovers.lock().extend(leftover);
                 }
+                overlay.let_go(&inode);
                 overlay.nodes.closed(node);
             },
         );
@@ -253,24 +276,27 @@ impl Overlay {
 
     /// FUSE_FALLOCATE.
     pub fn fallocate(self: &Arc<Self>, handle: u64, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        let written = self.files.get(handle);
-        self.on_file(
+        let inode = match self.inode_of(handle) {
+            Ok(inode) => inode,
+            Err(error) => return reply.error(errno(error)),
+        };
+        self.submit(
             Op::Fallocate,
-            handle,
-            move |context, file| {
-                file.allocate(mode, offset, length)?;
-                if let Ok(written) = &written {
-                    written.unsynced.lock().changed(context.generation.number(), Change::Opaque);
+            Class::Sync,
+            move |overlay, context| {
+                // Twice would move the data twice, and nobody can tell whether it was done.
+                if context.in_doubt && mode & (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE) != 0 {
+                    return Err(LOST_FILE);
                 }
-                Ok(())
+                overlay.change_unlogged(context, &inode, |file| file.allocate(mode, offset, length))
             },
-            |result| reply_empty(result, reply),
+            |_, result| reply_empty(result, reply),
         );
     }
 
     /// FUSE_COPY_FILE_RANGE: (handle, offset) from and to.
     pub fn copy_file_range(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), length: u64, reply: ReplyWrite) {
-        let (source, target) = match (self.files.get(from.0), self.files.get(to.0)) {
+        let (source, target) = match (self.files.get(from.0), self.inode_of(to.0)) {
             (Ok(source), Ok(target)) => (source, target),
             _ => return reply.error(fuser::Errno::EBADF),
         };
@@ -280,17 +306,20 @@ impl Overlay {
             Class::Data,
             length,
             move |context| {
-                let source = source.in_generation(&worker.nodes, &**context.generation)?;
-                let descriptor = target.in_generation(&worker.nodes, &**context.generation)?;
-                let copied = source.copy_to(from.1, &**descriptor, to.1, length)?;
-                target.unsynced.lock().changed(context.generation.number(), Change::Opaque);
-                Ok(copied)
+                worker.change_unlogged(context, &target, |file| {
+                    let source = worker.descriptor(&**context.generation, &source)?;
+                    source.copy_to(from.1, file, to.1, length)
+                })
             },
             |result| match result {
                 Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
                 Err(error) => reply.error(errno(error)),
             },
         );
+    }
+
+    fn inode_of(&self, handle: u64) -> OpResult<Arc<Inode>> {
+        self.files.get(handle).map(|file| Arc::clone(&file.inode))
     }
 
     fn on_file<T: Send + 'static>(
@@ -307,7 +336,7 @@ impl Overlay {
         self.submit(
             op,
             Class::Meta,
-            move |overlay, context| work(context, &**file.in_generation(&overlay.nodes, &**context.generation)?),
+            move |overlay, context| work(context, &**overlay.descriptor(&**context.generation, &file)?),
             |_, result| reply(result),
         );
     }
@@ -315,25 +344,4 @@ impl Overlay {
 
 fn is_empty_file(attr: &Attr) -> bool {
     attr.kind == FileKind::Regular && attr.size == 0
-}
-
-fn write_all(file: &dyn File, data: &[u8], offset: u64) -> OpResult<usize> {
-    let mut done = 0;
-    while done < data.len() {
-        match file.write_at(&data[done..], offset + done as u64) {
-            Ok(0) => break,
-            Ok(written) => done += written,
-            // What was written is written; the kernel asks again for the rest and is told then.
-            Err(_) if done > 0 => break,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
-}
-
-/// sshfs says EIO whatever the server said. If the store is full, that is what it was.
-fn why_not<T>(context: &Context<'_>, error: Errno) -> OpResult<T> {
-    let full = error == Errno::EIO
-        && context.generation.tree().stat_fs().is_ok_and(|figures| figures.blocks > 0 && figures.blocks_available == 0);
-    Err(if full { Errno::ENOSPC } else { error })
 }

@@ -1,0 +1,353 @@
+//! The log of one file: what is unstable, what a commit is under way for, and what the file must look like.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+
+use super::changes::{Change, Changes};
+
+/// Most bytes of the last committed block that are remembered by their checksum.
+const BLOCK: usize = 4096;
+
+/// In the place of a generation's number: everything has to be sent again, whichever it is.
+const AGAIN: u64 = 0;
+
+/// A change, or the end of a commit, of a generation that something newer has taken the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Superseded;
+
+/// The last block that a commit covered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Where it is.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: usize,
+    checksum: u64,
+}
+
+impl Block {
+    fn last_of(changes: &Changes) -> Option<Block> {
+        let (offset, data) = changes.extents().next_back()?;
+        let tail = &data[data.len().saturating_sub(BLOCK)..];
+        Some(Block { offset: offset + (data.len() - tail.len()) as u64, length: tail.len(), checksum: checksum(tail) })
+    }
+
+    /// True if this is what it held.
+    pub fn matches(&self, data: &[u8]) -> bool {
+        data.len() == self.length && checksum(data) == self.checksum
+    }
+}
+
+fn checksum(data: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(data);
+    hasher.finish()
+}
+
+/// A commit, or a replay, that is under way.
+#[derive(Debug, Clone)]
+pub struct Ticket {
+    serial: u64,
+    /// What it is for.
+    pub changes: Arc<Changes>,
+}
+
+/// What a commit finds when it begins.
+#[derive(Debug, Clone)]
+pub enum Begin {
+    /// Everything is committed.
+    Clean,
+    /// Another one is under way.
+    Busy,
+    /// It covers this, which has been sent to the live generation.
+    Commit(Ticket),
+}
+
+/// Why a file is not the one that was written to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Its size was never that of the file.
+    #[error("its size is {found}, and was {least} to {most} bytes")]
+    Size {
+        /// What it is.
+        found: u64,
+        /// What it was at least.
+        least: u64,
+        /// What it was at most.
+        most: u64,
+    },
+    /// The last committed block holds something else.
+    #[error("its {length} bytes at {offset} are not those that were committed")]
+    Block {
+        /// Where.
+        offset: u64,
+        /// How many.
+        length: usize,
+    },
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct FileLog {
+    unstable: Changes,
+    committing: Option<Arc<Changes>>,
+    /// Numbers commits and replays, so that the end of one that was overtaken does not count.
+    serial: u64,
+    /// The generation that everything in here was sent to, or [`AGAIN`].
+    sent_to: u64,
+    /// The size that the last commit covered.
+    size: Option<u64>,
+    block: Option<Block>,
+}
+
+impl FileLog {
+    /// True if everything is committed.
+    pub fn is_clean(&self) -> bool {
+        self.unstable.is_empty() && self.committing.is_none()
+    }
+
+    /// What keeping it costs, in bytes.
+    pub fn cost(&self) -> u64 {
+        self.unstable.cost() + self.committing.as_ref().map_or(0, |changes| changes.cost())
+    }
+
+    /// True if everything in it has to be sent before that generation may be used.
+    pub fn needs_replay(&self, generation: u64) -> bool {
+        !self.is_clean() && self.sent_to != generation
+    }
+
+    /// True if the size that the file had before the log is needed and not known.
+    pub fn wants_size(&self) -> bool {
+        self.size.is_none() && self.is_clean()
+    }
+
+    /// The file had that size when nothing was unstable.
+    pub fn learn_size(&mut self, size: u64) {
+        if self.is_clean() {
+            self.size = Some(size);
+        }
+    }
+
+    /// The size of the file with everything in it, if that is known.
+    pub fn size(&self) -> Option<u64> {
+        let committed = match &self.committing {
+            Some(changes) => changes.size().or(self.size.map(|size| changes.size_after(size))),
+            None => self.size,
+        };
+        self.unstable.size().or(committed.map(|size| self.unstable.size_after(size)))
+    }
+
+    /// A change was handed to that generation.
+    pub fn record(&mut self, generation: u64, change: Change<'_>) -> Result<(), Superseded> {
+        if self.is_clean() {
+            if generation < self.sent_to {
+                return Err(Superseded);
+            }
+            self.sent_to = generation;
+        } else if self.sent_to != generation && self.sent_to != AGAIN {
+            return Err(Superseded);
+        }
+        self.unstable.push(change);
+        Ok(())
+    }
+
+    /// A commit begins in that generation.
+    pub fn begin(&mut self) -> Begin {
+        if self.committing.is_some() {
+            return Begin::Busy;
+        }
+        if self.unstable.is_empty() {
+            return Begin::Clean;
+        }
+        Begin::Commit(self.take())
+    }
+
+    /// A replay begins: whatever was under way does not count any more.
+    pub fn begin_replay(&mut self) -> Ticket {
+        self.put_back();
+        self.take()
+    }
+
+    fn take(&mut self) -> Ticket {
+        self.serial += 1;
+        let changes = Arc::new(std::mem::take(&mut self.unstable));
+        self.committing = Some(Arc::clone(&changes));
+        Ticket { serial: self.serial, changes }
+    }
+
+    /// An fsync that covers the ticket has returned 0, in a generation that all of it had been sent to.
+    pub fn committed(&mut self, ticket: &Ticket, generation: u64) -> Result<(), Superseded> {
+        if ticket.serial != self.serial || self.committing.take().is_none() {
+            return Err(Superseded);
+        }
+        let changes = &ticket.changes;
+        self.size = changes.size().or(self.size.map(|size| changes.size_after(size)));
+        let kept = self.block.filter(|block| !changes.touch(block.offset, block.length as u64));
+        self.block = Block::last_of(changes).or(kept);
+        self.sent_to = generation;
+        Ok(())
+    }
+
+    /// It has not. `again` says that everything has to be sent again before the next commit.
+    pub fn failed(&mut self, ticket: &Ticket, again: bool) {
+        if ticket.serial == self.serial && self.committing.is_some() {
+            self.put_back();
+            if again {
+                self.send_again();
+            }
+        }
+    }
+
+    /// Everything has to be sent again before the next commit.
+    pub fn send_again(&mut self) {
+        if !self.is_clean() {
+            self.sent_to = AGAIN;
+        }
+    }
+
+    fn put_back(&mut self) {
+        if let Some(changes) = self.committing.take() {
+            let later = std::mem::replace(&mut self.unstable, Arc::unwrap_or_clone(changes));
+            self.unstable.extend(later);
+        }
+    }
+
+    /// Gives everything up, and returns it.
+    pub fn abandon(&mut self) -> Changes {
+        self.put_back();
+        self.serial += 1;
+        std::mem::take(&mut self.unstable)
+    }
+
+    /// The committed block whose content is certain, whatever of the log has reached the file.
+    pub fn certain_block(&self) -> Option<Block> {
+        let all = self.committing.iter().map(Arc::as_ref).chain([&self.unstable]);
+        let untouched = |block: &Block| all.clone().all(|changes| !changes.touch(block.offset, block.length as u64));
+        self.block.filter(untouched)
+    }
+
+    /// Fails if a file of that size cannot be the one that was written to. Of a file that nothing is unstable of, somebody
+    /// else may have made more.
+    pub fn check_size(&self, found: u64) -> Result<(), Mismatch> {
+        let Some(before) = self.size else { return Ok(()) };
+        let (mut least, mut most) = (before, before);
+        let mut size = before;
+        for changes in self.committing.iter().map(Arc::as_ref).chain([&self.unstable]) {
+            let (low, high) = changes.sizes_on_the_way(size);
+            (least, most) = (least.min(low), most.max(high));
+            size = changes.size_after(size);
+        }
+        if self.is_clean() {
+            most = u64::MAX;
+        }
+        if found < least || found > most { Err(Mismatch::Size { found, least, most }) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(log: &mut FileLog, generation: u64, offset: u64, data: &[u8]) -> Result<(), Superseded> {
+        log.record(generation, Change::Write(offset, &mut data.to_vec()))
+    }
+
+    fn ticket(begin: Begin) -> Ticket {
+        match begin {
+            Begin::Commit(ticket) => ticket,
+            other => panic!("no commit: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_comes_in_during_a_commit_stays_unstable() {
+        let mut log = FileLog::default();
+        write(&mut log, 1, 0, b"one").expect("live");
+        let first = ticket(log.begin());
+        write(&mut log, 1, 3, b"two").expect("live");
+        assert!(matches!(log.begin(), Begin::Busy));
+        log.committed(&first, 1).expect("live");
+        let second = ticket(log.begin());
+        assert_eq!(second.changes.extents().collect::<Vec<_>>(), [(3, &b"two"[..])]);
+        log.committed(&second, 1).expect("live");
+        assert!(log.is_clean() && matches!(log.begin(), Begin::Clean));
+    }
+
+    #[test]
+    fn a_commit_that_failed_leaves_everything_as_it_was() {
+        let mut log = FileLog::default();
+        write(&mut log, 1, 0, b"one").expect("live");
+        let first = ticket(log.begin());
+        write(&mut log, 1, 2, b"two").expect("live");
+        log.failed(&first, true);
+        assert!(log.needs_replay(1), "an fsync that failed says nothing of what it covered");
+        let all = log.begin_replay();
+        assert_eq!(all.changes.extents().collect::<Vec<_>>(), [(0, &b"ontwo"[..])]);
+        log.committed(&all, 1).expect("live");
+        assert!(log.is_clean());
+    }
+
+    #[test]
+    fn a_straggler_of_a_dead_generation_neither_records_nor_commits() {
+        let mut log = FileLog::default();
+        write(&mut log, 1, 0, b"one").expect("live");
+        let old = ticket(log.begin());
+        assert!(log.needs_replay(2));
+        let replay = log.begin_replay();
+        assert_eq!(log.committed(&old, 1), Err(Superseded));
+        log.failed(&old, true);
+        log.committed(&replay, 2).expect("live");
+        assert_eq!(write(&mut log, 1, 0, b"old"), Err(Superseded));
+        assert!(log.is_clean());
+        write(&mut log, 2, 0, b"new").expect("live");
+        assert_eq!(write(&mut log, 3, 0, b"not yet"), Err(Superseded), "it has to be replayed first");
+    }
+
+    #[test]
+    fn the_size_lies_within_what_was_written() {
+        let mut log = FileLog::default();
+        assert_eq!(log.check_size(7), Ok(()), "nothing is known");
+        log.learn_size(100);
+        write(&mut log, 1, 100, b"more").expect("live");
+        assert_eq!(log.size(), Some(104));
+        for (found, good) in [(99, false), (100, true), (104, true), (105, false)] {
+            assert_eq!(log.check_size(found).is_ok(), good, "{found}");
+        }
+        let commit = ticket(log.begin());
+        log.record(1, Change::SetSize(10)).expect("live");
+        assert_eq!((log.check_size(9).is_ok(), log.check_size(10).is_ok()), (false, true));
+        log.committed(&commit, 1).expect("live");
+        let commit = ticket(log.begin());
+        log.committed(&commit, 1).expect("live");
+        assert_eq!((log.size(), log.check_size(9).is_ok(), log.check_size(11).is_ok()), (Some(10), false, true));
+    }
+
+    #[test]
+    fn the_last_committed_block_is_known_as_long_as_nothing_unstable_touches_it() {
+        let mut log = FileLog::default();
+        log.learn_size(0);
+        write(&mut log, 1, 0, &[7; 5000]).expect("live");
+        assert_eq!(log.certain_block(), None);
+        let commit = ticket(log.begin());
+        log.committed(&commit, 1).expect("live");
+        let block = log.certain_block().expect("committed");
+        assert_eq!((block.offset, block.length), (904, 4096));
+        assert!(block.matches(&[7; 4096]) && !block.matches(&[8; 4096]) && !block.matches(&[7; 4095]));
+        write(&mut log, 1, 5000, b"x").expect("live");
+        assert!(log.certain_block().is_some());
+        log.record(1, Change::SetSize(4999)).expect("live");
+        assert_eq!(log.certain_block(), None);
+    }
+
+    #[test]
+    fn what_is_given_up_is_returned_whole() {
+        let mut log = FileLog::default();
+        write(&mut log, 1, 0, b"one").expect("live");
+        let commit = ticket(log.begin());
+        write(&mut log, 1, 3, b"two").expect("live");
+        let all = log.abandon();
+        assert_eq!(all.extents().map(|(_, data)| data.to_vec()).collect::<Vec<_>>().concat(), b"onetwo");
+        assert_eq!(log.committed(&commit, 1), Err(Superseded));
+        assert!(log.is_clean() && log.cost() == 0);
+    }
+}

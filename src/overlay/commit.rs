@@ -1,0 +1,469 @@
+//! Sending changes to the backing, committing them, and sending them again after a repair (promise P4).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use nix::errno::Errno;
+
+use super::Overlay;
+use super::closer::Descriptor;
+use super::files::{LOST_FILE, OpenFile};
+use super::inodes::{Inode, Order, Writer};
+use crate::backing::{File, FileKind, Generation, OpResult};
+use crate::gate::policy::raises_doubt;
+use crate::gate::{Class, Context, Op};
+use crate::log::{Change, Changes, file};
+
+/// What is written at once in a replay: progress is seen in steps of this.
+const PIECE: usize = 128 << 10;
+
+/// Why something could not be sent again.
+enum Refusal {
+    /// The file is not the one that was written to.
+    Lost(String),
+    /// The backing said so.
+    Errno(Errno),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Refusal {
+        if errno == LOST_FILE {
+            Refusal::Lost("it is not there any more".into())
+        } else {
+            Refusal::Errno(errno)
+        }
+    }
+}
+
+impl From<file::Mismatch> for Refusal {
+    fn from(mismatch: file::Mismatch) -> Refusal {
+        Refusal::Lost(mismatch.to_string())
+    }
+}
+
+impl Overlay {
+    /// Hands a write to the backing and keeps it until a commit. Returns how many bytes were written.
+    pub(super) fn write_logged(
+        self: &Arc<Self>,
+        context: &Context<'_>,
+        file: &OpenFile,
+        offset: u64,
+        data: &mut Vec<u8>,
+    ) -> OpResult<usize> {
+        self.make_room(context, &file.inode, data.len() as u64)?;
+        let generation = context.generation.number();
+        let written = self.changing(context, &file.inode, |writer| {
+            let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
+            let mut rest = data.split_off(written);
+            let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
+            if recorded.is_err() {
+                // It will be written again, whole.
+                data.append(&mut rest);
+            }
+            recorded.map(|()| written)
+        })?;
+        if file.is_synchronous() {
+            self.commit(context, &file.inode, true)?;
+        }
+        Ok(written)
+    }
+
+    /// ftruncate(2) through the log.
+    pub(super) fn set_size_logged(&self, context: &Context<'_>, inode: &Arc<Inode>, size: u64) -> OpResult<()> {
+        self.changing(context, inode, |writer| {
+            writer.set_size(size)?;
+            inode.record(&self.budget, context.generation.number(), Change::SetSize(size))
+        })
+    }
+
+    /// Runs a change of a file that has no place in the log: everything before it is committed first, and it is committed
+    /// itself before it is acknowledged.
+    pub(super) fn change_unlogged<T>(
+        &self,
+        context: &Context<'_>,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&dyn File) -> OpResult<T>,
+    ) -> OpResult<T> {
+        let order = inode.order(context)?;
+        self.prepare(context, inode, &order)?;
+        self.commit_in_order(context, inode, false, &order)?;
+        let writer = self.writer(&**context.generation, inode)?;
+        let result = change(&**writer.descriptor)?;
+        writer.descriptor.sync(false)?;
+        let size = writer.descriptor.stat()?.size;
+        inode.with_log(&self.budget, |log| log.learn_size(size));
+        Ok(result)
+    }
+
+    /// Runs a change with the file's order held, in a generation that has seen everything before it.
+    fn changing<T>(
+        &self,
+        context: &Context<'_>,
+        inode: &Arc<Inode>,
+        change: impl FnOnce(&dyn File) -> OpResult<T>,
+    ) -> OpResult<T> {
+        let order = inode.order(context)?;
+        self.prepare(context, inode, &order)?;
+        let writer = self.writer(&**context.generation, inode)?;
+        if inode.with_log(&self.budget, |log| log.wants_size()) {
+            let size = writer.descriptor.stat()?.size;
+            inode.with_log(&self.budget, |log| log.learn_size(size));
+        }
+        // Somebody may have been told that this failed and may have gone on: it must not be done now.
+        if context.is_abandoned() {
+            return Err(Errno::ENOTCONN);
+        }
+        change(&**writer.descriptor)
+    }
+
+    /// Sees to it that a generation has seen everything that is unstable of a file.
+    pub(super) fn prepare(&self, context: &Context<'_>, inode: &Arc<Inode>, order: &Order<'_>) -> OpResult<()> {
+        if inode.is_lost() {
+            return Err(LOST_FILE);
+        }
+        let generation = &**context.generation;
+        if !inode.needs_replay(&self.budget, generation.number()) {
+            return Ok(());
+        }
+        match inode.refusal() {
+            Some(error) => Err(error),
+            None => self.replay(generation, inode, order),
+        }
+    }
+
+    /// Waits for room in the log. What frees room is started here if nobody has.
+    fn make_room(self: &Arc<Self>, context: &Context<'_>, inode: &Inode, bytes: u64) -> OpResult<()> {
+        while !self.budget.wait(bytes) {
+            if let Some(error) = inode.refusal() {
+                return Err(error);
+            }
+            self.relieve();
+            if context.is_abandoned() {
+                return Err(Errno::ENOTCONN);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a write: what is due is committed in the background.
+    pub(super) fn after_write(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if self.budget.is_half_full() {
+            self.relieve();
+        } else if inode.is_due() {
+            self.commit_soon(inode);
+        }
+    }
+
+    /// Commits the file that keeps most of the log, in the background.
+    fn relieve(self: &Arc<Self>) {
+        if let Some(inode) = self.inodes.largest().filter(|inode| inode.cost() > 0) {
+            self.commit_soon(&inode);
+        }
+    }
+
+    /// Commits a file in the background, unless that is being done. Who wrote learns of a failure at fsync or close.
+    pub(super) fn commit_soon(self: &Arc<Self>, inode: &Arc<Inode>) {
+        if inode.committing.swap(true, Relaxed) {
+            return;
+        }
+        let (inode, ended) = (Arc::clone(inode), Arc::clone(inode));
+        self.submit(
+            Op::Fsync,
+            Class::Sync,
+            move |overlay, context| overlay.commit(context, &inode, true),
+            move |overlay, _| {
+                ended.committing.store(false, Relaxed);
+                overlay.let_go(&ended);
+            },
+        );
+    }
+
+    /// After the last handle or the last commit: forgets a file that nobody needs. What a live backing will not take of
+    /// a file that nobody has open any more goes to the spool: whoever closed it was told.
+    pub(super) fn let_go(&self, inode: &Arc<Inode>) {
+        if inode.refusal().is_some() && !inode.is_open() {
+            let changes = inode.abandon(&self.budget);
+            let error = inode.errors().1;
+            self.save(inode, changes, &format!("the backing did not take it: {}", error.desc()));
+        }
+        if self.inodes.forget_if_idle(inode) {
+            self.nodes.closed(inode.node);
+        }
+    }
+
+    /// Commits what is unstable of a file; nothing to do is success.
+    pub(super) fn commit(&self, context: &Context<'_>, inode: &Arc<Inode>, data_only: bool) -> OpResult<()> {
+        if inode.needs_replay(&self.budget, context.generation.number()) {
+            let order = inode.order(context)?;
+            return self.commit_in_order(context, inode, data_only, &order);
+        }
+        match self.try_commit(context, inode, data_only)? {
+            Ended::Well => Ok(()),
+            // The server has refused something of it: everything is sent again, once, and the answer to that counts.
+            Ended::Refused => {
+                let order = inode.order(context)?;
+                self.prepare(context, inode, &order)
+            }
+        }
+    }
+
+    fn commit_in_order(
+        &self,
+        context: &Context<'_>,
+        inode: &Arc<Inode>,
+        data_only: bool,
+        order: &Order<'_>,
+    ) -> OpResult<()> {
+        self.prepare(context, inode, order)?;
+        match self.try_commit(context, inode, data_only)? {
+            Ended::Well => Ok(()),
+            Ended::Refused => self.prepare(context, inode, order),
+        }
+    }
+
+    fn try_commit(&self, context: &Context<'_>, inode: &Arc<Inode>, data_only: bool) -> OpResult<Ended> {
+        let generation = &**context.generation;
+        let ticket = loop {
+            match inode.begin(&self.budget) {
+                file::Begin::Clean => return if inode.is_lost() { Err(LOST_FILE) } else { Ok(Ended::Well) },
+                file::Begin::Busy => inode.wait(context)?,
+                file::Begin::Commit(ticket) => break ticket,
+            }
+        };
+        let synced = self.writer(generation, inode).and_then(|writer| writer.descriptor.sync(data_only));
+        match synced {
+            Ok(()) => inode.committed(&self.budget, &ticket, generation.number()).map(|()| Ended::Well),
+            Err(error) => {
+                let refused = is_refused(generation, error);
+                inode.failed(&self.budget, &ticket, refused);
+                if refused { Ok(Ended::Refused) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Sends everything unstable of a file to a generation and commits it there.
+    pub(super) fn replay(&self, generation: &dyn Generation, inode: &Arc<Inode>, _order: &Order<'_>) -> OpResult<()> {
+        let ticket = inode.with_log(&self.budget, crate::log::FileLog::begin_replay);
+        match self.send_again(generation, inode, &ticket.changes) {
+            Ok(()) => {
+                self.replayed_bytes.fetch_add(ticket.changes.bytes(), Relaxed);
+                inode.committed(&self.budget, &ticket, generation.number())
+            }
+            Err(Refusal::Lost(reason)) => {
+                self.lose(inode, &reason);
+                Err(LOST_FILE)
+            }
+            Err(Refusal::Errno(error)) => {
+                let refused = is_refused(generation, error);
+                inode.failed(&self.budget, &ticket, true);
+                if !refused {
+                    return Err(error);
+                }
+                let error = why_not::<()>(generation, error).err().unwrap_or(error);
+                inode.refuse(error);
+                Err(error)
+            }
+        }
+    }
+
+    fn send_again(&self, generation: &dyn Generation, inode: &Arc<Inode>, changes: &Changes) -> Result<(), Refusal> {
+        let writer = self.writer(generation, inode)?;
+        let file = &**writer.descriptor;
+        if let Some(cut) = changes.cut() {
+            file.set_size(cut)?;
+        }
+        for (offset, data) in changes.extents() {
+            for (number, piece) in data.chunks(PIECE).enumerate() {
+                let at = offset + (number * PIECE) as u64;
+                if write_all(file, piece, at)? != piece.len() {
+                    return Err(Errno::EIO.into());
+                }
+            }
+        }
+        if let Some(size) = changes.size() {
+            file.set_size(size)?;
+        }
+        file.sync(false)?;
+        let (found, wanted) = (file.stat()?.size, inode.with_log(&self.budget, |log| log.size()));
+        match wanted {
+            Some(wanted) if wanted != found => {
+                Err(Refusal::Lost(format!("its size is {found} bytes after everything was written again, not {wanted}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The descriptor that changes of a file go through in a generation; opened, and looked at, if it is not yet.
+    pub(super) fn writer(&self, generation: &dyn Generation, inode: &Arc<Inode>) -> OpResult<Writer> {
+        let number = generation.number();
+        if let Some(writer) = inode.writer(number)? {
+            return Ok(writer);
+        }
+        let (opened, reads) = match self.reopen(generation, inode.node, libc::O_RDWR) {
+            Err(Errno::EACCES) => (self.reopen(generation, inode.node, libc::O_WRONLY)?, false),
+            result => (result?, true),
+        };
+        let descriptor = Arc::new(Descriptor::new(opened));
+        let writer = Writer { generation: number, reads, descriptor };
+        if let Err(refusal) = self.verify(generation, inode, &**writer.descriptor, reads) {
+            return Err(self.refusal_errno(inode, refusal));
+        }
+        Ok(inode.offer_writer(writer))
+    }
+
+    fn refusal_errno(&self, inode: &Arc<Inode>, refusal: Refusal) -> Errno {
+        match refusal {
+            Refusal::Lost(reason) => {
+                self.lose(inode, &reason);
+                LOST_FILE
+            }
+            Refusal::Errno(error) => error,
+        }
+    }
+
+    /// Checks once a generation that a descriptor of a file is the file that was written to.
+    pub(super) fn verify_or_lose(
+        &self,
+        generation: &dyn Generation,
+        inode: &Arc<Inode>,
+        file: &dyn File,
+        reads: bool,
+    ) -> OpResult<()> {
+        self.verify(generation, inode, file, reads).map_err(|refusal| self.refusal_errno(inode, refusal))
+    }
+
+    fn verify(
+        &self,
+        generation: &dyn Generation,
+        inode: &Arc<Inode>,
+        file: &dyn File,
+        reads: bool,
+    ) -> Result<(), Refusal> {
+        let number = generation.number();
+        if inode.is_verified(number) {
+            return Ok(());
+        }
+        let attr = file.stat()?;
+        if attr.kind != FileKind::Regular {
+            return Err(Refusal::Lost("it is not a regular file any more".into()));
+        }
+        if !self.nodes.may_be(inode.node, attr.identity) {
+            return Err(Refusal::Lost("another file has taken its name".into()));
+        }
+        inode.with_log(&self.budget, |log| log.check_size(attr.size))?;
+        if let Some(block) = inode.with_log(&self.budget, |log| log.certain_block()) {
+            let mut data = vec![0; block.length];
+            let read = if reads {
+                Some(file.read_at(&mut data, block.offset)?)
+            } else {
+                match self.reopen(generation, inode.node, libc::O_RDONLY) {
+                    Ok(reader) => Some(Descriptor::new(reader).read_at(&mut data, block.offset)?),
+                    Err(Errno::EACCES) => None,
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            if read.is_some_and(|read| !block.matches(&data[..read])) {
+                return Err(file::Mismatch::Block { offset: block.offset, length: block.length }.into());
+            }
+        }
+        inode.verified(number);
+        Ok(())
+    }
+
+    /// Opens the file of a node under its present name, as it is.
+    pub(super) fn reopen(&self, generation: &dyn Generation, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
+        let mut tried = None;
+        loop {
+            // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
+            let (path, _) = self.nodes.path(node).map_err(|_| LOST_FILE)?;
+            if tried.as_ref() == Some(&path) {
+                return Err(LOST_FILE);
+            }
+            match open_whatever_its_mode(generation, &path, flags) {
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => tried = Some(path),
+                result => return result,
+            }
+        }
+    }
+
+    /// The file is not the one that its handles were opened on: they fail from now on, alone, and what the log holds is
+    /// saved. Nothing is written to what is there.
+    fn lose(&self, inode: &Arc<Inode>, reason: &str) {
+        let changes = inode.lose(&self.budget);
+        self.save(inode, changes, reason);
+        if self.inodes.forget_lost(inode) {
+            self.nodes.closed(inode.node);
+        }
+    }
+
+    /// Saves changes that will not reach the backing.
+    fn save(&self, inode: &Inode, changes: Changes, reason: &str) {
+        let path = self.nodes.path(inode.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
+        self.rescue.save(&path, reason, changes);
+    }
+
+    /// The end: commits what can be committed and saves the rest.
+    pub fn finish(self: &Arc<Self>, until: std::time::Instant) {
+        for inode in self.inodes.dirty() {
+            self.commit_soon(&inode);
+        }
+        while !self.inodes.dirty().is_empty() && !self.gate.in_outage() && std::time::Instant::now() < until {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        for inode in self.inodes.dirty() {
+            let changes = inode.abandon(&self.budget);
+            self.save(&inode, changes, "the overlay ended before the backing was back");
+        }
+    }
+}
+
+enum Ended {
+    Well,
+    Refused,
+}
+
+/// An fsync or a write failed: true if it was a live backing that refused it.
+fn is_refused(generation: &dyn Generation, error: Errno) -> bool {
+    error != LOST_FILE && (!raises_doubt(error) || generation.probe().is_ok())
+}
+
+/// A file that was opened for writing may have lost, or never had, the permission to be (open(2) with O_CREAT and mode
+/// 0444): its owner may lend it for a moment.
+fn open_whatever_its_mode(generation: &dyn Generation, path: &Path, flags: i32) -> OpResult<Box<dyn File>> {
+    let tree = generation.tree();
+    match tree.open(path, flags) {
+        Err(Errno::EACCES) if flags & libc::O_ACCMODE != libc::O_RDONLY => {
+            let mode = u32::from(tree.stat(path)?.perm);
+            if mode & libc::S_IWUSR != 0 {
+                return Err(Errno::EACCES);
+            }
+            tree.set_mode(path, mode | libc::S_IWUSR | libc::S_IRUSR).map_err(|_| Errno::EACCES)?;
+            let opened = tree.open(path, flags);
+            tree.set_mode(path, mode)?;
+            opened
+        }
+        result => result,
+    }
+}
+
+pub(super) fn write_all(file: &dyn File, data: &[u8], offset: u64) -> OpResult<usize> {
+    let mut done = 0;
+    while done < data.len() {
+        match file.write_at(&data[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(written) => done += written,
+            // What was written is written; the kernel asks again for the rest and is told then.
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// sshfs says EIO whatever the server said. If the store is full, that is what it was.
+pub(super) fn why_not<T>(generation: &dyn Generation, error: Errno) -> OpResult<T> {
+    let full = error == Errno::EIO
+        && generation.tree().stat_fs().is_ok_and(|figures| figures.blocks > 0 && figures.blocks_available == 0);
+    Err(if full { Errno::ENOSPC } else { error })
+}

@@ -1,0 +1,224 @@
+//! Acknowledged is kept: what the write log does when a generation dies, a commit fails, or the file is another one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use steadfs::backing::fake::{Call, Fault, What};
+
+use crate::rig::{LOCAL, LOG, Rig, SSHFS, errno, until};
+
+fn open(rig: &Rig, name: &str) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
+}
+
+/// As a server that crashed before its disk had it.
+fn forget(rig: &Rig, name: &str, content: &[u8]) {
+    std::fs::write(rig.cold(name), content).unwrap();
+}
+
+#[test]
+fn what_the_server_forgot_is_written_again_before_anybody_is_let_in() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = Rig::new(traits);
+        let mut file = open(&rig, "f");
+        file.write_all(b"committed ").unwrap();
+        file.sync_all().unwrap();
+        file.write_all(b"acknowledged").unwrap();
+        rig.outage();
+        forget(&rig, "f", b"committed ");
+        let report = rig.repair();
+        assert_eq!((report.replayed, report.failed.len()), (1, 0));
+        assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"committed acknowledged");
+        assert_eq!(rig.overlay.counts().log_bytes, 0, "the replay committed it");
+        file.sync_all().unwrap();
+        file.write_all(b" and more").unwrap();
+        rig.outage();
+        rig.repair();
+        assert_eq!(nix::unistd::close(file), Ok(()));
+        assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"committed acknowledged and more");
+    }
+}
+
+#[test]
+fn truncations_are_written_again_in_their_order() {
+    let rig = Rig::new(SSHFS);
+    let mut file = open(&rig, "f");
+    file.write_all(b"0123456789").unwrap();
+    file.sync_all().unwrap();
+    file.set_len(4).unwrap();
+    file.write_at(b"abc", 6).unwrap();
+    file.set_len(8).unwrap();
+    let mut by_path = open(&rig, "g");
+    by_path.write_all(b"0123456789").unwrap();
+    nix::unistd::truncate(&rig.hot("g"), 2).unwrap();
+    let mut again = open(&rig, "h");
+    again.write_all(b"old state").unwrap();
+    let mut cut = File::create(rig.hot("h")).unwrap();
+    cut.write_all(b"new").unwrap();
+    rig.outage();
+    for (name, size) in [("f", 10), ("g", 10), ("h", 9)] {
+        forget(&rig, name, &b"0123456789"[..size]);
+    }
+    assert_eq!(rig.repair().replayed, 3);
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"0123\0\0ab");
+    assert_eq!(std::fs::read(rig.cold("g")).unwrap(), b"01");
+    assert_eq!(std::fs::read(rig.cold("h")).unwrap(), b"new");
+}
+
+#[test]
+fn a_write_of_one_descriptor_is_committed_by_the_fsync_of_another() {
+    let rig = Rig::new(SSHFS);
+    let (writer, other) = (open(&rig, "f"), open(&rig, "f"));
+    writer.write_at(b"x", 0).unwrap();
+    assert!(rig.overlay.counts().log_bytes > 0);
+    other.sync_all().unwrap();
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+}
+
+#[test]
+fn a_file_that_is_another_one_after_a_repair_is_not_written_to() {
+    let rig = Rig::new(SSHFS);
+    let (mut shorter, mut other, mut gone) = (open(&rig, "shorter"), open(&rig, "other"), open(&rig, "gone"));
+    let bystander = open(&rig, "bystander");
+    for file in [&mut shorter, &mut other, &mut gone] {
+        file.write_all(b"committed ").unwrap();
+        file.sync_all().unwrap();
+        file.write_all(b"acknowledged").unwrap();
+    }
+    bystander.write_at(b"mine", 0).unwrap();
+    rig.outage();
+    forget(&rig, "shorter", b"commit");
+    forget(&rig, "other", b"what somebody else wrote");
+    std::fs::remove_file(rig.cold("gone")).unwrap();
+    rig.repair();
+    for file in [&mut shorter, &mut other, &mut gone] {
+        assert_eq!(errno(file.sync_all()), Some(libc::EIO));
+        assert_eq!(errno(file.write_all(b"more")), Some(libc::EIO), "for good");
+        assert_eq!(errno(file.read(&mut [0])), Some(libc::EIO));
+    }
+    assert_eq!(nix::unistd::close(shorter), Err(Errno::EIO));
+    assert_eq!(std::fs::read(rig.cold("shorter")).unwrap(), b"commit");
+    assert_eq!(std::fs::read(rig.cold("other")).unwrap(), b"what somebody else wrote");
+    assert!(!rig.cold("gone").exists());
+    bystander.sync_all().unwrap();
+    // Who opens what is there now has nothing to do with it.
+    let mut fresh = OpenOptions::new().append(true).open(rig.hot("other")).unwrap();
+    fresh.write_all(b"+").unwrap();
+    fresh.sync_all().unwrap();
+    assert_eq!(std::fs::read(rig.cold("other")).unwrap(), b"what somebody else wrote+");
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+}
+
+#[test]
+fn a_commit_that_failed_is_told_to_every_writer_once_and_tried_again() {
+    let rig = Rig::new(SSHFS);
+    let (one, two) = (open(&rig, "f"), open(&rig, "f"));
+    one.write_at(b"one", 0).unwrap();
+    two.write_at(b"two", 3).unwrap();
+    let broken = rig.control().inject(Fault::new(What::Errno(Errno::EDQUOT)).on(&[Call::Sync]));
+    assert_eq!(errno(one.sync_all()), Some(libc::EDQUOT));
+    rig.control().remove(broken);
+    // Not offered again at once; then all of it is.
+    until(|| one.sync_all().is_ok());
+    assert_eq!(errno(two.sync_all()), Some(libc::EDQUOT), "it wrote too");
+    two.sync_all().unwrap();
+    let late = open(&rig, "f");
+    late.sync_all().unwrap();
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"onetwo");
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+}
+
+#[test]
+fn one_failed_fsync_of_the_server_is_made_good_by_sending_everything_again() {
+    let rig = Rig::new(SSHFS);
+    let file = open(&rig, "f");
+    file.write_at(b"data", 0).unwrap();
+    rig.control().inject(Fault::new(What::Errno(Errno::EIO)).on(&[Call::Sync]).times(1));
+    let writes = rig.control().calls(Call::Write);
+    file.sync_all().unwrap();
+    assert!(rig.control().calls(Call::Write) > writes, "the fsync that failed said nothing of what it covered");
+}
+
+#[test]
+fn what_was_written_before_a_late_close_is_committed_after_it() {
+    let rig = Rig::new(SSHFS);
+    let file = open(&rig, "f");
+    file.write_at(b"data", 0).unwrap();
+    rig.outage();
+    forget(&rig, "f", b"");
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(move || nix::unistd::close(file));
+        until(|| rig.gate.load().waiting > 0);
+        rig.repair();
+        assert_eq!(closing.join().unwrap(), Ok(()));
+    });
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"data");
+    until(|| rig.overlay.counts().open_files == 0);
+}
+
+#[test]
+fn the_log_is_bounded_and_commits_by_itself() {
+    let rig = Rig::new(SSHFS);
+    let file = open(&rig, "f");
+    let block = vec![7; 128 << 10];
+    for number in 0..(4 * LOG / block.len() as u64) {
+        file.write_all_at(&block, number * block.len() as u64).unwrap();
+        assert!(rig.overlay.counts().log_bytes <= LOG + 2 * block.len() as u64, "{:?}", rig.overlay.counts());
+    }
+    assert!(rig.control().calls(Call::Sync) >= 4);
+    file.sync_all().unwrap();
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+}
+
+#[test]
+fn a_generation_that_dies_in_a_replay_makes_the_next_one_start_over() {
+    let rig = Rig::new(SSHFS);
+    let file = open(&rig, "f");
+    for number in 0..64_u64 {
+        // Not adjacent: each is written by itself.
+        file.write_at(&number.to_le_bytes(), number * 16).unwrap();
+    }
+    rig.outage();
+    forget(&rig, "f", b"");
+    rig.control().inject(Fault::new(What::LostReply).on(&[Call::Write]).after(20));
+    let generation = rig.start();
+    rig.control().kill_generation_at(Call::Write, 30);
+    assert!(rig.overlay.restore(&generation, std::time::Duration::from_secs(1)).is_err());
+    rig.control().clear_faults();
+    rig.outage();
+    assert_eq!(rig.repair().replayed, 1);
+    let content = std::fs::read(rig.cold("f")).unwrap();
+    for number in 0..64_usize {
+        assert_eq!(content[number * 16..number * 16 + 8], (number as u64).to_le_bytes());
+    }
+}
+
+#[test]
+fn a_read_that_ends_before_the_file_does_is_an_error() {
+    let rig = Rig::new(SSHFS);
+    std::fs::write(rig.cold("f"), vec![7; 1 << 20]).unwrap();
+    rig.control().inject(Fault::new(What::Short(0)).on(&[Call::Read]));
+    let mut content = Vec::new();
+    assert_eq!(errno(File::open(rig.hot("f")).unwrap().read_to_end(&mut content)), Some(libc::EIO));
+    rig.control().clear_faults();
+    rig.control().inject(Fault::new(What::Short(1000)).on(&[Call::Read]).times(1));
+    let mut content = Vec::new();
+    File::open(rig.hot("f")).unwrap().read_to_end(&mut content).unwrap();
+    assert_eq!(content.len(), 1 << 20, "one short answer is asked again");
+}
+
+#[test]
+fn a_file_that_may_not_be_written_any_more_is_replayed_all_the_same() {
+    let rig = Rig::new(SSHFS);
+    let mut options = OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o444);
+    let mut file = options.write(true).create_new(true).open(rig.hot("f")).unwrap();
+    file.write_all(b"object").unwrap();
+    rig.outage();
+    forget(&rig, "f", b"");
+    rig.repair();
+    file.sync_all().unwrap();
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"object");
+}
