@@ -17,35 +17,28 @@
 //! A deadline answers in any of these places; a thread that is still inside the backing then finds its reply gone.
 
 mod call;
+mod clock;
 pub mod policy;
+mod pool;
+mod queue;
+mod state;
 pub mod stats;
 pub mod window;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::backing::{Generation, OpResult};
 use crate::config::CallPolicy;
-use call::{Call, Run};
+use call::Call;
 use policy::Weather;
+pub use pool::MAX_THREADS;
+use state::{Phase, Service, State};
 pub use stats::{Op, Outcome, Stats};
-use window::Window;
-
-/// Most threads of the pool. Each can be stuck in the backing until its generation is aborted.
-pub const MAX_THREADS: usize = 192;
-/// Threads that stay when there is nothing to do.
-const MIN_THREADS: usize = 4;
-/// Stack of a thread of the pool in bytes; the deepest call chain is a path walk.
-const STACK: usize = 512 << 10;
-/// A thread that had nothing to do for that long ends, if others are left.
-const IDLE: Duration = Duration::from_secs(10);
-/// How often deadlines are looked at while calls wait; promise P1 allows 100 ms of lateness.
-const TICK: Duration = Duration::from_millis(20);
 
 /// Which deadline a call has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,13 +59,15 @@ pub struct Context<'a> {
     pub in_doubt: bool,
     /// Until when the call may take; for waiting on locks inside the work.
     pub deadline: Instant,
-    over: &'a dyn Fn() -> bool,
+    call: &'a Call,
+    live: &'a AtomicU64,
 }
 
 impl Context<'_> {
-    /// True when the call has been answered, or its generation is not the live one.
+    /// True when the call has been answered by somebody else, or its generation is no longer the live one: what the work
+    /// would still do then comes too late, and may come after what was sent since. Cheap: two loads.
     pub fn is_abandoned(&self) -> bool {
-        (self.over)()
+        self.call.is_answered() || self.live.load(SeqCst) != self.generation.number()
     }
 }
 
@@ -112,41 +107,6 @@ pub struct Inside {
     pub sync: Option<Instant>,
 }
 
-enum Phase {
-    Closed,
-    Open(Arc<dyn Generation>),
-}
-
-struct Running {
-    call: Arc<Call>,
-    generation: u64,
-    since: Instant,
-}
-
-struct Limbo {
-    call: Arc<Call>,
-    generation: u64,
-    errno: Errno,
-    at: Instant,
-}
-
-struct State {
-    phase: Phase,
-    outage_since: Option<Instant>,
-    ready: VecDeque<Arc<Call>>,
-    parked: Vec<Arc<Call>>,
-    limbo: Vec<Limbo>,
-    running: BTreeMap<u64, Running>,
-    /// Unanswered calls by limit; each queue is in order of arrival, so only heads have to be looked at.
-    waiting: BTreeMap<Duration, VecDeque<Arc<Call>>>,
-    /// Calls past their limit that go on because bytes move.
-    extended: Vec<Arc<Call>>,
-    threads: usize,
-    idle: usize,
-    next_thread: u64,
-    stopping: bool,
-}
-
 /// See the module.
 pub struct Gate {
     policy: CallPolicy,
@@ -154,7 +114,8 @@ pub struct Gate {
     state: Mutex<State>,
     work_ready: Condvar,
     calls_waiting: Condvar,
-    window: Window,
+    /// Number of the live generation, 0 if there is none; written under the lock of `state`, read without.
+    live: AtomicU64,
     stats: Stats,
     myself: Weak<Gate>,
 }
@@ -168,36 +129,14 @@ impl Gate {
         let gate = Arc::new_cyclic(|myself| Gate {
             policy,
             complain: Box::new(complain),
-            state: Mutex::new(State {
-                phase: Phase::Closed,
-                outage_since: Some(Instant::now()),
-                ready: VecDeque::new(),
-                parked: Vec::new(),
-                limbo: Vec::new(),
-                running: BTreeMap::new(),
-                waiting: BTreeMap::new(),
-                extended: Vec::new(),
-                threads: 0,
-                idle: 0,
-                next_thread: 0,
-                stopping: false,
-            }),
+            state: Mutex::new(State::new()),
             work_ready: Condvar::new(),
             calls_waiting: Condvar::new(),
-            window: Window::default(),
+            live: AtomicU64::new(0),
             stats: Stats::default(),
             myself: myself.clone(),
         });
-        let clock = Arc::downgrade(&gate);
-        std::thread::Builder::new().name("deadlines".into()).spawn(move || {
-            while let Some(gate) = clock.upgrade() {
-                if !gate.tick() {
-                    break;
-                }
-                drop(gate);
-                std::thread::sleep(TICK);
-            }
-        })?;
+        clock::start(&gate)?;
         Ok(gate)
     }
 
@@ -234,7 +173,7 @@ impl Gate {
             return;
         }
         let call = Call::new(op, class, bytes, limit, work, reply);
-        if state.waiting.is_empty() && state.extended.is_empty() {
+        if state.is_idle() {
             self.calls_waiting.notify_one();
         }
         state.waiting.entry(limit).or_default().push_back(Arc::clone(&call));
@@ -253,9 +192,12 @@ impl Gate {
     pub fn load(&self) -> Load {
         let state = self.state.lock();
         let live = state.live();
-        let (bytes_in_flight, window) = self.window.load();
+        let (bytes_in_flight, window) = match &state.phase {
+            Phase::Open(service) => (service.window.in_flight(), service.window.bytes()),
+            Phase::Closed => (0, 0),
+        };
         Load {
-            waiting: state.waiting.values().flatten().chain(&state.extended).filter(|call| !call.is_answered()).count(),
+            waiting: state.unanswered().count(),
             threads: state.threads,
             stuck: state
                 .running
@@ -295,10 +237,12 @@ impl Gate {
         if state.stopping {
             return;
         }
-        self.window.reset();
-        state.phase = Phase::Open(generation);
+        self.live.store(generation.number(), SeqCst);
+        state.phase = Phase::Open(Service::new(generation));
         state.outage_since = None;
-        for call in std::mem::take(&mut state.parked) {
+        let mut parked = std::mem::take(&mut state.parked);
+        parked.sort_by_key(|call| call.arrived);
+        for call in parked {
             self.make_ready(&mut state, call);
         }
     }
@@ -314,15 +258,9 @@ impl Gate {
     /// Supervisor: the generation is dead. Nothing is handed to it any more; what failed in it waits for the next.
     pub fn close(&self, since: Instant) {
         let mut state = self.state.lock();
-        state.phase = Phase::Closed;
+        self.live.store(0, SeqCst);
         state.outage_since = earliest(Some(since), state.outage_since);
-        let queued: Vec<_> = state.ready.drain(..).collect();
-        state.parked.extend(queued);
-        for limbo in std::mem::take(&mut state.limbo) {
-            limbo.call.in_doubt.store(true, Relaxed);
-            state.parked.push(limbo.call);
-        }
-        state.parked.retain(|call| !call.is_answered());
+        state.park_all();
     }
 
     /// Supervisor: a probe that was sent at `asked_at` has answered, so errors from before it were real ones.
@@ -344,8 +282,9 @@ impl Gate {
     pub fn stop(&self) {
         let mut state = self.state.lock();
         state.stopping = true;
+        self.live.store(0, SeqCst);
         state.phase = Phase::Closed;
-        let calls: Vec<_> = state.waiting.values().flatten().chain(&state.extended).cloned().collect();
+        let calls: Vec<_> = state.unanswered().cloned().collect();
         drop(state);
         for call in calls {
             self.answer(&call, self.policy.outage_errno, Outcome::Outage);
@@ -356,7 +295,7 @@ impl Gate {
 
     fn weather(&self, state: &State) -> Weather {
         let (closed, progress_at) = match &state.phase {
-            Phase::Open(generation) => (false, generation.vitals().progress_at),
+            Phase::Open(service) => (false, service.generation.vitals().progress_at),
             Phase::Closed => (true, None),
         };
         Weather { outage_since: state.outage_since, closed, progress_at }
@@ -374,220 +313,10 @@ impl Gate {
             self.stats.count(call.op, outcome, call.arrived.elapsed());
         }
     }
-
-    /// Looks at all deadlines once; false when the gate has stopped. Waits while no call does.
-    fn tick(&self) -> bool {
-        let mut state = self.state.lock();
-        while state.waiting.is_empty() && state.extended.is_empty() {
-            if state.stopping {
-                return false;
-            }
-            self.calls_waiting.wait_for(&mut state, IDLE);
-        }
-        let now = Instant::now();
-        let mut late = Vec::new();
-        let overdue = self.fails_at_once(&state, Class::Meta, now);
-        // Vitals cost a system call or two: asked only when some limit has passed.
-        let mut weather = None;
-        let mut waiting = std::mem::take(&mut state.waiting);
-        for (limit, calls) in &mut waiting {
-            while let Some(head) = calls.front() {
-                if !head.is_answered() {
-                    if !overdue && now < head.arrived + *limit {
-                        break;
-                    }
-                    late.push(Arc::clone(head));
-                }
-                calls.pop_front();
-            }
-        }
-        waiting.retain(|_, calls| !calls.is_empty());
-        state.waiting = waiting;
-        late.extend(std::mem::take(&mut state.extended));
-        let mut complaints = Vec::new();
-        let mut failed = Vec::new();
-        let mut first_evidence = None;
-        for call in late.into_iter().filter(|call| !call.is_answered()) {
-            let weather = weather.get_or_insert_with(|| self.weather(&state));
-            if now < policy::due_at(&self.policy, weather, call.class, call.arrived, call.limit) {
-                state.extended.push(call);
-                continue;
-            }
-            let running = state.running.values().find(|running| Arc::ptr_eq(&running.call, &call));
-            // A call with a shorter limit than the configured one (the root, statfs) is no evidence when it is late.
-            let counts =
-                |running: &&Running| Some(running.generation) == state.live() && call.limit >= self.policy.deadline;
-            if let Some(running) = running.filter(counts) {
-                complaints.push((running.generation, Complaint::Late(call.op)));
-            }
-            let outcome = if weather.outage_since.is_some() { Outcome::Outage } else { Outcome::Deadline };
-            failed.push((Arc::clone(&call), policy::late_errno(&self.policy, weather), outcome));
-            // A call that waited in vain is evidence from when it came. Without this the kernel's second try of the same
-            // system call (a lookup is repeated when its revalidation fails) would wait anew.
-            if let Some(since) =
-                state.outage_since.filter(|since| call.arrived < *since && call.limit == self.policy.deadline)
-            {
-                first_evidence = Some(first_evidence.unwrap_or(since).min(call.arrived));
-            }
-        }
-        state.outage_since = first_evidence.or(state.outage_since);
-        let alive = !state.stopping;
-        drop(state);
-        for (call, errno, outcome) in failed {
-            self.answer(&call, errno, outcome);
-        }
-        complaints.dedup();
-        for (generation, complaint) in complaints {
-            (self.complain)(generation, complaint);
-        }
-        alive
-    }
-
-    fn make_ready(&self, state: &mut State, call: Arc<Call>) {
-        state.ready.push_back(call);
-        if state.idle >= state.ready.len() {
-            self.work_ready.notify_one();
-        } else if state.threads < MAX_THREADS {
-            self.add_thread(state);
-        }
-    }
-
-    fn add_thread(&self, state: &mut State) {
-        let Some(gate) = self.myself.upgrade() else { return };
-        let id = state.next_thread;
-        let thread = std::thread::Builder::new().name(format!("call-{id}")).stack_size(STACK);
-        match thread.spawn(move || gate.work(id)) {
-            Ok(_) => {
-                state.next_thread += 1;
-                state.threads += 1;
-            }
-            // The call stays in the queue: another thread or its deadline gets it.
-            Err(error) => tracing::warn!(%error, threads = state.threads, "cannot start another thread"),
-        }
-    }
-
-    /// The life of one thread of the pool.
-    fn work(&self, id: u64) {
-        let mut state = self.state.lock();
-        loop {
-            let Some((call, generation)) = self.next(&mut state) else { break };
-            let number = generation.number();
-            state.running.insert(id, Running { call: Arc::clone(&call), generation: number, since: Instant::now() });
-            drop(state);
-            let result = self.run(&call, &generation);
-            drop(generation);
-            state = self.state.lock();
-            state.running.remove(&id);
-            if let Some(errno) = result {
-                state = self.failed(state, call, number, errno);
-            }
-        }
-        state.threads -= 1;
-    }
-
-    /// The next call to run, or `None` when this thread should end.
-    fn next(&self, state: &mut MutexGuard<'_, State>) -> Option<(Arc<Call>, Arc<dyn Generation>)> {
-        loop {
-            if state.stopping {
-                return None;
-            }
-            if let Phase::Open(generation) = &state.phase {
-                let generation = Arc::clone(generation);
-                while let Some(call) = state.ready.pop_front() {
-                    if !call.is_answered() {
-                        return Some((call, generation));
-                    }
-                }
-            }
-            state.idle += 1;
-            let idle_for_long = self.work_ready.wait_for(state, IDLE).timed_out();
-            state.idle -= 1;
-            if idle_for_long && state.ready.is_empty() && state.threads > MIN_THREADS {
-                return None;
-            }
-        }
-    }
-
-    /// Runs a call once; the errno if it failed and nobody has been told.
-    fn run(&self, call: &Arc<Call>, generation: &Arc<dyn Generation>) -> Option<Errno> {
-        let admission = match call.bytes {
-            0 => None,
-            bytes => Some(self.window.admit(bytes, || call.is_answered() || !self.is_live(generation.number()))),
-        };
-        if let Some(None) = admission {
-            // Nothing was sent. In a dead generation the call is treated like any other that has to wait.
-            return (!call.is_answered()).then_some(Errno::ENOTCONN);
-        }
-        let in_doubt = call.in_doubt.load(Relaxed);
-        let over = || call.is_answered() || !self.is_live(generation.number());
-        let context = Context { generation, in_doubt, deadline: call.arrived + call.limit, over: &over };
-        let started = Instant::now();
-        let result = call.run(&context);
-        if let (Some(Some(admission)), Run::Answered) = (&admission, &result) {
-            admission.took(started.elapsed());
-        }
-        match result {
-            Run::Answered => {
-                self.stats.count(call.op, Outcome::Ok, call.arrived.elapsed());
-                None
-            }
-            Run::TooLate => None,
-            Run::Failed(errno) => Some(errno),
-        }
-    }
-
-    fn is_live(&self, generation: u64) -> bool {
-        self.state.lock().live() == Some(generation)
-    }
-
-    /// Decides what becomes of a call that failed in a generation: an answer, a wait for a verdict, or another run.
-    fn failed<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        call: Arc<Call>,
-        generation: u64,
-        errno: Errno,
-    ) -> MutexGuard<'a, State> {
-        if call.is_answered() {
-            return state;
-        }
-        if !policy::raises_doubt(errno) || state.stopping {
-            drop(state);
-            self.answer(&call, errno, Outcome::Error);
-            return self.state.lock();
-        }
-        match state.live() {
-            Some(live) if live == generation => {
-                let complaint = Complaint::Failed(call.op, errno);
-                state.limbo.push(Limbo { call, generation, errno, at: Instant::now() });
-                drop(state);
-                (self.complain)(generation, complaint);
-                return self.state.lock();
-            }
-            live => {
-                call.in_doubt.store(true, Relaxed);
-                self.stats.retries.fetch_add(1, Relaxed);
-                match live {
-                    Some(_) => self.make_ready(&mut state, call),
-                    None => state.parked.push(call),
-                }
-            }
-        }
-        state
-    }
 }
 
 fn earliest(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
-}
-
-impl State {
-    fn live(&self) -> Option<u64> {
-        match &self.phase {
-            Phase::Open(generation) => Some(generation.number()),
-            Phase::Closed => None,
-        }
-    }
 }
 
 #[cfg(test)]

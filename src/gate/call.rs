@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -12,12 +12,18 @@ use super::{Class, Context, Op};
 use crate::backing::OpResult;
 
 /// The answer that is still owed. Whoever takes the reply first gives it; everybody else finds nothing.
-struct Owed<T, R>(Mutex<Option<R>>, std::marker::PhantomData<fn(T)>);
+struct Owed<T, R> {
+    reply: Mutex<Option<R>>,
+    answered: Arc<AtomicBool>,
+    _value: std::marker::PhantomData<fn(T)>,
+}
 
 impl<T, R: FnOnce(OpResult<T>)> Owed<T, R> {
     fn give(&self, result: OpResult<T>) -> bool {
         // The lock is released before the reply runs: replying writes to the kernel.
-        let reply = self.0.lock().take();
+        let reply = self.reply.lock().take();
+        // Before the caller can know and send its next call: work that is still under way must not come after that.
+        self.answered.store(true, SeqCst);
         match reply {
             Some(reply) => {
                 reply(result);
@@ -42,7 +48,7 @@ pub(super) struct Call {
     pub limit: Duration,
     /// See [`Context::in_doubt`].
     pub in_doubt: AtomicBool,
-    answered: AtomicBool,
+    answered: Arc<AtomicBool>,
     work: Mutex<Option<Work>>,
     fail: Fail,
 }
@@ -66,7 +72,9 @@ impl Call {
         mut work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) -> Arc<Call> {
-        let owed = Arc::new(Owed(Mutex::new(Some(reply)), std::marker::PhantomData));
+        let answered = Arc::new(AtomicBool::new(false));
+        let (reply, seen) = (Mutex::new(Some(reply)), Arc::clone(&answered));
+        let owed = Arc::new(Owed { reply, answered: seen, _value: std::marker::PhantomData });
         let for_fail = Arc::clone(&owed);
         Arc::new(Call {
             op,
@@ -75,22 +83,20 @@ impl Call {
             arrived: Instant::now(),
             limit,
             in_doubt: AtomicBool::new(false),
-            answered: AtomicBool::new(false),
+            answered,
             work: Mutex::new(Some(Box::new(move |context| work(context).map(|value| owed.give(Ok(value)))))),
             fail: Box::new(move |errno| for_fail.give(Err(errno))),
         })
     }
 
-    /// True when the answer has been given.
+    /// True when the answer has been given, or is being given.
     pub fn is_answered(&self) -> bool {
-        self.answered.load(Relaxed)
+        self.answered.load(SeqCst)
     }
 
     /// Answers with an error; false if somebody was first.
     pub fn fail(&self, errno: Errno) -> bool {
-        let first = (self.fail)(errno);
-        self.answered.store(true, Relaxed);
-        first
+        (self.fail)(errno)
     }
 
     /// Runs the work once, in the calling thread. A panic counts as EIO, so that the caller is answered.
@@ -101,10 +107,8 @@ impl Call {
             Err(Errno::EIO)
         });
         match result {
-            Ok(given) => {
-                self.answered.store(true, Relaxed);
-                if given { Run::Answered } else { Run::TooLate }
-            }
+            Ok(true) => Run::Answered,
+            Ok(false) => Run::TooLate,
             Err(errno) => {
                 *self.work.lock() = Some(work);
                 Run::Failed(errno)

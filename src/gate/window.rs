@@ -6,8 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-
 /// Smallest window: one write of sshfs (its SFTP packets carry up to 64 KiB).
 pub const MIN: u64 = 64 << 10;
 /// Largest window: a gigabit link with 60 ms round trip holds no more.
@@ -49,90 +47,51 @@ impl Size {
     }
 }
 
-#[derive(Default)]
-struct State {
+/// The window of one generation: a pure state machine too. Whoever gets no room waits in the gate's queue.
+#[derive(Debug, Default)]
+pub struct Window {
     size: Size,
     in_flight: u64,
-    next_ticket: u64,
-    serving: u64,
-    abandoned: std::collections::BTreeSet<u64>,
 }
 
-/// The window with its queue: first come, first served, so that a second writer gets its share.
-#[derive(Default)]
-pub struct Window {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-/// Bytes admitted; gives them back when dropped.
-pub struct Admission<'a> {
-    window: &'a Window,
+/// Bytes admitted; they are in flight until they are given back to [`Window::release`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Admission {
     bytes: u64,
     full: bool,
 }
 
 impl Window {
-    /// Waits until `bytes` may be handed to the backing; `None` when `give_up` says so first (asked every 50 ms).
-    pub fn admit(&self, bytes: u64, give_up: impl Fn() -> bool) -> Option<Admission<'_>> {
-        let mut state = self.state.lock();
-        let ticket = state.next_ticket;
-        state.next_ticket += 1;
-        let mut full = false;
-        loop {
-            if state.serving == ticket && (state.in_flight == 0 || state.in_flight + bytes <= state.size.bytes()) {
-                state.in_flight += bytes;
-                full |= state.in_flight * 2 > state.size.bytes();
-                state.advance();
-                self.changed.notify_all();
-                return Some(Admission { window: self, bytes, full });
-            }
-            full = true;
-            if give_up() {
-                if state.serving == ticket {
-                    state.advance();
-                    self.changed.notify_all();
-                } else {
-                    state.abandoned.insert(ticket);
-                }
-                return None;
-            }
-            self.changed.wait_for(&mut state, Duration::from_millis(50));
+    /// True if that many bytes may be handed to the backing now. An empty window takes anything.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.in_flight == 0 || self.in_flight + bytes <= self.size.bytes()
+    }
+
+    /// Takes so many bytes in; `None` if there is no room. `waited` says that there was none a moment ago.
+    pub fn admit(&mut self, bytes: u64, waited: bool) -> Option<Admission> {
+        self.has_room(bytes).then(|| {
+            self.in_flight += bytes;
+            Admission { bytes, full: waited || self.in_flight * 2 > self.size.bytes() }
+        })
+    }
+
+    /// Gives room back. `took` is the time in the backing, of calls that succeeded.
+    pub fn release(&mut self, admission: Admission, took: Option<Duration>, now: Instant) {
+        self.in_flight -= admission.bytes;
+        if let Some(took) = took {
+            self.size.observe(took, admission.full, now);
         }
     }
 
-    /// Bytes in flight, and the size.
-    pub fn load(&self) -> (u64, u64) {
-        let state = self.state.lock();
-        (state.in_flight, state.size.bytes())
+    /// Bytes in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight
     }
 
-    /// Forgets what was measured, for a new generation.
-    pub fn reset(&self) {
-        self.state.lock().size = Size::default();
-    }
-}
-
-impl State {
-    fn advance(&mut self) {
-        self.serving += 1;
-        while self.abandoned.remove(&self.serving) {
-            self.serving += 1;
-        }
-    }
-}
-
-impl Admission<'_> {
-    /// The call succeeded after that time in the backing.
-    pub fn took(&self, took: Duration) {
-        self.window.state.lock().size.observe(took, self.full, Instant::now());
-    }
-}
-
-impl Drop for Admission<'_> {
-    fn drop(&mut self) {
-        self.window.state.lock().in_flight -= self.bytes;
-        self.window.changed.notify_all();
+    /// Present size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.size.bytes()
     }
 }
 
@@ -165,12 +124,23 @@ mod tests {
     }
 
     #[test]
-    fn one_oversized_call_goes_alone_and_those_who_give_up_do_not_block_the_queue() {
-        let window = Window::default();
-        let first = window.admit(MAX * 2, || false).expect("an empty window takes anything");
-        assert!(window.admit(1, || true).is_none());
-        drop(first);
-        assert!(window.admit(1, || true).is_some());
-        assert_eq!(window.load().0, 0);
+    fn one_oversized_call_goes_alone() {
+        let mut window = Window::default();
+        let first = window.admit(MAX * 2, false).expect("an empty window takes anything");
+        assert_eq!(window.admit(1, false), None);
+        window.release(first, None, Instant::now());
+        assert_eq!(window.in_flight(), 0);
+        assert!(window.has_room(1));
+    }
+
+    #[test]
+    fn whoever_had_to_wait_makes_it_grow() {
+        let (mut window, now) = (Window::default(), Instant::now());
+        let small = window.admit(1, false).expect("room");
+        window.release(small, Some(Duration::from_millis(1)), now);
+        assert_eq!(window.bytes(), START);
+        let small = window.admit(1, true).expect("room");
+        window.release(small, Some(Duration::from_millis(1)), now);
+        assert_eq!(window.bytes(), 2 * START);
     }
 }
