@@ -3,11 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use steadfs::backing::fake::{Call, Fault, What};
 
-use crate::rig::{LOCAL, LOG, Rig, SSHFS, errno, until};
+use crate::rig::{LOCAL, LOG, PATIENCE, Rig, SSHFS, errno, until};
 
 fn open(rig: &Rig, name: &str) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
@@ -79,7 +80,11 @@ fn a_write_of_one_descriptor_is_committed_by_the_fsync_of_another() {
 
 #[test]
 fn a_file_that_is_another_one_after_a_repair_is_not_written_to() {
-    let rig = Rig::new(SSHFS);
+    // The kernel gives appenders the size it believes in.
+    let rig = Rig::with(SSHFS, PATIENCE, |config| {
+        config.attr_timeout = Duration::ZERO;
+        config.entry_timeout = Duration::ZERO;
+    });
     let (mut shorter, mut other, mut gone) = (open(&rig, "shorter"), open(&rig, "other"), open(&rig, "gone"));
     let bystander = open(&rig, "bystander");
     for file in [&mut shorter, &mut other, &mut gone] {
@@ -182,10 +187,15 @@ fn a_generation_that_dies_in_a_replay_makes_the_next_one_start_over() {
     }
     rig.outage();
     forget(&rig, "f", b"");
-    rig.control().inject(Fault::new(What::LostReply).on(&[Call::Write]).after(20));
+    rig.control().inject(Fault::new(What::Hang).on(&[Call::Write]).after(20));
     let generation = rig.start();
-    rig.control().kill_generation_at(Call::Write, 30);
-    assert!(rig.overlay.restore(&generation, std::time::Duration::from_secs(1)).is_err());
+    let restored = std::thread::scope(|scope| {
+        let restoring = scope.spawn(|| rig.overlay.restore(&generation, PATIENCE));
+        assert!(rig.control().wait_inside(1, PATIENCE));
+        rig.control().kill_generation();
+        restoring.join().unwrap()
+    });
+    assert!(restored.is_err(), "{restored:?}");
     rig.control().clear_faults();
     rig.outage();
     assert_eq!(rig.repair().replayed, 1);

@@ -4,6 +4,7 @@
 
 mod files;
 mod hidden;
+mod log;
 mod mounting;
 mod names;
 mod outage;

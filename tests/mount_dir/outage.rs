@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use steadfs::backing::fake::{Call, Fault, What};
 
 use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno, until};

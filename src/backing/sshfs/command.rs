@@ -34,8 +34,6 @@ impl Arguments {
                 options.push(format!("{name}={value}"));
             }
         }
-        // Until there is a write log every write waits for the server's answer, so that none is lost in silence.
-        options.push("sshfs_sync".into());
         Arguments { target: target.to_owned(), options }
     }
 
