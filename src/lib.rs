@@ -11,6 +11,8 @@ pub mod daemon;
 pub mod gate;
 pub mod overlay;
 pub mod rundir;
+pub mod spool;
+pub mod statedir;
 pub mod supervisor;
 pub mod telemetry;
 pub mod worker;
