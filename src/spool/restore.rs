@@ -12,7 +12,7 @@ use nix::sys::stat::Mode;
 
 use super::entry::{Entry, split};
 use super::list::{PART, RESTORED, SPOOL};
-use super::{Header, SpoolError};
+use super::{Header, SpoolError, text};
 
 /// The file to write.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +28,7 @@ pub enum Target<'a> {
 pub struct Present {
     /// Its size.
     pub size: u64,
-    /// When it was changed.
+    /// When it was changed, as near as RFC 3339 can say it.
     pub modified: Option<SystemTime>,
 }
 
@@ -138,7 +138,9 @@ fn make(path: &Path) -> Result<File, SpoolError> {
 fn compare(entry: &Entry, target: PathBuf, file: Option<&File>) -> Result<Plan, SpoolError> {
     let header = entry.header();
     let present = match file.map(File::metadata).transpose() {
-        Ok(found) => found.map(|found| Present { size: found.len(), modified: found.modified().ok() }),
+        Ok(found) => {
+            found.map(|found| Present { size: found.len(), modified: found.modified().ok().map(text::writable) })
+        }
         Err(error) => return Err(SpoolError::io("look at", &target, error)),
     };
     let before = present.map_or(0, |present| present.size);
