@@ -4,6 +4,7 @@ pub mod demo;
 pub mod mount;
 pub mod options;
 pub mod source;
+pub mod spool;
 pub mod status;
 pub mod umount;
 
@@ -34,6 +35,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Try to repair now instead of after the back-off.
     Recover(RecoverArgs),
+    /// Look at, restore or drop what was written and could not be kept on the store.
+    Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
 }
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
         Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
     }
 }
@@ -112,13 +116,19 @@ mod tests {
     #[test]
     fn every_command_and_switch_is_in_the_man_page() {
         let page = include_str!("../docs/steadfs.8").replace("\\-", "-");
-        for sub in command().get_subcommands() {
-            assert!(page.contains(&format!("steadfs {}", sub.get_name())), "{} is not in the man page", sub.get_name());
+        in_the_page(&command(), "steadfs", &page);
+    }
+
+    fn in_the_page(command: &clap::Command, name: &str, page: &str) {
+        for sub in command.get_subcommands() {
+            let name = format!("{name} {}", sub.get_name());
+            assert!(page.contains(&name), "{name} is not in the man page");
             for arg in sub.get_arguments() {
                 if let Some(long) = arg.get_long() {
                     assert!(page.contains(&format!("--{long}")), "--{long} is not in the man page");
                 }
             }
+            in_the_page(sub, &name, page);
         }
     }
 }

@@ -125,6 +125,23 @@ impl Default for OverlayConfig {
     }
 }
 
+/// What is kept of writes that were acknowledged and not committed yet (promise P4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// `log_size=`: bytes of such writes that are kept in memory.
+    pub size: u64,
+    /// `spool_dir=`: where those are saved that can no longer be written; below the state directory when absent.
+    pub spool_dir: Option<PathBuf>,
+    /// `spool_size=`: bytes that the files in that directory may have together.
+    pub spool_size: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { size: 64 << 20, spool_dir: None, spool_size: 256 << 20 }
+    }
+}
+
 /// A command that is run without a shell unless it was asked for with `sh:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookCommand {
@@ -176,6 +193,8 @@ pub struct MountConfig {
     pub repair: RepairPolicy,
     /// The overlay.
     pub overlay: OverlayConfig,
+    /// The write log.
+    pub log: LogConfig,
     /// The worker.
     pub worker: WorkerConfig,
     /// Metrics.

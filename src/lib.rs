@@ -12,6 +12,8 @@ pub mod gate;
 pub mod log;
 pub mod overlay;
 pub mod rundir;
+pub mod spool;
+pub mod statedir;
 pub mod supervisor;
 pub mod telemetry;
 pub mod worker;

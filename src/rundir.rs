@@ -22,9 +22,14 @@ pub fn base() -> PathBuf {
     }
 }
 
-/// The directory of the overlay at `mountpoint`, an absolute path: its name is the path escaped as systemd.unit(5) does.
+/// The directory of the overlay at `mountpoint`, an absolute path.
 pub fn of(mountpoint: &Path) -> PathBuf {
-    base().join(escape(mountpoint.as_os_str()))
+    base().join(name(mountpoint))
+}
+
+/// The name of an overlay's directories, here and elsewhere: its path escaped as systemd.unit(5) does.
+pub fn name(mountpoint: &Path) -> String {
+    escape(mountpoint.as_os_str())
 }
 
 /// Makes that directory with mode 0700 and returns it.

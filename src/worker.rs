@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{HookCommand, WorkerConfig};
-use crate::rundir;
+use crate::statedir;
 use crate::supervisor::{Event, Watch};
 use pause::{Note, Paused, Record};
 use policy::{Order, Policy};
@@ -144,18 +144,7 @@ fn has_means(config: &WorkerConfig) -> bool {
 
 /// Where it is written down that the worker is paused: a place that a reboot does not wipe.
 fn state_file(overlay: &Path) -> PathBuf {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = match set("STEADFS_STATE_DIR") {
-        Some(dir) => dir,
-        None if nix::unistd::geteuid().is_root() => "/var/lib/steadfs".into(),
-        None => match (set("XDG_STATE_HOME"), set("HOME")) {
-            (Some(dir), _) => dir.join("steadfs"),
-            (None, Some(home)) => home.join(".local/state/steadfs"),
-            (None, None) => rundir::base(),
-        },
-    };
-    let name = rundir::of(overlay).file_name().map(ToOwned::to_owned).unwrap_or_default();
-    base.join(name).join("paused.json")
+    statedir::of(overlay).join("paused.json")
 }
 
 /// Does what the policy orders.

@@ -63,7 +63,7 @@ fn help_and_version_succeed() {
     let place = Place::new();
     assert_eq!(succeeds(&mut place.steadfs(&["--version"])), format!("steadfs {}\n", env!("CARGO_PKG_VERSION")));
     let help = succeeds(&mut place.steadfs(&["--help"]));
-    for command in ["mount", "umount", "status", "recover", "demo"] {
+    for command in ["mount", "umount", "status", "recover", "spool", "demo"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command} is not in the help");
     }
     let help = succeeds(&mut place.steadfs(&["mount", "--help"]));

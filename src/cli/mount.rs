@@ -119,6 +119,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
         calls: options.calls,
         repair: options.repair,
         overlay: options.overlay,
+        log: options.log,
         worker: options.worker,
         telemetry: options.telemetry,
         soft_start: options.soft_start,
@@ -148,6 +149,7 @@ fn parse_options(args: &MountArgs) -> Result<options::Options, MountError> {
 fn paths(options: &options::Options) -> Vec<(&'static str, &Path)> {
     let mut paths = Vec::new();
     paths.extend(options.worker.pause_file.as_deref().map(|path| ("pause_file", path)));
+    paths.extend(options.log.spool_dir.as_deref().map(|path| ("spool_dir", path)));
     paths.extend(options.telemetry.textfile.as_deref().map(|path| ("textfile", path)));
     if let Some(MetricsListen::Unix(path)) = &options.telemetry.listen {
         paths.push(("metrics", path));

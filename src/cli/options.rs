@@ -2,6 +2,7 @@
 
 pub mod duration;
 pub mod known;
+pub mod size;
 pub mod split;
 pub mod table;
 #[cfg(test)]
@@ -14,7 +15,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{CallPolicy, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
+use crate::config::{CallPolicy, LogConfig, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
 use known::Fate;
 
 /// All that options say, checked.
@@ -26,6 +27,8 @@ pub struct Options {
     pub repair: RepairPolicy,
     /// The overlay.
     pub overlay: OverlayConfig,
+    /// The write log.
+    pub log: LogConfig,
     /// The worker.
     pub worker: WorkerConfig,
     /// Metrics.
@@ -54,6 +57,7 @@ impl Default for Options {
             calls: CallPolicy::default(),
             repair: RepairPolicy::default(),
             overlay: OverlayConfig::default(),
+            log: LogConfig::default(),
             worker: WorkerConfig::default(),
             telemetry: TelemetryConfig::default(),
             soft_start: true,
@@ -235,7 +239,8 @@ fn unknown(name: &str) -> String {
 pub fn help() -> String {
     let mut text = String::from(
         "Options for -o, separated by commas (a comma within a value is written \\,):\n\
-         DURATION is a number of seconds or a sum such as 500ms, 5s, 1h30m.\n",
+         DURATION is a number of seconds or a sum such as 500ms, 5s, 1h30m.\n\
+         SIZE is a number of bytes, or of units of 1024 such as 512K, 64M, 1GiB.\n",
     );
     for (group, title) in table::GROUPS {
         text.push_str(&format!("\n{title}:\n"));

@@ -88,6 +88,15 @@ pub fn recover(mountpoint: &Path) -> ExitCode {
     }
 }
 
+/// The source that the daemon of `mountpoint` serves there.
+pub fn source(mountpoint: &Path) -> Result<String, String> {
+    match ask(&rundir::control_socket(mountpoint), &Request::Status, PATIENCE) {
+        Ok(Reply::Status(status)) => Ok(status.source),
+        Ok(_) => Err("it answered something else".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Asks the daemon of `mountpoint` to unmount and end.
 pub fn umount_request(mountpoint: &Path) -> Result<(), String> {
     match ask(&rundir::control_socket(mountpoint), &Request::Umount { lazy: false }, UMOUNT_PATIENCE) {

@@ -54,6 +54,7 @@ impl Rig {
             calls: CallPolicy::default(),
             repair: RepairPolicy::default(),
             overlay: OverlayConfig::default(),
+            log: LogConfig::default(),
             worker: WorkerConfig {
                 on_outage: Some(HookCommand { argv: vec!["true".into()] }),
                 ..WorkerConfig::default()

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Options, duration, value};
+use super::{Options, duration, size, value};
 use crate::config::MetricsListen;
 
 /// Heading in the help.
@@ -15,6 +15,8 @@ pub enum Group {
     Repair,
     /// What the kernel sees.
     Mount,
+    /// Promise P4.
+    Log,
     /// Promise P7.
     Worker,
     /// Promise P8.
@@ -22,10 +24,11 @@ pub enum Group {
 }
 
 /// All headings in the order of the help.
-pub const GROUPS: [(Group, &str); 5] = [
+pub const GROUPS: [(Group, &str); 6] = [
     (Group::Calls, "Deadlines of calls"),
     (Group::Repair, "Probing and repair"),
     (Group::Mount, "The mount"),
+    (Group::Log, "The write log"),
     (Group::Worker, "The worker"),
     (Group::Telemetry, "Metrics"),
 ];
@@ -34,6 +37,8 @@ pub const GROUPS: [(Group, &str); 5] = [
 pub enum Kind {
     /// `NAME=DURATION` within the two limits.
     Duration(Duration, Duration, fn(&mut Options) -> &mut Duration),
+    /// `NAME=SIZE` within the two limits.
+    Size(u64, u64, fn(&mut Options) -> &mut u64),
     /// `NAME`, `noNAME`, `NAME=yes|no`.
     Switch(fn(&mut Options, bool)),
     /// `NAME`.
@@ -50,7 +55,7 @@ pub struct Definition {
     pub group: Group,
     /// What it does.
     pub kind: Kind,
-    /// The default of those that are not durations; empty for none.
+    /// The default of those that are neither durations nor sizes; empty for none.
     default: &'static str,
     /// What it is for, in a line or two.
     pub help: &'static str,
@@ -61,6 +66,7 @@ impl Definition {
     pub fn syntax(&self) -> String {
         match self.kind {
             Kind::Duration(..) => format!("{}=DURATION", self.name),
+            Kind::Size(..) => format!("{}=SIZE", self.name),
             Kind::Switch(_) => format!("{0}=yes|no, {0}, no{0}", self.name),
             Kind::Flag(_) => self.name.into(),
             Kind::Value(syntax, _) => format!("{}={syntax}", self.name),
@@ -71,6 +77,7 @@ impl Definition {
     pub fn default(&self) -> String {
         match self.kind {
             Kind::Duration(_, _, field) => duration::format(*field(&mut Options::default())),
+            Kind::Size(_, _, field) => size::format(*field(&mut Options::default())),
             _ => self.default.into(),
         }
     }
@@ -86,6 +93,14 @@ impl Definition {
                 if parsed < min || parsed > max {
                     let (min, max) = (duration::format(min), duration::format(max));
                     let default = self.default();
+                    return Err(wrap(format!("is out of range: give {min} to {max} (the default is {default})")));
+                }
+                *field(options) = parsed;
+            }
+            Kind::Size(min, max, field) => {
+                let parsed = size::parse(need()?).map_err(wrap)?;
+                if parsed < min || parsed > max {
+                    let (min, max, default) = (size::format(min), size::format(max), self.default());
                     return Err(wrap(format!("is out of range: give {min} to {max} (the default is {default})")));
                 }
                 *field(options) = parsed;
@@ -106,6 +121,9 @@ const MS100: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86400);
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
 
 macro_rules! options {
     ($($name:literal $group:ident $kind:expr, $default:literal, $help:literal;)*) => {
@@ -162,6 +180,13 @@ options! {
     "entry_timeout" Mount Kind::Duration(Duration::ZERO, DAY, |o| &mut o.overlay.entry_timeout), "",
         "How long the kernel may believe names.";
 
+    "log_size" Log Kind::Size(MIB, 4 * GIB, |o| &mut o.log.size), "",
+        "How much of what was written and is not committed on the store yet is kept to be written again.";
+    "spool_dir" Log Value("DIR", |o, v| value::spool(v).map(|d| o.log.spool_dir = Some(d))), "below the state directory",
+        "Where it is saved if its file is no longer the one that was open. See steadfs spool.";
+    "spool_size" Log Kind::Size(MIB, TIB, |o| &mut o.log.spool_size), "",
+        "How large that directory may become. At least log_size.";
+
     "pause_file" Worker Value("PATH", |o, v| value::file_in_directory(v).map(|p| o.worker.pause_file = Some(p))), "",
         "A file that exists while the worker should pause.";
     "on_outage" Worker Value("COMMAND", |o, v| value::command(v).map(|c| o.worker.on_outage = Some(c))), "",
@@ -193,8 +218,10 @@ pub fn find(name: &str) -> Option<(&'static Definition, Option<&'static str>)> {
 /// What options contradict each other. Runs after all of them were taken; the error is a whole sentence.
 pub fn check(options: &mut Options) -> Result<(), String> {
     // Only what was asked for can contradict: a default gives way.
-    pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline))?;
-    pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max))?;
+    let durations = duration::format;
+    pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline), durations)?;
+    pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max), durations)?;
+    pair(options, "log_size", "spool_size", |o| (o.log.size, &mut o.log.spool_size), size::format)?;
     if let Some(MetricsListen::Tcp(addr)) = options.telemetry.listen {
         let loopback = match addr.ip() {
             IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
@@ -213,11 +240,12 @@ pub fn check(options: &mut Options) -> Result<(), String> {
     Ok(())
 }
 
-fn pair(
+fn pair<T: Copy + PartialOrd>(
     options: &mut Options,
     low: &'static str,
     high: &'static str,
-    get: fn(&mut Options) -> (Duration, &mut Duration),
+    get: fn(&mut Options) -> (T, &mut T),
+    format: fn(T) -> String,
 ) -> Result<(), String> {
     let (low_given, high_given) = (options.given.contains(low), options.given.contains(high));
     let (low_value, high_value) = get(options);
@@ -228,7 +256,7 @@ fn pair(
         *high_value = low_value;
         return Ok(());
     }
-    let (low_text, high_text) = (duration::format(low_value), duration::format(*high_value));
+    let (low_text, high_text) = (format(low_value), format(*high_value));
     let which = if low_given { "" } else { " (the default)" };
     Err(format!(
         "{high}={high_text} is less than {low}={low_text}{which}: give {high}={low_text} or more, or less for {low}"

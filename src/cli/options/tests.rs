@@ -22,6 +22,7 @@ fn own_options_reach_the_configuration() {
         "deadline=2s,sync_deadline=1m,hold=1h30m,errno=eio,probe_interval=500ms,probe_deadline=1,start_deadline=9s",
         "backoff_min=1s,backoff_max=2s,steady=0,soft_start=no,ro,subtype=sshfs,fsname=a\\,b,attr_timeout=3",
         "entry_timeout=0.5,pause_file=/tmp/p,on_outage=/bin/a 'b c',on_recovery=sh:x | y,hook_timeout=4s,metrics=[::1]:9",
+        "log_size=1G,spool_dir=/tmp/no-spool-yet,spool_size=2GiB",
         "textfile=/tmp,noguard,nosuid,noatime,allow_other,nonempty",
     ])
     .unwrap();
@@ -42,6 +43,8 @@ fn own_options_reach_the_configuration() {
     assert_eq!(options.overlay.attr_timeout, seconds(3));
     assert_eq!(options.overlay.entry_timeout, Duration::from_millis(500));
     assert_eq!(options.overlay.mount_flags, ["nosuid", "noatime"]);
+    assert_eq!((options.log.size, options.log.spool_size), (1 << 30, 2 << 30));
+    assert_eq!(options.log.spool_dir.as_deref(), Some(Path::new("/tmp/no-spool-yet")));
     assert_eq!(options.worker.pause_file.as_deref(), Some(Path::new("/tmp/p")));
     assert_eq!(options.worker.on_outage.unwrap().argv, ["/bin/a", "b c"]);
     assert_eq!(options.worker.on_recovery.unwrap().argv, ["/bin/sh", "-c", "x | y"]);
@@ -93,6 +96,17 @@ fn errors_name_the_option_what_is_allowed_and_the_remedy() {
             "backoff_min=3,backoff_max=1",
             "backoff_max=1s is less than backoff_min=3s: give backoff_max=3s or more, or less for backoff_min",
         ),
+        (
+            "log_size=64MB",
+            "log_size=64MB is not a size: write a number of bytes, or of units of 1024 such as 512K, 64M, 64MiB, 1G",
+        ),
+        ("log_size=4K", "log_size=4K is out of range: give 1MiB to 4GiB (the default is 64MiB)"),
+        ("log_size", "option 'log_size' needs a value: write log_size=SIZE"),
+        (
+            "spool_size=8M",
+            "spool_size=8MiB is less than log_size=64MiB (the default): give spool_size=64MiB or more, or less for log_size",
+        ),
+        ("spool_dir=/no/such/dir", "spool_dir=/no/such/dir cannot be made: make the directory /no/such first"),
         ("soft_start=maybe", "soft_start=maybe is neither yes nor no"),
         ("noguard=yes", "option 'noguard' takes no value: write guard=yes|no, guard, noguard"),
         ("ro=1", "option 'ro' takes no value: write ro"),
@@ -125,9 +139,10 @@ fn errors_name_the_option_what_is_allowed_and_the_remedy() {
 
 #[test]
 fn a_default_gives_way_to_what_was_asked_for() {
-    let options = parse_one("deadline=2m,backoff_min=1m").unwrap();
+    let options = parse_one("deadline=2m,backoff_min=1m,log_size=1G").unwrap();
     assert_eq!(options.calls.sync_deadline, Duration::from_secs(120));
     assert_eq!(options.repair.backoff_max, Duration::from_secs(60));
+    assert_eq!(options.log.spool_size, 1 << 30);
 }
 
 #[test]
@@ -147,7 +162,7 @@ fn public_metrics_have_to_be_asked_for() {
 #[test]
 fn every_default_is_within_its_own_limits() {
     for option in table::TABLE {
-        if let table::Kind::Duration(..) = option.kind {
+        if let table::Kind::Duration(..) | table::Kind::Size(..) = option.kind {
             let mut options = Options::default();
             option.apply(&mut options, Some(&option.default())).unwrap();
         }
@@ -164,7 +179,7 @@ fn help_and_man_page_name_every_option_and_default() {
             line.starts_with(".B") && line.replace("\\fR", "").replace("\\fI", "").contains(option.name)
         });
         assert!(heading.is_some(), "{} is not in the man page", option.name);
-        if let table::Kind::Duration(..) = option.kind {
+        if let table::Kind::Duration(..) | table::Kind::Size(..) = option.kind {
             let entry: Vec<&str> = page.lines().skip(heading.unwrap()).take_while(|line| *line != ".TP").collect();
             let default = format!("Default: {}.", option.default());
             assert!(entry.contains(&default.as_str()), "{}: {default} is not in the man page", option.name);

@@ -65,6 +65,13 @@ pub fn directory(text: &str) -> Result<PathBuf, String> {
     if path.is_dir() { Ok(path) } else { Err("is not a directory: make it first".into()) }
 }
 
+/// A directory that can be made, or one that is fit to hold what was not written.
+pub fn spool(text: &str) -> Result<PathBuf, String> {
+    let path = file_in_directory(text)?;
+    crate::spool::check_directory(&path)?;
+    Ok(path)
+}
+
 /// A command: words, or all that follows `sh:` for a shell.
 pub fn command(text: &str) -> Result<HookCommand, String> {
     if let Some(script) = text.strip_prefix("sh:") {
