@@ -17,8 +17,9 @@ use crate::config::{MountConfig, Source};
 use crate::gate::Gate;
 use crate::overlay::Overlay;
 use crate::overlay::mount::Mount;
-use crate::overlay::rescue::Rescue;
+use crate::overlay::rescue::{Rescue, Spool};
 use crate::rundir;
+use crate::spool;
 use crate::supervisor::{Event, Inbox, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
@@ -31,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const SAME_BREATH: Duration = Duration::from_millis(200);
 /// How long descriptors may take to be reopened before the gate opens; the rest is reopened when it is used.
 const RESTORE: Duration = Duration::from_secs(5);
+/// How long what is uncommitted at the end may take to be committed; what is not, is saved.
+const COMMIT: Duration = Duration::from_secs(30);
 /// How long calls that were submitted before an unmount may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -111,6 +114,15 @@ fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
 }
 
+fn spool_of(config: &MountConfig) -> Spool {
+    Spool {
+        directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&config.mountpoint)),
+        limit: config.log.spool_size,
+        overlay: config.mountpoint.clone(),
+        backing: config.source.label(),
+    }
+}
+
 fn make_backing(source: &Source, options: &[String], directory: &Path) -> Result<Arc<dyn Backing>, MountError> {
     Ok(match source {
         Source::Sshfs { target } => Arc::new(
@@ -140,8 +152,9 @@ impl Core {
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
         let teller = watch.clone();
-        let rescue = Rescue::new(Box::new(move |detail| teller.publish(Event::Notice { detail })));
-        let overlay = Overlay::new(Arc::clone(&gate), backing.traits(), config.overlay.clone(), 64 << 20, rescue);
+        let rescue = Rescue::new(spool_of(config), Box::new(move |detail| teller.publish(Event::Notice { detail })));
+        let (traits, overlay) = (backing.traits(), config.overlay.clone());
+        let overlay = Overlay::new(Arc::clone(&gate), traits, overlay, config.log.size, rescue);
         let (restored, told) = (Arc::clone(&overlay), watch.clone());
         let restore = move |generation: &Arc<dyn Generation>| {
             let Ok(report) = restored.restore(generation, RESTORE) else { return };
@@ -292,6 +305,7 @@ impl Core {
         while self.gate.load().waiting > 0 && !self.gate.in_outage() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.overlay.finish(Instant::now() + COMMIT);
         self.gate.stop();
         self.supervisor.stop();
     }

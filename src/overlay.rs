@@ -57,6 +57,10 @@ pub struct Counts {
     pub dirty_files: usize,
     /// Bytes that were sent again after repairs.
     pub replayed_bytes: u64,
+    /// Files whose changes went to the spool, and files whose changes did not fit there.
+    pub spooled_files: u64,
+    /// See `spooled_files`.
+    pub lost_files: u64,
 }
 
 /// One overlay.
@@ -81,13 +85,7 @@ pub struct Overlay {
 impl Overlay {
     /// An overlay whose calls go through `gate` to a backing with these traits. It keeps up to `log_size` bytes of
     /// uncommitted changes; `rescue` gets what cannot be sent again.
-    pub fn new(
-        gate: Arc<Gate>,
-        traits: Traits,
-        config: OverlayConfig,
-        log_size: u64,
-        rescue: Rescue,
-    ) -> Arc<Overlay> {
+    pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig, log_size: u64, rescue: Rescue) -> Arc<Overlay> {
         Arc::new(Overlay {
             gate,
             traits,
@@ -113,6 +111,7 @@ impl Overlay {
 
     /// Present figures.
     pub fn counts(&self) -> Counts {
+        let (spooled_files, lost_files) = self.rescue.counts();
         Counts {
             open_files: self.files.count(),
             open_dirs: self.directories.count(),
@@ -121,6 +120,8 @@ impl Overlay {
             log_limit: self.budget.limit(),
             dirty_files: self.inodes.dirty().len(),
             replayed_bytes: self.replayed_bytes.load(Relaxed),
+            spooled_files,
+            lost_files,
         }
     }
 

@@ -100,6 +100,7 @@ fn metrics_say_what_happened() {
     assert_eq!((one("steadfs_probes_total", &[]), one("steadfs_probe_failures_total", &[])), (50.0, 5.0));
     assert_eq!(one("steadfs_last_probe_duration_seconds", &[]), 0.02);
     assert_eq!((one("steadfs_open_files", &[]), one("steadfs_open_directories", &[])), (11.0, 12.0));
+    assert_eq!((one("steadfs_log_bytes", &[]), one("steadfs_lost_files_total", &[])), (14.0, 0.0));
     assert_eq!((one("steadfs_cached_inodes", &[]), one("steadfs_worker_paused", &[])), (13.0, 0.0));
     assert_eq!(one("steadfs_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     assert!(one("steadfs_resident_memory_bytes", &[]) > 1e6 && one("steadfs_open_descriptors", &[]) > 3.0);

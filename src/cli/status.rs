@@ -181,6 +181,16 @@ fn describe(status: &Status) -> String {
             status.open_files, status.open_dirs, status.nodes
         ),
         format!(
+            "  write log   {} of {} bytes, {} files uncommitted; {} bytes written again; {} files spooled, {} lost",
+            status.log.bytes,
+            status.log.limit_bytes,
+            status.log.files,
+            status.log.replayed_bytes_total,
+            status.log.spooled_files_total,
+            status.log.lost_files_total
+        ),
+        format!("  memory      {} of at most {} bytes", status.resident_bytes, status.resident_limit_bytes),
+        format!(
             "  threads     {}, {} stuck; {} of {} bytes in flight",
             status.threads, status.threads_stuck, status.bytes_in_flight, status.window_bytes
         ),

@@ -62,6 +62,11 @@ impl Changes {
         self.extents.iter().map(|(&offset, data)| (offset, data.as_slice()))
     }
 
+    /// The same, given away.
+    pub fn into_extents(self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        self.extents.into_iter()
+    }
+
     /// The size in the end of a file that had that size before.
     pub fn size_after(&self, before: u64) -> u64 {
         let furthest = self.extents.last_key_value().map_or(0, |(offset, data)| offset + data.len() as u64);

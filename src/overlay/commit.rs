@@ -28,11 +28,7 @@ enum Refusal {
 
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Refusal {
-        if errno == LOST_FILE {
-            Refusal::Lost("it is not there any more".into())
-        } else {
-            Refusal::Errno(errno)
-        }
+        if errno == LOST_FILE { Refusal::Lost("it is not there any more".into()) } else { Refusal::Errno(errno) }
     }
 }
 
@@ -287,9 +283,9 @@ impl Overlay {
         file.sync(false)?;
         let (found, wanted) = (file.stat()?.size, inode.with_log(&self.budget, |log| log.size()));
         match wanted {
-            Some(wanted) if wanted != found => {
-                Err(Refusal::Lost(format!("its size is {found} bytes after everything was written again, not {wanted}")))
-            }
+            Some(wanted) if wanted != found => Err(Refusal::Lost(format!(
+                "its size is {found} bytes after everything was written again, not {wanted}"
+            ))),
             _ => Ok(()),
         }
     }

@@ -1,25 +1,49 @@
-//! What becomes of acknowledged changes that cannot be sent again: somebody is told, and they are saved.
+//! What becomes of acknowledged changes that cannot be sent again: they are saved, and somebody is told.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use crate::log::Changes;
+use crate::spool::{self, Saved};
 
 /// Told of a finding, in words.
 pub type Notices = Box<dyn Fn(String) + Send + Sync>;
 
-/// Where such changes go.
+/// Where such changes are saved.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Most bytes that it may hold.
+    pub limit: u64,
+    /// The mountpoint.
+    pub overlay: PathBuf,
+    /// What it shows.
+    pub backing: String,
+}
+
+/// See the module.
 #[derive(Default)]
 pub struct Rescue {
+    spool: Option<Spool>,
     notices: Option<Notices>,
+    saved: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Rescue {
-    /// Tells `notices`.
-    pub fn new(notices: Notices) -> Rescue {
-        Rescue { notices: Some(notices) }
+    /// Saves to `spool` and tells `notices`.
+    pub fn new(spool: Spool, notices: Notices) -> Rescue {
+        Rescue { spool: Some(spool), notices: Some(notices), ..Rescue::default() }
     }
 
-    /// Tells of a finding that concerns one file.
+    /// Files whose changes were saved, and files whose changes are lost because they could not be.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.saved.load(Relaxed), self.lost.load(Relaxed))
+    }
+
+    /// Tells of a finding.
     pub fn tell(&self, words: String) {
         match &self.notices {
             Some(notices) => notices(words),
@@ -27,12 +51,39 @@ impl Rescue {
         }
     }
 
-    /// Saves changes of the file at that path below the root, which is not what it was for that reason.
+    /// Saves changes of the file at that path below the root, which cannot be sent to it for that reason. May take as
+    /// long as an fsync of the local disk.
     pub fn save(&self, path: &Path, reason: &str, changes: Changes) {
-        let path = path.display();
-        match changes.is_empty() {
-            true => self.tell(format!("{path}: {reason}")),
-            false => self.tell(format!("{path}: {reason}; {} uncommitted bytes are lost", changes.bytes())),
+        let shown = path.display();
+        if changes.is_empty() {
+            return self.tell(format!("{shown}: {reason}"));
         }
+        let bytes = changes.bytes();
+        match self.write(path, reason, changes) {
+            Ok(place) => {
+                self.saved.fetch_add(1, Relaxed);
+                let place = place.display();
+                self.tell(format!("{shown}: {reason}; {bytes} uncommitted bytes of it are in {place}"));
+            }
+            Err(error) => {
+                self.lost.fetch_add(1, Relaxed);
+                self.tell(format!("{shown}: {reason}; {bytes} uncommitted bytes of it are lost: {error}"));
+            }
+        }
+    }
+
+    fn write(&self, path: &Path, reason: &str, changes: Changes) -> Result<PathBuf, String> {
+        let Some(spool) = &self.spool else { return Err("there is no spool".into()) };
+        let saved = Saved {
+            overlay: spool.overlay.clone(),
+            backing: spool.backing.clone(),
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+            at: SystemTime::now(),
+            cut: changes.cut(),
+            size: changes.size(),
+            extents: changes.into_extents().collect(),
+        };
+        spool::save(&spool.directory, &saved, Some(spool.limit)).map_err(|error| error.to_string())
     }
 }

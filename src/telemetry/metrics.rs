@@ -183,6 +183,24 @@ fn rest(page: &mut Page, observed: &Observed) {
     page.gauge("steadfs_open_files", "Open files.", counts.open_files as f64);
     page.gauge("steadfs_open_directories", "Open directories.", counts.open_dirs as f64);
     page.gauge("steadfs_cached_inodes", "Inodes that the kernel holds.", counts.nodes as f64);
+    page.gauge("steadfs_log_bytes", "Bytes that the write log keeps until a commit.", counts.log_bytes as f64);
+    page.gauge("steadfs_log_limit_bytes", "Most bytes that it may keep (log_size).", counts.log_limit as f64);
+    page.gauge("steadfs_uncommitted_files", "Files with changes that are not committed.", counts.dirty_files as f64);
+    page.counter(
+        "steadfs_replayed_bytes_total",
+        "Bytes that were written again after repairs.",
+        counts.replayed_bytes as f64,
+    );
+    page.counter(
+        "steadfs_spooled_files_total",
+        "Files whose uncommitted changes were saved to the spool because they could not be written.",
+        counts.spooled_files as f64,
+    );
+    page.counter(
+        "steadfs_lost_files_total",
+        "Files whose uncommitted changes could not even be saved to the spool.",
+        counts.lost_files as f64,
+    );
     let worker = observed.worker.report();
     let paused = f64::from(u8::from(worker.paused_since.is_some()));
     page.gauge("steadfs_worker_paused", "1 while the worker has been told to pause.", paused);
@@ -211,7 +229,7 @@ fn rest(page: &mut Page, observed: &Observed) {
     );
 }
 
-fn resident_bytes() -> f64 {
+pub(super) fn resident_bytes() -> f64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: f64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096);

@@ -66,6 +66,12 @@ pub struct Status {
     pub open_dirs: usize,
     /// Nodes.
     pub nodes: usize,
+    /// The write log.
+    pub log: Log,
+    /// Resident memory of the daemon in bytes.
+    pub resident_bytes: u64,
+    /// What it should stay under: what the log, the window and the calls that wait may take, and the rest.
+    pub resident_limit_bytes: u64,
     /// The worker.
     pub worker: crate::worker::Report,
     /// The latest events, oldest first.
@@ -101,6 +107,23 @@ pub struct Probe {
     pub took_secs: f64,
 }
 
+/// What is acknowledged and not committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// Bytes that it keeps.
+    pub bytes: u64,
+    /// Most that it may keep.
+    pub limit_bytes: u64,
+    /// Files with something uncommitted.
+    pub files: usize,
+    /// Bytes that were written again after repairs.
+    pub replayed_bytes_total: u64,
+    /// Files whose changes were saved to the spool.
+    pub spooled_files_total: u64,
+    /// Files whose changes could not even be saved.
+    pub lost_files_total: u64,
+}
+
 /// Calls by result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
@@ -116,6 +139,12 @@ pub struct Calls {
     pub outage: u64,
     /// Run again in a later generation.
     pub retried: u64,
+}
+
+/// The log's entries and the allocator add to its bytes; a call that waits holds a request of up to 128 KiB and a thread; a
+/// node is its name and its place in three tables; the rest is code, stacks and tables.
+fn resident_limit(log: u64, window: u64, waiting: usize, nodes: usize) -> u64 {
+    log + log / 4 + window + waiting as u64 * (192 << 10) + nodes as u64 * 512 + (64 << 20)
 }
 
 fn rfc3339(at: SystemTime) -> String {
@@ -177,6 +206,16 @@ impl Status {
             open_files: counts.open_files,
             open_dirs: counts.open_dirs,
             nodes: counts.nodes,
+            log: Log {
+                bytes: counts.log_bytes,
+                limit_bytes: counts.log_limit,
+                files: counts.dirty_files,
+                replayed_bytes_total: counts.replayed_bytes,
+                spooled_files_total: counts.spooled_files,
+                lost_files_total: counts.lost_files,
+            },
+            resident_bytes: super::metrics::resident_bytes() as u64,
+            resident_limit_bytes: resident_limit(counts.log_limit, load.window, load.waiting, counts.nodes),
             worker: observed.worker.report(),
             events: events.collect(),
         }

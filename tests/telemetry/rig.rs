@@ -86,7 +86,13 @@ impl Rig {
             gate,
             watch,
             worker: Arc::new(worker),
-            counts: Arc::new(|| Counts { open_files: 11, open_dirs: 12, nodes: 13 }),
+            counts: Arc::new(|| Counts {
+                open_files: 11,
+                open_dirs: 12,
+                nodes: 13,
+                log_bytes: 14,
+                ..Counts::default()
+            }),
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
             stop: Arc::new(move |lazy| {
                 asked.lock().expect("nobody panicked").push(lazy);

@@ -8,10 +8,10 @@ use nix::errno::Errno;
 
 use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op};
+use crate::log::Change;
 use crate::overlay::Overlay;
 use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
-use crate::log::Change;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
