@@ -54,6 +54,20 @@ pub struct Report {
     pub synced: u64,
     /// Records that the same descriptor wrote and synced after the agent was told to stop.
     pub afterwards: u64,
+    /// Files that were never synced.
+    pub streams: Vec<Stream>,
+}
+
+/// A file that was written by one descriptor and closed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stream {
+    pub path: PathBuf,
+    /// Records that were acknowledged.
+    pub written: u64,
+    /// close(2) returned 0.
+    pub closed: bool,
+    /// Records that were acknowledged after the agent was told to stop.
+    pub afterwards: u64,
 }
 
 impl Report {

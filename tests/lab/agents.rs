@@ -10,12 +10,16 @@ use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::agent::{Call, GRACE, Report, now};
+use super::agent::{Call, GRACE, Report, Stream, now};
 
 /// Bytes of a record.
 pub const RECORD: usize = 4096;
 /// Records between two fsyncs.
 const BATCH: u64 = 8;
+/// Files that are written to at once.
+const STREAMS: usize = 16;
+/// Most bytes that one of them is given before the end: what is there is read back.
+const STREAM_BYTES: u64 = 96 << 20;
 /// Callers of a crowd.
 const CROWD: usize = 200;
 
@@ -60,8 +64,8 @@ impl Desk {
     }
 
     /// Closes under the clock: what close(2) says is lost when a `File` is dropped.
-    fn close(&self, file: File) {
-        self.timed("close", || nix::unistd::close(file.into_raw_fd()).map_err(io::Error::from));
+    fn close(&self, file: File) -> bool {
+        self.timed("close", || nix::unistd::close(file.into_raw_fd()).map_err(io::Error::from)).is_some()
     }
 
     fn publish(&self) {
@@ -97,6 +101,9 @@ pub fn main() {
     match kind.as_str() {
         "writer" => writer(&target, &desk),
         "bulk" => bulk(&target, &desk),
+        "stream" => streams(&target, 1, &desk),
+        "streams" => streams(&target, STREAMS, &desk),
+        "unpaced" => unpaced(&target, &desk),
         "prober" => prober(&target, &desk),
         "crowd" => crowd(&target, &desk),
         "forker" => forker(&target, &desk),
@@ -144,6 +151,15 @@ pub fn verify(path: &Path, synced: u64) {
 /// Numbered records, an fsync after every eighth, one descriptor throughout. What failed is written again, and so is
 /// what an fsync did not confirm.
 fn writer(path: &Path, desk: &Desk) {
+    records(path, Duration::from_millis(1), desk);
+}
+
+/// The same without a pause.
+fn unpaced(path: &Path, desk: &Desk) {
+    records(path, Duration::ZERO, desk);
+}
+
+fn records(path: &Path, pause: Duration, desk: &Desk) {
     let open = || OpenOptions::new().create(true).truncate(true).read(true).write(true).open(path);
     let Some(file) = desk.timed("open", open) else { return };
     let (mut next, mut synced) = (0, 0);
@@ -161,7 +177,7 @@ fn writer(path: &Path, desk: &Desk) {
             }
             desk.change(|report| report.synced = synced);
         }
-        sleep(Duration::from_millis(1));
+        sleep(pause);
         synced
     };
     while !desk.stopped() {
@@ -180,6 +196,44 @@ fn writer(path: &Path, desk: &Desk) {
     }
     desk.change(|report| report.afterwards = after - before);
     desk.close(file);
+}
+
+/// Numbered records as fast as they are taken, each through one descriptor that is never synced, only closed in the end.
+/// What failed is written again.
+fn streams(path: &Path, count: usize, desk: &Desk) {
+    let most = STREAM_BYTES / count as u64 / RECORD as u64;
+    std::thread::scope(|scope| {
+        for number in 0..count {
+            let path = path.with_extension(number.to_string());
+            scope.spawn(move || {
+                let Some(file) = desk.timed("open", || File::create(&path)) else { return };
+                let mut next = 0;
+                let mut put = |pause: bool| {
+                    let done = desk.timed("write", || file.write_all_at(&record(next), next * RECORD as u64)).is_some();
+                    next += u64::from(done);
+                    if pause || !done {
+                        sleep(Duration::from_millis(50));
+                    }
+                    if next == 8 && number == 0 {
+                        desk.ready();
+                    }
+                    next
+                };
+                let mut before = 0;
+                while !desk.stopped() {
+                    before = put(before > most);
+                }
+                for _ in 0..300 {
+                    if put(false) >= before + 32 {
+                        break;
+                    }
+                }
+                let written = put(false);
+                let closed = desk.close(file);
+                desk.change(|report| report.streams.push(Stream { path, written, closed, afterwards: written - before }));
+            });
+        }
+    });
 }
 
 /// Writes as much as it may for as long as it may, 128 KiB at a time.
