@@ -3,7 +3,9 @@
 //! [`machine`] decides; this file does what it says. Everything that can block (probes, starts, retirements) runs in
 //! a thread of its own that may be lost, and reports back through the inbox.
 
+mod apart;
 pub mod backoff;
+mod describe;
 pub mod machine;
 pub mod report;
 pub mod verdict;
@@ -14,18 +16,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use crate::backing::{Backing, ExitSink, Generation, StatFs, Vitals};
+use crate::backing::{Backing, ExitSink, Generation, StartError, StatFs, Vitals};
 use crate::config::RepairPolicy;
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Complaint, Gate};
+use describe::wall;
 use machine::{Action, Input, Machine, News, Reason, Sight};
 pub use report::{Event, Snapshot, Watch};
 
 /// Longest time one look at the server may take.
 const REACH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Called with a new generation before the gate opens to it: descriptors are reopened there.
-pub type Restore = Arc<dyn Fn(&Arc<dyn Generation>) + Send + Sync>;
+/// Called with a new generation before the gate opens to it: descriptors are reopened there. An error condemns the
+/// generation, as a repair that failed. It may take as long as bytes move; a generation that falls silent meanwhile is
+/// aborted, and what is inside it returns.
+pub type Restore = Arc<dyn Fn(&Arc<dyn Generation>) -> Result<(), String> + Send + Sync>;
 
 enum Message {
     Input(Input),
@@ -238,40 +243,25 @@ impl Runner {
                 Action::Probe(number, id) => self.probe(number, id),
                 Action::Reach => {
                     let backing = Arc::clone(&self.backing);
-                    self.apart("reach", move || match backing.reach(REACH_LIMIT) {
+                    let lost = Message::Unreached("the look at the server was lost".into());
+                    self.apart("reach", lost, move || match backing.reach(REACH_LIMIT) {
                         Ok(()) => Message::Input(Input::Reached),
                         Err(words) => Message::Unreached(words),
                     });
                 }
                 Action::Start(number) => self.start(number),
-                Action::Restore(number) => {
-                    let (restore, present) = (Arc::clone(&self.restore), self.present.clone());
-                    self.apart("restore", move || {
-                        if let Some(generation) = present {
-                            restore(&generation);
-                        }
-                        Message::Input(Input::Restored(number))
-                    });
-                }
-                Action::Retire(number) => {
-                    let present = self.present.clone();
-                    self.apart("retire", move || {
-                        let result = present.map_or(Ok(()), |generation| {
-                            generation.abort();
-                            generation.retire()
-                        });
-                        Message::Left(number, result)
-                    });
-                }
+                Action::Restore(number) => self.restore(number),
+                Action::Retire(number) => self.retire(number),
             }
         }
         false
     }
 
     fn probe(&mut self, number: u64, id: u64) {
-        let Some(generation) = self.present.clone() else { return };
+        let unsent = Message::Input(Input::ProbeUnsent(number, id));
+        let Some(generation) = self.present.clone() else { return self.send(unsent) };
         self.watch.update(|snapshot| snapshot.probes += 1);
-        self.apart("probe", move || {
+        self.apart("probe", unsent, move || {
             let asked = Instant::now();
             let result = generation.probe();
             Message::Probed { generation: number, id, result, took: asked.elapsed() }
@@ -284,25 +274,48 @@ impl Runner {
         let exits: ExitSink = Arc::new(move |exit| {
             let _ = sender.lock().send(Message::Complaint(exit.generation, Reason::ProcessExit, exit.what));
         });
-        self.apart("start", move || match backing.start(number, limit, exits) {
+        let lost = StartError::Unreachable("the start was lost".into());
+        let lost = Message::Input(Input::StartFailed(number, lost));
+        self.apart("start", lost, move || match backing.start(number, limit, exits) {
             Ok(generation) => Message::Up(generation),
             Err(error) => Message::Input(Input::StartFailed(number, error)),
         });
     }
 
-    /// Runs something that may block in a thread that may be lost.
-    fn apart(&mut self, name: &str, job: impl FnOnce() -> Message + Send + 'static) {
-        let sender = self.sender.clone();
-        let spawned = std::thread::Builder::new().name(name.into()).stack_size(1 << 20).spawn(move || {
-            let _ = sender.send(job());
+    fn restore(&mut self, number: u64) {
+        let failed = move |words: String| Message::Input(Input::RestoreFailed(number, words));
+        let Some(generation) = self.present.clone() else { return self.send(failed("it has gone".into())) };
+        let restore = Arc::clone(&self.restore);
+        self.apart("restore", failed("the restoration was lost".into()), move || match restore(&generation) {
+            Ok(()) => Message::Input(Input::Restored(number)),
+            Err(words) => failed(words),
         });
-        if let Err(error) = spawned {
-            tracing::error!(%error, name, "cannot start a thread of the supervisor");
+    }
+
+    fn retire(&mut self, number: u64) {
+        let Some(generation) = self.present.clone() else { return self.send(Message::Left(number, Ok(()))) };
+        let lost = Message::Left(number, Err(format!("generation {number}: its removal was lost")));
+        let spare = Arc::clone(&generation);
+        if apart::run("retire", &self.sender, lost, move || Message::Left(number, remove(&*generation))).is_err() {
+            // A generation must not outlive the start of the next; better that this thread waits a few seconds.
+            self.send(Message::Left(number, remove(&*spare)));
         }
     }
 
+    /// Runs something that may block in a thread that may be lost; `failure` is what is told if it cannot be run.
+    fn apart(&self, name: &str, failure: Message, job: impl FnOnce() -> Message + Send + 'static) {
+        if let Err(failure) = apart::run(name, &self.sender, failure, job) {
+            self.send(failure);
+        }
+    }
+
+    fn send(&self, message: Message) {
+        // The receiver is this very thread's.
+        let _ = self.sender.send(message);
+    }
+
     fn tell(&mut self, news: News) {
-        let words = self.words.clone();
+        let words_of_evidence = self.words.clone();
         let event = match news {
             News::Evidence { generation, reason } => {
                 if matches!(reason, Reason::ProbeLate) {
@@ -318,7 +331,7 @@ impl Runner {
             News::OutageBegan { since, reason } => {
                 self.reason = reason;
                 self.watch.update(|snapshot| snapshot.outages += 1);
-                Event::OutageBegan { since: wall(since), reason: reason.name().into(), detail: words }
+                Event::OutageBegan { since: wall(since), reason: reason.name().into(), detail: words_of_evidence }
             }
             News::OutageOverdue { since, reason } => {
                 Event::OutageOverdue { since: wall(since), reason: reason.name().into() }
@@ -333,6 +346,12 @@ impl Runner {
                     halted,
                     retry_in_secs: retry_in.map(|delay| delay.as_secs_f64()),
                 }
+            }
+            News::RestoreFailed { generation, words, retry_in } => {
+                self.count_repair(self.reason.name(), "failed");
+                self.words = words.unwrap_or(words_of_evidence);
+                let detail = self.words.clone();
+                Event::StartFailed { generation, detail, halted: false, retry_in_secs: Some(retry_in.as_secs_f64()) }
             }
             News::Recovered { generation, outage, reason } => {
                 self.count_repair(reason.name(), "ok");
@@ -355,7 +374,7 @@ impl Runner {
 
     fn publish(&self, machine: &Machine) {
         let state = machine.state();
-        let (next, next_at) = describe_next(machine);
+        let (next, next_at) = describe::next(machine);
         let live = matches!(state, machine::State::Live(_));
         let why = (!live && !self.words.is_empty()).then(|| self.words.clone());
         self.watch.update(|snapshot| {
@@ -370,33 +389,9 @@ impl Runner {
     }
 }
 
-fn describe_next(machine: &Machine) -> (String, Option<Instant>) {
-    let next = machine.newest() + 1;
-    match machine.state() {
-        machine::State::Reaching { .. } => {
-            (format!("start generation {next} as soon as the server can be reached"), None)
-        }
-        machine::State::Starting { generation } => (format!("wait for generation {generation} to answer"), None),
-        machine::State::Restoring { generation } => {
-            (format!("reopen descriptors in generation {generation}, then let calls in"), None)
-        }
-        machine::State::Live(_) => ("probe".into(), None),
-        machine::State::Suspect(..) => ("wait for an answer or a verdict".into(), None),
-        machine::State::Retiring { generation } => {
-            (format!("remove generation {generation}, then start the next"), None)
-        }
-        machine::State::Waiting { until, .. } => {
-            (format!("start generation {next} when the back-off is over or the server comes back"), Some(*until))
-        }
-        machine::State::Halted => ("nothing: mend the cause, then run `steadfs recover`".into(), None),
-        machine::State::Stopping { .. } | machine::State::Stopped => ("end".into(), None),
-    }
-}
-
-/// The wall-clock time of a monotonic one.
-fn wall(at: Instant) -> SystemTime {
-    let now = Instant::now();
-    SystemTime::now() - now.saturating_duration_since(at) + at.saturating_duration_since(now)
+fn remove(generation: &dyn Generation) -> Result<(), String> {
+    generation.abort();
+    generation.retire()
 }
 
 /// A number in 0..1 that differs between processes and calls; good enough to spread retries.
