@@ -40,6 +40,9 @@ pub enum StartError {
     /// Worth trying again: unreachable, refused, reset, timed out. The text says which.
     #[error("{0}")]
     Unreachable(String),
+    /// As `Unreachable`, but nobody said so: the link fell silent in the middle. Worth trying as soon as it is back.
+    #[error("{0}")]
+    Silent(String),
     /// Trying again changes nothing until somebody acts: refused key, unknown host key. ssh's own words.
     #[error("{0}")]
     Refused(String),

@@ -162,6 +162,7 @@ impl Core {
                 let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
                 told.publish(Event::Notice { detail });
             }
+            Ok(())
         };
         let supervisor = Supervisor::begin(
             inbox,

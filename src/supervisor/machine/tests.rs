@@ -1,6 +1,12 @@
+mod repair;
+mod table;
+
+use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::*;
+use crate::backing::{StartError, Vitals};
+use crate::gate::Inside;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -20,9 +26,36 @@ impl Rig {
         Rig { machine, now, vitals: Vitals::default(), inside: Inside::default(), done }
     }
 
-    fn live() -> Rig {
+    fn starting() -> Rig {
         let mut rig = Rig::new();
         rig.put(Input::Reached);
+        rig
+    }
+
+    /// In a long back-off, after starts that failed so.
+    fn waiting(error: StartError) -> Rig {
+        let mut rig = Rig::starting();
+        for generation in 1..8 {
+            rig.put(Input::StartFailed(generation, error.clone()));
+            if generation < 7 {
+                rig.pass(30 * S);
+            }
+        }
+        assert_eq!(rig.machine.state().name(), "waiting");
+        rig
+    }
+
+    /// The next generation comes up and serves.
+    fn come_up_again(&mut self) {
+        self.put(Input::Retired(self.machine.newest()));
+        self.put(Input::Reached);
+        self.put(Input::Started(self.machine.newest()));
+        self.put(Input::Restored(self.machine.newest()));
+        assert_eq!(self.machine.state().name(), "live");
+    }
+
+    fn live() -> Rig {
+        let mut rig = Rig::starting();
         rig.put(Input::Started(1));
         rig.put(Input::Restored(1));
         assert_eq!(rig.machine.state().name(), "live");
@@ -94,6 +127,7 @@ fn moving_bytes_keep_a_saturated_link_alive() {
     let mut rig = Rig::live();
     for _ in 0..600 {
         rig.vitals.progress_at = Some(rig.now);
+        assert!(rig.machine.wakes_at(rig.now) > rig.now || rig.probe().is_none(), "a busy loop");
         let todo = rig.pass(S / 10);
         assert!(!closed(&todo), "{todo:?}");
     }
@@ -126,17 +160,10 @@ fn evidence_after_a_probe_was_sent_wants_another_probe() {
 
 #[test]
 fn a_link_that_heals_is_used_within_a_second_whatever_the_back_off_is() {
-    let mut rig = Rig::new();
-    rig.put(Input::Reached);
-    for generation in 1..8 {
-        rig.put(Input::StartFailed(generation, StartError::Unreachable("reset".into())));
-        rig.pass(40 * S);
-        rig.put(Input::Reached);
-    }
-    rig.put(Input::StartFailed(rig.machine.newest(), StartError::Unreachable("reset".into())));
-    rig.pass(S);
+    let mut rig = Rig::waiting(StartError::Unreachable("reset".into()));
+    rig.pass(3 * S);
     rig.put(Input::Unreached);
-    rig.pass(S);
+    rig.pass(S / 2);
     let todo = rig.put(Input::Reached);
     assert!(matches!(todo[..], [Action::Start(_)]), "{todo:?}");
 }
@@ -177,7 +204,7 @@ fn stopping_retires_what_exists_and_then_finishes() {
 }
 
 fn any_input() -> impl Strategy<Value = u8> {
-    0_u8..14
+    0_u8..16
 }
 
 proptest! {
@@ -207,12 +234,17 @@ proptest! {
                 10 if alive.is_some() && rig.done.contains(&Action::Retire(newest_seen)) => Input::Retired(newest_seen),
                 11 => Input::RetryNow,
                 12 if millis > 3900 => Input::Stop,
+                13 => Input::RestoreFailed(newest_seen, String::new()),
+                14 => Input::ProbeUnsent(generation, id),
                 _ => Input::Tick,
             };
             if matches!(input, Input::StartFailed(..) | Input::Retired(_)) {
                 alive = None;
             }
-            for action in rig.put(input) {
+            let todo = rig.put(input);
+            let later = rig.put(Input::Tick);
+            prop_assert!(rig.machine.wakes_at(rig.now) > rig.now, "a busy loop: {:?}", rig.machine.state());
+            for action in todo.into_iter().chain(later) {
                 prop_assert!(!finished, "after the end: {action:?}");
                 match action {
                     Action::Start(generation) => {
@@ -226,7 +258,7 @@ proptest! {
                     }
                     Action::Close(_) => open = None,
                     Action::Retire(generation) => prop_assert!(alive == Some(generation) && open.is_none()),
-                    Action::Probe(generation, _) => prop_assert_eq!(open, Some(generation)),
+                    Action::Probe(generation, _) => prop_assert_eq!(alive, Some(generation)),
                     Action::Finish => finished = true,
                     _ => {}
                 }

@@ -1,0 +1,154 @@
+//! The runner with a backing that misbehaves.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::SystemTime;
+
+use super::*;
+use crate::backing::{ExitSink, OpResult, StartError, Traits, Tree, Vitals};
+use crate::config::CallPolicy;
+
+/// Longer than anything takes on a loaded machine; only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Panics in as many starts, probes and removals as it is told to.
+#[derive(Default)]
+struct Clumsy {
+    reaches: AtomicU64,
+    starts: AtomicU64,
+    probes: Arc<AtomicU64>,
+    retires: Arc<AtomicU64>,
+}
+
+/// Takes one of so many panics.
+fn stumble(panics: &AtomicU64) {
+    if panics.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+        panic!("on purpose");
+    }
+}
+
+impl Backing for Clumsy {
+    fn traits(&self) -> Traits {
+        Traits { stable_inodes: true, keeps_unlinked: true, owners: true }
+    }
+    fn reach(&self, _limit: Duration) -> Result<(), String> {
+        stumble(&self.reaches);
+        Ok(())
+    }
+    fn start(&self, number: u64, _limit: Duration, _exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
+        stumble(&self.starts);
+        Ok(Arc::new(Life { number, probes: Arc::clone(&self.probes), retires: Arc::clone(&self.retires) }))
+    }
+}
+
+struct Life {
+    number: u64,
+    probes: Arc<AtomicU64>,
+    retires: Arc<AtomicU64>,
+}
+
+impl Generation for Life {
+    fn number(&self) -> u64 {
+        self.number
+    }
+    fn tree(&self) -> &dyn Tree {
+        unreachable!("nobody calls in")
+    }
+    fn probe(&self) -> OpResult<StatFs> {
+        stumble(&self.probes);
+        Ok(StatFs::default())
+    }
+    fn vitals(&self) -> Vitals {
+        Vitals::default()
+    }
+    fn abort(&self) {}
+    fn retire(&self) -> Result<(), String> {
+        stumble(&self.retires);
+        Ok(())
+    }
+}
+
+struct Rig {
+    supervisor: Supervisor,
+    events: Receiver<(SystemTime, Event)>,
+    gate: Arc<Gate>,
+}
+
+fn begin(backing: Clumsy, restore: Restore) -> Rig {
+    let inbox = Inbox::new();
+    let gate = Gate::new(CallPolicy::default(), inbox.complaints()).expect("a thread");
+    let watch = Watch::default();
+    let events = watch.subscribe();
+    let policy = RepairPolicy {
+        probe_interval: Duration::from_millis(20),
+        probe_deadline: Duration::from_millis(500),
+        backoff_min: Duration::from_millis(10),
+        steady: Duration::from_millis(100),
+        ..RepairPolicy::default()
+    };
+    let deadline = Duration::from_secs(5);
+    let supervisor =
+        Supervisor::begin(inbox, Arc::new(backing), Arc::clone(&gate), restore, policy, deadline, watch).expect("runs");
+    Rig { supervisor, events, gate }
+}
+
+impl Rig {
+    fn wait_for(&self, what: impl Fn(&Event) -> bool) -> Event {
+        loop {
+            let (_, event) = self.events.recv_timeout(PATIENCE).expect("it comes about");
+            if what(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Ends it all; a supervisor that waits for ever fails the test.
+    fn stop(self) {
+        let (sender, done) = channel();
+        std::thread::spawn(move || {
+            self.supervisor.stop();
+            self.gate.stop();
+            _ = sender.send(());
+        });
+        assert_eq!(done.recv_timeout(PATIENCE), Ok(()), "stop() does not return");
+    }
+}
+
+fn panics(count: u64) -> AtomicU64 {
+    AtomicU64::new(count)
+}
+
+#[test]
+fn work_that_panics_is_work_that_failed_and_stops_nothing() {
+    let backing =
+        Clumsy { reaches: panics(1), starts: panics(1), probes: Arc::new(panics(5)), retires: Arc::new(panics(1)) };
+    let left = Arc::new(AtomicU64::new(1));
+    let restore = move |_: &Arc<dyn Generation>| {
+        stumble(&left);
+        Ok(())
+    };
+    let rig = begin(backing, Arc::new(restore));
+    rig.wait_for(|event| matches!(event, Event::StartFailed { detail, .. } if detail.contains("start was lost")));
+    rig.wait_for(|event| matches!(event, Event::StartFailed { detail, .. } if detail.contains("restoration was lost")));
+    rig.wait_for(|event| matches!(event, Event::Notice { detail } if detail.contains("removal was lost")));
+    // Probes that panic are not evidence: the generation lives on, becomes steady, and no outage begins.
+    let end = rig.wait_for(|event| matches!(event, Event::Steady { .. } | Event::OutageBegan { .. }));
+    assert_eq!(end, Event::Steady { generation: 3 });
+    rig.stop();
+}
+
+#[test]
+fn a_restoration_that_says_no_is_a_failed_repair_and_the_next_generation_serves() {
+    let restore = |generation: &Arc<dyn Generation>| match generation.number() {
+        1 => Err("the log does not fit".to_owned()),
+        _ => Ok(()),
+    };
+    let rig = begin(Clumsy::default(), Arc::new(restore));
+    let failed = rig.wait_for(|event| matches!(event, Event::StartFailed { .. } | Event::Recovered { .. }));
+    assert!(
+        matches!(&failed, Event::StartFailed { generation: 1, detail, halted: false, .. } if detail == "the log does not fit"),
+        "{failed:?}"
+    );
+    rig.wait_for(|event| matches!(event, Event::Recovered { generation: 2, .. }));
+    assert!(!rig.gate.in_outage());
+    rig.stop();
+}
