@@ -104,6 +104,11 @@ pub trait Generation: Send + Sync {
     /// Signs of life. Never blocks.
     fn vitals(&self) -> Vitals;
 
+    /// True if a write returns before the server has seen it.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
     /// Makes every call inside return with an error, now and for ever. Never blocks.
     fn abort(&self);
 

@@ -157,7 +157,7 @@ impl Core {
         let overlay = Overlay::new(Arc::clone(&gate), traits, overlay, config.log.size, rescue);
         let (restored, told) = (Arc::clone(&overlay), watch.clone());
         let restore = move |generation: &Arc<dyn Generation>| {
-            let Ok(report) = restored.restore(generation, RESTORE) else { return };
+            let report = restored.restore(generation, RESTORE)?;
             for (path, errno) in report.failed {
                 let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
                 told.publish(Event::Notice { detail });

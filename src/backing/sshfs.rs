@@ -152,7 +152,10 @@ impl Backing for SshfsBacking {
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
         match entered {
-            Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
+            Ok((dev, tree)) => {
+                let asynchronous = self.arguments.writes_asynchronously();
+                Ok(Arc::new(SshfsGeneration { started, dev, tree, asynchronous }))
+            }
             Err(error) => {
                 let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
                 started.abort(dev);
@@ -205,6 +208,7 @@ struct SshfsGeneration {
     started: Started,
     dev: (u32, u32),
     tree: PosixTree,
+    asynchronous: bool,
 }
 
 impl Generation for SshfsGeneration {
@@ -222,6 +226,10 @@ impl Generation for SshfsGeneration {
 
     fn vitals(&self) -> Vitals {
         self.started.link.vitals(&self.started.group)
+    }
+
+    fn is_asynchronous(&self) -> bool {
+        self.asynchronous
     }
 
     fn abort(&self) {

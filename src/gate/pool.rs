@@ -71,6 +71,17 @@ impl Gate {
             if let Run::Failed(errno) = run {
                 state = self.failed(state, call, number, errno);
             }
+            // The caller has been answered: this thread has nobody to keep waiting.
+            while let Some(generation) = state.begin_barrier() {
+                drop(state);
+                let asked = Instant::now();
+                let came_back = !generation.probe().is_err_and(policy::raises_doubt);
+                state = self.state.lock();
+                state.end_barrier(generation.number(), came_back.then(|| asked.elapsed()));
+                if !came_back {
+                    break;
+                }
+            }
         }
         state.threads -= 1;
     }

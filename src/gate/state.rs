@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::Op;
 use super::call::Call;
 use super::queue::Queue;
 use super::window::{Admission, Window};
@@ -139,6 +140,22 @@ impl State {
         Some(Job { call, generation })
     }
 
+    /// Begins a barrier if one is due, to be waited for by the calling thread; see [`super::window`].
+    pub fn begin_barrier(&mut self) -> Option<Arc<dyn Generation>> {
+        let next = self.ready.next_data();
+        let Phase::Open(service) = &mut self.phase else { return None };
+        service.window.begin_barrier(next).then(|| Arc::clone(&service.generation))
+    }
+
+    /// A barrier of that generation came back after so long, or failed.
+    pub fn end_barrier(&mut self, generation: u64, took: Option<Duration>) {
+        if let Phase::Open(service) = &mut self.phase
+            && service.generation.number() == generation
+        {
+            service.window.end_barrier(took, Instant::now());
+        }
+    }
+
     /// Counts out what that thread ran; `done` says that the call succeeded and was in time.
     pub fn put_back(&mut self, thread: u64, done: bool) {
         let Some(running) = self.running.remove(&thread) else { return };
@@ -150,7 +167,11 @@ impl State {
         {
             service.data_threads -= 1;
             let now = Instant::now();
-            service.window.release(admission, done.then(|| now - running.since), now);
+            if running.call.op == Op::Write && service.generation.is_asynchronous() {
+                service.window.keep(admission);
+            } else {
+                service.window.release(admission, done.then(|| now - running.since), now);
+            }
         }
     }
 

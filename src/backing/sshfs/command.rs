@@ -49,6 +49,11 @@ impl Arguments {
         command
     }
 
+    /// True unless the user wants sshfs to wait for the server's answer to each write.
+    pub fn writes_asynchronously(&self) -> bool {
+        !self.options.iter().any(|option| option == "sshfs_sync" || option == "sync")
+    }
+
     /// True when calls do not go through the ssh of this machine's PATH to a server.
     pub fn has_own_transport(&self) -> bool {
         let other_program =

@@ -149,3 +149,76 @@ fn a_second_writer_gets_its_share() {
     }
     assert_eq!(*order.lock(), (0..40).collect::<Vec<_>>());
 }
+
+/// Answers writes before they are seen, and barriers when told to.
+struct Asynchronous {
+    number: u64,
+    barrier: Duration,
+    barriers: AtomicUsize,
+}
+
+impl Asynchronous {
+    fn new(number: u64, barrier: Duration) -> Arc<Asynchronous> {
+        Arc::new(Asynchronous { number, barrier, barriers: AtomicUsize::new(0) })
+    }
+}
+
+impl Generation for Asynchronous {
+    fn number(&self) -> u64 {
+        self.number
+    }
+    fn tree(&self) -> &dyn Tree {
+        unreachable!("no test of the gate calls the backing")
+    }
+    fn probe(&self) -> OpResult<StatFs> {
+        self.barriers.fetch_add(1, SeqCst);
+        std::thread::sleep(self.barrier);
+        Ok(StatFs::default())
+    }
+    fn vitals(&self) -> Vitals {
+        Vitals::default()
+    }
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+    fn abort(&self) {}
+    fn retire(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Writes so much, 64 KiB at a time, from eight callers; the most that was ever in flight.
+fn write_through(rig: &Rig, generation: Arc<Asynchronous>, bytes: u64) -> u64 {
+    const PIECE: u64 = 64 << 10;
+    rig.gate.open(generation);
+    let (gate, most) = (&rig.gate, std::sync::atomic::AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..bytes / PIECE / 8 {
+                    let done = submit_data(gate, PIECE, |_| Ok(())).recv_timeout(PATIENCE);
+                    assert_eq!(done, Ok(Ok(())));
+                    let load = gate.load();
+                    assert!(load.bytes_in_flight <= load.window.max(PIECE), "{load:?}");
+                    most.fetch_max(load.bytes_in_flight, SeqCst);
+                }
+            });
+        }
+    });
+    most.into_inner()
+}
+
+#[test]
+fn quick_barriers_let_the_window_grow_and_slow_ones_shrink_it() {
+    let rig = rig(PATIENCE);
+    let quick = Asynchronous::new(1, Duration::ZERO);
+    assert!(write_through(&rig, Arc::clone(&quick), 64 << 20) > 1 << 20);
+    assert_eq!(rig.gate.load().window, window::MAX);
+    let sent = quick.barriers.load(SeqCst);
+    assert!(sent < 200, "{sent} barriers for 1024 writes");
+    rig.gate.close(Instant::now());
+    let slow = Asynchronous::new(2, 900 * MS);
+    let most = write_through(&rig, slow, 1 << 20);
+    assert!(most <= 256 << 10, "a new generation starts small: {most}");
+    assert_eq!(rig.gate.load().window, window::MIN);
+}
