@@ -12,9 +12,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,7 +27,7 @@ use super::{
 use command::Arguments;
 use group::Group;
 use link::Link;
-use reach::Server;
+use reach::Lookout;
 
 /// How often a start looks whether it has come further.
 const LOOK: Duration = Duration::from_millis(10);
@@ -45,7 +45,7 @@ pub struct SshfsBacking {
     arguments: Arguments,
     /// Private, mode 0700; generations are mounted below it.
     directory: PathBuf,
-    server: OnceLock<Option<Server>>,
+    lookout: Lookout,
     cancelled: AtomicBool,
 }
 
@@ -55,12 +55,9 @@ impl SshfsBacking {
         let directory = directory.canonicalize()?;
         nix::sys::prctl::set_child_subreaper(true)?;
         sweep(&directory)?;
-        Ok(SshfsBacking {
-            arguments: Arguments::new(target, options),
-            directory,
-            server: OnceLock::new(),
-            cancelled: AtomicBool::new(false),
-        })
+        let arguments = Arguments::new(target, options);
+        let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
+        Ok(SshfsBacking { arguments, directory, lookout: Lookout::new(ssh), cancelled: AtomicBool::new(false) })
     }
 
     fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<(u32, u32), StartError> {
@@ -87,10 +84,18 @@ impl SshfsBacking {
             let words = started.group.output().pop().map(|line| format!(": {line}")).unwrap_or_default();
             return Err(StartError::Unreachable(format!("no answer in time{words}")));
         }
-        if started.since.elapsed() > START_SILENCE && !started.link.vitals(&started.group).link_acked {
-            return Err(StartError::Unreachable("the link went silent while connecting".into()));
+        if started.since.elapsed() > START_SILENCE && self.is_silent(started) {
+            return Err(StartError::Silent("the link went silent while connecting".into()));
         }
         Ok(())
+    }
+
+    /// True if the link went in the middle of a start. An address that never answered is left to ssh, which tries others
+    /// after it.
+    fn is_silent(&self, started: &Started) -> bool {
+        let vitals = started.link.vitals(&started.group);
+        let connecting = started.link.connecting();
+        !vitals.link_acked && connecting.is_none_or(|address| self.lookout.answered() == Some(address))
     }
 
     /// Opens the root and has the first probe answered.
@@ -133,10 +138,7 @@ impl Backing for SshfsBacking {
     }
 
     fn reach(&self, limit: Duration) -> Result<(), String> {
-        let server = self.server.get_or_init(|| {
-            (!self.arguments.has_own_transport()).then(|| Server::resolve(&self.arguments.ssh())).flatten()
-        });
-        server.as_ref().map_or(Ok(()), |server| server.reach(limit))
+        self.lookout.reach(limit)
     }
 
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
