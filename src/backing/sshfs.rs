@@ -4,6 +4,7 @@ pub mod command;
 pub mod failure;
 pub mod group;
 pub mod link;
+pub mod orphans;
 pub mod reach;
 pub mod tcp;
 
@@ -54,6 +55,7 @@ impl SshfsBacking {
     pub fn new(target: &str, options: &[String], directory: &Path) -> io::Result<SshfsBacking> {
         let directory = directory.canonicalize()?;
         nix::sys::prctl::set_child_subreaper(true)?;
+        orphans::end_all(&directory);
         sweep(&directory)?;
         let arguments = Arguments::new(target, options);
         let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
@@ -150,6 +152,9 @@ impl Backing for SshfsBacking {
             let _ = std::fs::remove_dir(&mountpoint);
             StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
         })?;
+        if let Err(error) = orphans::record(&self.directory, number, group.leader()) {
+            tracing::warn!(%error, "the processes of generation {number} are not written down");
+        }
         let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
@@ -196,6 +201,9 @@ impl Started {
             format!("generation {}: {} is left behind: {error}", self.number, self.mountpoint.display())
         })?;
         if reaped {
+            if let Some(directory) = self.mountpoint.parent() {
+                orphans::forget(directory, self.number);
+            }
             Ok(())
         } else {
             Err(format!("generation {}: processes {:?} do not end", self.number, self.group.members()))
@@ -294,7 +302,7 @@ fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a predecessor that was killed has left; its sshfs ends when its connection is aborted.
+/// Removes the mounts that a predecessor that was killed has left.
 fn sweep(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("gen-") {
