@@ -32,6 +32,8 @@ pub struct Traits {
     pub keeps_unlinked: bool,
     /// Files can be given to the caller with chown.
     pub owners: bool,
+    /// A write returns before the server has seen the data.
+    pub asynchronous: bool,
 }
 
 /// Why a generation did not come up.

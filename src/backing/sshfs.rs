@@ -136,7 +136,7 @@ impl SshfsBacking {
 
 impl Backing for SshfsBacking {
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: false, keeps_unlinked: false, owners: false }
+        Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous: false }
     }
 
     fn reach(&self, limit: Duration) -> Result<(), String> {

@@ -3,6 +3,10 @@
 //! What is handed to sshfs cannot be taken back and everything else queues behind it: on a slow link a megabyte is
 //! eight seconds. The window follows the delay that data calls see, as delay-based congestion control does
 //! (RFC 6817): it doubles while they are quick and it is full, and halves when they take too long.
+//!
+//! Where a write returns before the server has seen its data, its own time says nothing. Its bytes stay in flight until a
+//! barrier has come back, a question that the server answers after everything that was sent before it; and the time that
+//! takes is what the window goes by.
 
 use std::time::{Duration, Instant};
 
@@ -52,9 +56,21 @@ impl Size {
 pub struct Window {
     size: Size,
     in_flight: u64,
+    /// Those of them whose writes have returned.
+    handed_over: u64,
+    barrier: Option<Barrier>,
 }
 
-/// Bytes admitted; they are in flight until they are given back to [`Window::release`].
+/// A question that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Barrier {
+    since: Instant,
+    /// Bytes that had been handed over before it began.
+    covers: u64,
+}
+
+/// Bytes admitted; they are in flight until they are given back to [`Window::release`], or for longer by way of
+/// [`Window::hand_over`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Admission {
@@ -72,7 +88,7 @@ impl Window {
     pub fn admit(&mut self, bytes: u64, waited: bool) -> Option<Admission> {
         self.has_room(bytes).then(|| {
             self.in_flight += bytes;
-            Admission { bytes, full: waited || self.in_flight * 2 > self.size.bytes() }
+            Admission { bytes, full: waited || self.is_half_full() }
         })
     }
 
@@ -82,6 +98,51 @@ impl Window {
         if let Some(took) = took {
             self.size.observe(took, admission.full, now);
         }
+    }
+
+    /// The write has returned, whatever the server has seen of it: a barrier that begins later gives the room back.
+    pub fn hand_over(&mut self, admission: Admission) {
+        self.handed_over += admission.bytes;
+    }
+
+    /// True when it is time for a barrier: before the window is full, so that the pipeline does not run empty, or when
+    /// `blocked` says that somebody gets no room.
+    pub fn wants_barrier(&self, blocked: bool) -> bool {
+        self.barrier.is_none() && self.handed_over > 0 && (blocked || self.is_half_full())
+    }
+
+    /// A barrier is sent now.
+    pub fn begin_barrier(&mut self, now: Instant) {
+        self.barrier = Some(Barrier { since: now, covers: self.handed_over });
+    }
+
+    /// It has come back.
+    pub fn end_barrier(&mut self, now: Instant) {
+        if let Some(barrier) = self.settle_barrier() {
+            // It is only begun when there is not much room left.
+            self.size.observe(now.saturating_duration_since(barrier.since), true, now);
+        }
+    }
+
+    /// It has not, but something that was asked later has.
+    pub fn pass_barrier(&mut self) {
+        let _ = self.settle_barrier();
+    }
+
+    /// It never will; another may be begun.
+    pub fn lose_barrier(&mut self) {
+        self.barrier = None;
+    }
+
+    fn settle_barrier(&mut self) -> Option<Barrier> {
+        let barrier = self.barrier.take()?;
+        self.in_flight -= barrier.covers;
+        self.handed_over -= barrier.covers;
+        Some(barrier)
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.in_flight * 2 > self.size.bytes()
     }
 
     /// Bytes in flight.
@@ -142,5 +203,43 @@ mod tests {
         let small = window.admit(1, true).expect("room");
         window.release(small, Some(Duration::from_millis(1)), now);
         assert_eq!(window.bytes(), 2 * START);
+    }
+
+    #[test]
+    fn what_was_handed_over_stays_in_flight_until_a_barrier_that_began_later() {
+        let (mut window, t) = (Window::default(), Instant::now());
+        let half = START / 2;
+        let first = window.admit(half, false).expect("room");
+        window.hand_over(first);
+        assert!(!window.wants_barrier(false), "half of it may stay");
+        assert!(window.wants_barrier(true), "unless somebody is in want of it");
+        let second = window.admit(half, false).expect("room");
+        assert!(window.wants_barrier(false));
+        window.begin_barrier(t);
+        assert!(!window.wants_barrier(true), "one at a time");
+        window.hand_over(second);
+        window.end_barrier(t + TARGET);
+        assert_eq!((window.in_flight(), window.bytes()), (half, START));
+        window.begin_barrier(t);
+        window.lose_barrier();
+        assert_eq!(window.in_flight(), half);
+        window.begin_barrier(t);
+        window.pass_barrier();
+        assert_eq!(window.in_flight(), 0);
+    }
+
+    #[test]
+    fn the_time_of_a_barrier_is_what_the_window_goes_by() {
+        let after = |took| {
+            let (mut window, t) = (Window::default(), Instant::now());
+            let admission = window.admit(START, false).expect("room");
+            window.hand_over(admission);
+            window.begin_barrier(t);
+            window.end_barrier(t + took);
+            window.bytes()
+        };
+        assert_eq!(after(TARGET / 4), START * 2);
+        assert_eq!(after(TARGET), START);
+        assert_eq!(after(TARGET * 3), START / 2);
     }
 }

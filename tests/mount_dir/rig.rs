@@ -17,9 +17,9 @@ use steadfs::overlay::mount::Mount;
 use steadfs::overlay::{Overlay, RestoreReport};
 
 /// A directory on this machine.
-pub const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
+pub const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
 /// What sshfs is like.
-pub const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false };
+pub const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous: false };
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
