@@ -32,6 +32,8 @@ pub struct Traits {
     pub keeps_unlinked: bool,
     /// Files can be given to the caller with chown.
     pub owners: bool,
+    /// A write returns before the server has seen the data.
+    pub asynchronous: bool,
 }
 
 /// Why a generation did not come up.
@@ -103,11 +105,6 @@ pub trait Generation: Send + Sync {
 
     /// Signs of life. Never blocks.
     fn vitals(&self) -> Vitals;
-
-    /// True if a write returns before the server has seen it.
-    fn is_asynchronous(&self) -> bool {
-        false
-    }
 
     /// Makes every call inside return with an error, now and for ever. Never blocks.
     fn abort(&self);

@@ -1,5 +1,6 @@
 //! Wires one mount together and runs it until it is unmounted.
 
+mod limits;
 mod notify;
 mod orphans;
 mod signals;
@@ -65,6 +66,7 @@ pub(crate) enum Wakeup {
 pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
     // Modes come from the callers; the kernel has applied their umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    limits::raise_descriptors();
     let config = Arc::new(config);
     let started = SystemTime::now();
     let watch = Watch::default();
@@ -195,6 +197,8 @@ impl Core {
             match event {
                 Event::Recovered { .. } => return Ok(()),
                 Event::StartFailed { detail, halted: true, .. } => return Err(MountError::Mount(detail)),
+                // Nothing has been said: a login that takes longer than `deadline`.
+                Event::OutageBegan { detail, .. } if !soft && detail.is_empty() => {}
                 Event::StartFailed { detail, .. } | Event::OutageBegan { detail, .. } if !soft => {
                     return Err(MountError::Mount(format!("{detail} (soft_start=no was given)")));
                 }
@@ -215,7 +219,8 @@ impl Core {
             let result = overlay.serve(device, move || _ = sender.send(()));
             _ = wakeups.send(Wakeup::Unmounted(result));
         };
-        std::thread::Builder::new().name("session".into()).spawn(session).map_err(system)?;
+        let spawned = std::thread::Builder::new().name("session".into()).spawn(session);
+        spawned.map_err(system).inspect_err(|_| _ = mount.unmount(true))?;
         if initialised.recv_timeout(DRAIN).is_err() {
             let _ = mount.unmount(true);
             return Err(MountError::System("the kernel did not begin the FUSE session".into()));
@@ -253,10 +258,16 @@ impl Core {
     /// Serves until nothing is mounted any more.
     fn serve(&self, mount: &Mount) {
         let every = notify::watchdog_interval().unwrap_or(LOOK).min(LOOK);
-        let mut gone_since = None;
+        let (mut gone_since, mut told_to_end) = (None, None::<Instant>);
         let mut orphans = orphans::Orphans::default();
         loop {
             orphans.look();
+            if told_to_end.is_some_and(|at| at.elapsed() >= DRAIN) {
+                // Somebody in another mount namespace holds a copy of the mount, and a file in it; our end is theirs.
+                tracing::warn!("still in use elsewhere; its users are cut off");
+                let _ = mount.unmount(true);
+                return;
+            }
             if mount.is_mounted() {
                 gone_since = None;
             } else if self.is_abandoned(*gone_since.get_or_insert_with(Instant::now)) {
@@ -274,7 +285,10 @@ impl Core {
                     let _ = mount.unmount(true);
                     return;
                 }
-                Ok(Wakeup::Terminate) => self.terminate(mount),
+                Ok(Wakeup::Terminate) => {
+                    told_to_end.get_or_insert_with(Instant::now);
+                    self.terminate(mount);
+                }
                 Ok(Wakeup::Retry) => self.supervisor.retry_now(),
                 // Asking for the load takes the gate's lock: a gate that is stuck keeps the watchdog silent.
                 Err(RecvTimeoutError::Timeout) if self.gate.load().threads < usize::MAX => notify::alive(),

@@ -25,7 +25,7 @@ mod state;
 pub mod stats;
 pub mod window;
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -116,6 +116,8 @@ pub struct Gate {
     calls_waiting: Condvar,
     /// Number of the live generation, 0 if there is none; written under the lock of `state`, read without.
     live: AtomicU64,
+    /// See [`Gate::writes_are_asynchronous`].
+    asynchronous: AtomicBool,
     stats: Stats,
     myself: Weak<Gate>,
 }
@@ -133,6 +135,7 @@ impl Gate {
             work_ready: Condvar::new(),
             calls_waiting: Condvar::new(),
             live: AtomicU64::new(0),
+            asynchronous: AtomicBool::new(false),
             stats: Stats::default(),
             myself: myself.clone(),
         });
@@ -197,7 +200,7 @@ impl Gate {
             Phase::Closed => (0, 0),
         };
         Load {
-            waiting: state.unanswered().count(),
+            waiting: state.unanswered().filter(|call| !call.internal).count(),
             threads: state.threads,
             stuck: state
                 .running
@@ -231,6 +234,13 @@ impl Gate {
         self.state.lock().outage_since.is_some()
     }
 
+    /// Supervisor, before the first generation: whether a write returns before the server has seen its data
+    /// ([`crate::backing::Traits::asynchronous`]). If so its bytes stay in flight until the server has answered a question
+    /// that was asked later.
+    pub fn writes_are_asynchronous(&self, asynchronous: bool) {
+        self.asynchronous.store(asynchronous, SeqCst);
+    }
+
     /// Supervisor: calls may go to that generation from now on; what waited goes first.
     pub fn open(&self, generation: Arc<dyn Generation>) {
         let mut state = self.state.lock();
@@ -238,7 +248,8 @@ impl Gate {
             return;
         }
         self.live.store(generation.number(), SeqCst);
-        state.phase = Phase::Open(Service::new(generation));
+        let barriers = self.asynchronous.load(SeqCst).then_some(self.policy.deadline);
+        state.phase = Phase::Open(Service::new(generation, barriers));
         state.outage_since = None;
         let mut parked = std::mem::take(&mut state.parked);
         parked.sort_by_key(|call| call.arrived);
@@ -266,13 +277,22 @@ impl Gate {
     /// Supervisor: a probe that was sent at `asked_at` has answered, so errors from before it were real ones.
     pub fn settle(&self, generation: u64, asked_at: Instant) {
         let mut settled = Vec::new();
-        self.state.lock().limbo.retain(|limbo| {
+        let mut state = self.state.lock();
+        state.limbo.retain(|limbo| {
             let real = limbo.generation == generation && limbo.at <= asked_at;
             if real {
                 settled.push((Arc::clone(&limbo.call), limbo.errno));
             }
             !real
         });
+        if settled.iter().any(|(call, _)| call.internal)
+            && let Phase::Open(service) = &mut state.phase
+        {
+            // What was answered was asked after the barrier, so it has been one.
+            service.window.pass_barrier();
+            self.wake(&mut state);
+        }
+        drop(state);
         for (call, errno) in settled {
             self.answer(&call, errno, Outcome::Error);
         }
@@ -309,7 +329,7 @@ impl Gate {
     }
 
     fn answer(&self, call: &Call, errno: Errno, outcome: Outcome) {
-        if call.fail(errno) {
+        if call.fail(errno) && !call.internal {
             self.stats.count(call.op, outcome, call.arrived.elapsed());
         }
     }

@@ -94,6 +94,7 @@ impl Supervisor {
         deadline: Duration,
         watch: Watch,
     ) -> std::io::Result<Supervisor> {
+        gate.writes_are_asynchronous(backing.traits().asynchronous);
         let sender = inbox.sender.clone();
         let runner = Runner {
             sender: sender.clone(),

@@ -139,6 +139,20 @@ fn an_unreachable_server_is_waited_for_in_outage_unless_asked_not_to() {
 }
 
 #[test]
+fn a_login_that_takes_longer_than_the_deadline_is_waited_for_without_a_soft_start() {
+    let lab = Lab::unmounted();
+    let slow = lab.path("ssh");
+    std::fs::write(&slow, "#!/bin/sh\ncase $1 in -G) ;; *) sleep 3 ;; esac\nexec ssh \"$@\"\n").unwrap();
+    std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = format!("soft_start=no,deadline=1s,sync_deadline=2s,ssh_command={}", slow.display());
+    mount_in_background(&lab, &options);
+    std::fs::write(lab.hot.join("file"), "x").unwrap();
+    let pid = daemon(&lab);
+    run("umount", &[lab.hot.to_str().unwrap()]);
+    assert_gone(&lab, pid);
+}
+
+#[test]
 fn the_guard_keeps_the_directory_below_unwritable() {
     let lab = Lab::unmounted();
     let mut command = lab.steadfs(&["mount"]);

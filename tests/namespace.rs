@@ -9,7 +9,7 @@ use std::time::Duration;
 use lab::container::Container;
 use lab::scenario::wait_for_successor;
 use lab::tools::LIMIT;
-use lab::{Lab, mount_of};
+use lab::{Lab, mount_of, wait};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -68,4 +68,19 @@ fn a_container_from_before_the_faults_goes_on_working() {
     assert_eq!(std::fs::read_to_string(lab.store.join("new")).unwrap(), "made\n");
     drop(container);
     lab.umount();
+}
+
+#[test]
+fn a_container_that_holds_a_file_open_does_not_keep_a_daemon_that_was_told_to_end() {
+    let mut lab = Lab::new("");
+    std::fs::write(lab.hot.join("held"), "x").unwrap();
+    let container = Container::new();
+    let hold = format!("exec sleep 1000 < {}", lab.hot.join("held").display());
+    let mut holder = container.command(&["sh", "-c", &hold]).spawn().unwrap();
+    wait("it holds the file", || lab.status()["open_files"] == 1);
+    let daemon = i32::try_from(lab.status()["pid"].as_u64().unwrap()).unwrap();
+    lab::process::signal(daemon, Signal::SIGTERM);
+    lab.assert_ended();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
 }

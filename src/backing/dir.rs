@@ -77,7 +77,7 @@ impl DirBacking {
 
 impl Backing for DirBacking {
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: true, keeps_unlinked: true, owners: true }
+        Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false }
     }
 
     /// Reads the mount table only, which cannot hang.

@@ -50,7 +50,7 @@ impl FakeBacking {
 
     /// Over a directory that exists.
     pub fn over(path: PathBuf) -> Self {
-        let traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
+        let traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
         FakeBacking { path, _own: None, traits, shared: Arc::new(Shared::default()) }
     }
 

@@ -4,6 +4,7 @@ pub mod command;
 pub mod failure;
 pub mod group;
 pub mod link;
+pub mod orphans;
 pub mod reach;
 pub mod tcp;
 
@@ -12,9 +13,9 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -27,7 +28,7 @@ use super::{
 use command::Arguments;
 use group::Group;
 use link::Link;
-use reach::Server;
+use reach::Lookout;
 
 /// How often a start looks whether it has come further.
 const LOOK: Duration = Duration::from_millis(10);
@@ -45,7 +46,7 @@ pub struct SshfsBacking {
     arguments: Arguments,
     /// Private, mode 0700; generations are mounted below it.
     directory: PathBuf,
-    server: OnceLock<Option<Server>>,
+    lookout: Lookout,
     cancelled: AtomicBool,
 }
 
@@ -54,13 +55,11 @@ impl SshfsBacking {
     pub fn new(target: &str, options: &[String], directory: &Path) -> io::Result<SshfsBacking> {
         let directory = directory.canonicalize()?;
         nix::sys::prctl::set_child_subreaper(true)?;
+        orphans::end_all(&directory);
         sweep(&directory)?;
-        Ok(SshfsBacking {
-            arguments: Arguments::new(target, options),
-            directory,
-            server: OnceLock::new(),
-            cancelled: AtomicBool::new(false),
-        })
+        let arguments = Arguments::new(target, options);
+        let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
+        Ok(SshfsBacking { arguments, directory, lookout: Lookout::new(ssh), cancelled: AtomicBool::new(false) })
     }
 
     fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<(u32, u32), StartError> {
@@ -87,10 +86,18 @@ impl SshfsBacking {
             let words = started.group.output().pop().map(|line| format!(": {line}")).unwrap_or_default();
             return Err(StartError::Unreachable(format!("no answer in time{words}")));
         }
-        if started.since.elapsed() > START_SILENCE && !started.link.vitals(&started.group).link_acked {
-            return Err(StartError::Unreachable("the link went silent while connecting".into()));
+        if started.since.elapsed() > START_SILENCE && self.is_silent(started) {
+            return Err(StartError::Silent("the link went silent while connecting".into()));
         }
         Ok(())
+    }
+
+    /// True if the link went in the middle of a start. An address that never answered is left to ssh, which tries others
+    /// after it.
+    fn is_silent(&self, started: &Started) -> bool {
+        let vitals = started.link.vitals(&started.group);
+        let connecting = started.link.connecting();
+        !vitals.link_acked && connecting.is_none_or(|address| self.lookout.answered() == Some(address))
     }
 
     /// Opens the root and has the first probe answered.
@@ -129,14 +136,12 @@ impl SshfsBacking {
 
 impl Backing for SshfsBacking {
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: false, keeps_unlinked: false, owners: false }
+        let asynchronous = self.arguments.writes_asynchronously();
+        Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous }
     }
 
     fn reach(&self, limit: Duration) -> Result<(), String> {
-        let server = self.server.get_or_init(|| {
-            (!self.arguments.has_own_transport()).then(|| Server::resolve(&self.arguments.ssh())).flatten()
-        });
-        server.as_ref().map_or(Ok(()), |server| server.reach(limit))
+        self.lookout.reach(limit)
     }
 
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
@@ -148,14 +153,14 @@ impl Backing for SshfsBacking {
             let _ = std::fs::remove_dir(&mountpoint);
             StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
         })?;
+        if let Err(error) = orphans::record(&self.directory, number, group.leader()) {
+            tracing::warn!(%error, "the processes of generation {number} are not written down");
+        }
         let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
         match entered {
-            Ok((dev, tree)) => {
-                let asynchronous = self.arguments.writes_asynchronously();
-                Ok(Arc::new(SshfsGeneration { started, dev, tree, asynchronous }))
-            }
+            Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
             Err(error) => {
                 let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
                 started.abort(dev);
@@ -197,6 +202,9 @@ impl Started {
             format!("generation {}: {} is left behind: {error}", self.number, self.mountpoint.display())
         })?;
         if reaped {
+            if let Some(directory) = self.mountpoint.parent() {
+                orphans::forget(directory, self.number);
+            }
             Ok(())
         } else {
             Err(format!("generation {}: processes {:?} do not end", self.number, self.group.members()))
@@ -208,7 +216,6 @@ struct SshfsGeneration {
     started: Started,
     dev: (u32, u32),
     tree: PosixTree,
-    asynchronous: bool,
 }
 
 impl Generation for SshfsGeneration {
@@ -226,10 +233,6 @@ impl Generation for SshfsGeneration {
 
     fn vitals(&self) -> Vitals {
         self.started.link.vitals(&self.started.group)
-    }
-
-    fn is_asynchronous(&self) -> bool {
-        self.asynchronous
     }
 
     fn abort(&self) {
@@ -300,7 +303,7 @@ fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a predecessor that was killed has left; its sshfs ends when its connection is aborted.
+/// Removes the mounts that a predecessor that was killed has left.
 fn sweep(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)?.flatten() {
         if entry.file_name().to_string_lossy().starts_with("gen-") {

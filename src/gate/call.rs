@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::{Class, Context, Op};
+use super::{Class, Context, Op, policy};
 use crate::backing::OpResult;
 
 /// The answer that is still owed. Whoever takes the reply first gives it; everybody else finds nothing.
@@ -48,6 +48,8 @@ pub(super) struct Call {
     pub limit: Duration,
     /// See [`Context::in_doubt`].
     pub in_doubt: AtomicBool,
+    /// The gate's own: nobody waits for an answer, and it is not counted.
+    pub internal: bool,
     answered: Arc<AtomicBool>,
     work: Mutex<Option<Work>>,
     fail: Fail,
@@ -69,24 +71,46 @@ impl Call {
         class: Class,
         bytes: u64,
         limit: Duration,
-        mut work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
+        work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) -> Arc<Call> {
+        Arc::new(Call::build(op, class, bytes, limit, work, reply))
+    }
+
+    /// A question that the server answers after everything that was sent before it. Late like data: it waits behind data.
+    pub fn barrier(limit: Duration) -> Arc<Call> {
+        let work = |context: &Context<'_>| match context.generation.probe() {
+            Err(errno) if policy::raises_doubt(errno) => Err(errno),
+            // A server that says no has answered.
+            _ => Ok(()),
+        };
+        Arc::new(Call { internal: true, ..Call::build(Op::Statfs, Class::Data, 0, limit, work, drop) })
+    }
+
+    fn build<T: Send + 'static>(
+        op: Op,
+        class: Class,
+        bytes: u64,
+        limit: Duration,
+        mut work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
+        reply: impl FnOnce(OpResult<T>) + Send + 'static,
+    ) -> Call {
         let answered = Arc::new(AtomicBool::new(false));
         let (reply, seen) = (Mutex::new(Some(reply)), Arc::clone(&answered));
         let owed = Arc::new(Owed { reply, answered: seen, _value: std::marker::PhantomData });
         let for_fail = Arc::clone(&owed);
-        Arc::new(Call {
+        Call {
             op,
             class,
             bytes,
             arrived: Instant::now(),
             limit,
             in_doubt: AtomicBool::new(false),
+            internal: false,
             answered,
             work: Mutex::new(Some(Box::new(move |context| work(context).map(|value| owed.give(Ok(value)))))),
             fail: Box::new(move |errno| for_fail.give(Err(errno))),
-        })
+        }
     }
 
     /// True when the answer has been given, or is being given.

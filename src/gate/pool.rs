@@ -67,20 +67,9 @@ impl Gate {
             let run = self.run(&call, &generation);
             drop(generation);
             state = self.state.lock();
-            state.put_back(id, matches!(run, Run::Answered));
+            state.put_back(id, &run);
             if let Run::Failed(errno) = run {
                 state = self.failed(state, call, number, errno);
-            }
-            // The caller has been answered: this thread has nobody to keep waiting.
-            while let Some(generation) = state.begin_barrier() {
-                drop(state);
-                let asked = Instant::now();
-                let came_back = !generation.probe().is_err_and(policy::raises_doubt);
-                state = self.state.lock();
-                state.end_barrier(generation.number(), came_back.then(|| asked.elapsed()));
-                if !came_back {
-                    break;
-                }
             }
         }
         state.threads -= 1;
@@ -93,6 +82,10 @@ impl Gate {
                 return None;
             }
             if let Some(job) = state.take(id) {
+                if job.call.internal {
+                    // Nobody submitted it, so nobody has told the clock.
+                    self.calls_waiting.notify_one();
+                }
                 // There may be more than whoever queued it has seen: room in the window, for one.
                 self.wake(state);
                 return Some(job);
@@ -110,7 +103,7 @@ impl Gate {
         let in_doubt = call.in_doubt.load(Relaxed);
         let deadline = call.arrived + call.limit;
         let run = call.run(&Context { generation, in_doubt, deadline, call, live: &self.live });
-        if matches!(run, Run::Answered) {
+        if matches!(run, Run::Answered) && !call.internal {
             self.stats.count(call.op, Outcome::Ok, call.arrived.elapsed());
         }
         run
@@ -140,6 +133,8 @@ impl Gate {
                 (self.complain)(generation, complaint);
                 return self.state.lock();
             }
+            // Its window is gone with its generation.
+            _ if call.internal => drop(call.fail(errno)),
             live => {
                 call.in_doubt.store(true, Relaxed);
                 self.stats.retries.fetch_add(1, Relaxed);

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::Op;
-use super::call::Call;
+use super::call::{Call, Run};
 use super::queue::Queue;
 use super::window::{Admission, Window};
 use crate::backing::Generation;
@@ -23,13 +22,21 @@ pub(super) struct Service {
     pub generation: Arc<dyn Generation>,
     /// Its own, so that what is stuck in a dead generation takes no room in the next.
     pub window: Window,
+    /// Limit of a barrier, if writes return before the server has seen their data.
+    barriers: Option<Duration>,
     /// Threads that are inside it with data.
     data_threads: usize,
 }
 
 impl Service {
-    pub fn new(generation: Arc<dyn Generation>) -> Service {
-        Service { generation, window: Window::default(), data_threads: 0 }
+    pub fn new(generation: Arc<dyn Generation>, barriers: Option<Duration>) -> Service {
+        Service { generation, window: Window::default(), barriers, data_threads: 0 }
+    }
+
+    /// Limit of a barrier that should be begun now; `next` is the payload of the data call whose turn it is.
+    fn barrier_due(&self, next: Option<u64>) -> Option<Duration> {
+        let blocked = next.is_some_and(|bytes| !self.window.has_room(bytes));
+        self.barriers.filter(|_| self.window.wants_barrier(blocked))
     }
 }
 
@@ -113,7 +120,7 @@ impl State {
         self.waiting.is_empty() && self.extended.is_empty()
     }
 
-    /// Unanswered calls.
+    /// Unanswered calls, barriers included.
     pub fn unanswered(&self) -> impl Iterator<Item = &Arc<Call>> {
         self.waiting.values().flatten().chain(&self.extended).filter(|call| !call.is_answered())
     }
@@ -122,56 +129,61 @@ impl State {
     pub fn dispatchable(&mut self) -> usize {
         let Phase::Open(service) = &self.phase else { return 0 };
         let allowed = self.data_threads < MAX_DATA_THREADS_IN_ALL && service.data_threads < MAX_DATA_THREADS;
-        self.ready.others() + usize::from(allowed && self.ready.next_data().is_some_and(|n| service.window.has_room(n)))
+        let next = self.ready.next_data();
+        self.ready.others()
+            + usize::from(service.barrier_due(next).is_some())
+            + usize::from(allowed && next.is_some_and(|bytes| service.window.has_room(bytes)))
     }
 
     /// Takes the next call that may be run now and counts it in, as that thread's.
     pub fn take(&mut self, thread: u64) -> Option<Job> {
         let Phase::Open(service) = &mut self.phase else { return None };
-        let allowed = self.data_threads < MAX_DATA_THREADS_IN_ALL && service.data_threads < MAX_DATA_THREADS;
-        let (call, admission) = self.ready.take(allowed, &mut service.window)?;
+        let generation = Arc::clone(&service.generation);
+        let (number, since) = (generation.number(), Instant::now());
+        let (call, admission) = if let Some(limit) = service.barrier_due(self.ready.next_data()) {
+            service.window.begin_barrier(since);
+            let barrier = Call::barrier(limit);
+            self.waiting.entry(limit).or_default().push_back(Arc::clone(&barrier));
+            (barrier, None)
+        } else {
+            let allowed = self.data_threads < MAX_DATA_THREADS_IN_ALL && service.data_threads < MAX_DATA_THREADS;
+            self.ready.take(allowed, &mut service.window)?
+        };
         if admission.is_some() {
             self.data_threads += 1;
             service.data_threads += 1;
         }
-        let generation = Arc::clone(&service.generation);
-        let (number, since) = (generation.number(), Instant::now());
         self.running.insert(thread, Running { call: Arc::clone(&call), generation: number, since, admission });
         Some(Job { call, generation })
     }
 
-    /// Begins a barrier if one is due, to be waited for by the calling thread; see [`super::window`].
-    pub fn begin_barrier(&mut self) -> Option<Arc<dyn Generation>> {
-        let next = self.ready.next_data();
-        let Phase::Open(service) = &mut self.phase else { return None };
-        service.window.begin_barrier(next).then(|| Arc::clone(&service.generation))
-    }
-
-    /// A barrier of that generation came back after so long, or failed.
-    pub fn end_barrier(&mut self, generation: u64, took: Option<Duration>) {
-        if let Phase::Open(service) = &mut self.phase
-            && service.generation.number() == generation
-        {
-            service.window.end_barrier(took, Instant::now());
+    /// Counts out what that thread ran.
+    pub fn put_back(&mut self, thread: u64, run: &Run) {
+        let Some(Running { call, generation, since, admission }) = self.running.remove(&thread) else { return };
+        self.data_threads -= usize::from(admission.is_some());
+        let Phase::Open(service) = &mut self.phase else { return };
+        if service.generation.number() != generation {
+            // What comes out of a dead generation had its room there.
+            return;
         }
-    }
-
-    /// Counts out what that thread ran; `done` says that the call succeeded and was in time.
-    pub fn put_back(&mut self, thread: u64, done: bool) {
-        let Some(running) = self.running.remove(&thread) else { return };
-        let Some(admission) = running.admission else { return };
-        self.data_threads -= 1;
-        // What comes out of a dead generation had its room there.
-        if let Phase::Open(service) = &mut self.phase
-            && service.generation.number() == running.generation
-        {
-            service.data_threads -= 1;
-            let now = Instant::now();
-            if running.call.op == Op::Write && service.generation.is_asynchronous() {
-                service.window.keep(admission);
-            } else {
-                service.window.release(admission, done.then(|| now - running.since), now);
+        let now = Instant::now();
+        match admission {
+            Some(admission) => {
+                service.data_threads -= 1;
+                if service.barriers.is_some() && call.op.writes() {
+                    service.window.hand_over(admission);
+                } else {
+                    let took = matches!(run, Run::Answered).then(|| now - since);
+                    service.window.release(admission, took, now);
+                }
             }
+            None if call.internal => match run {
+                Run::Answered | Run::TooLate => service.window.end_barrier(now),
+                Run::Failed(_) if call.is_answered() => service.window.lose_barrier(),
+                // It waits for the verdict like any other call.
+                Run::Failed(_) => {}
+            },
+            None => {}
         }
     }
 
@@ -180,6 +192,9 @@ impl State {
         self.phase = Phase::Closed;
         self.parked.extend(self.ready.drain());
         for limbo in std::mem::take(&mut self.limbo) {
+            if limbo.call.internal {
+                limbo.call.fail(limbo.errno);
+            }
             limbo.call.in_doubt.store(true, Relaxed);
             self.parked.push(limbo.call);
         }

@@ -73,6 +73,11 @@ impl Op {
         Op::CopyFileRange,
     ];
 
+    /// True if its payload goes to the server.
+    pub fn writes(self) -> bool {
+        matches!(self, Op::Write | Op::CopyFileRange)
+    }
+
     /// Label value in metrics.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,5 @@
 mod abandoned;
+mod asynchronous;
 mod data;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};

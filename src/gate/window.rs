@@ -4,9 +4,9 @@
 //! eight seconds. The window follows the delay that data calls see on top of the shortest one seen, as delay-based
 //! congestion control does (RFC 6817): it doubles while it is full and they hardly queue, and halves when they queue long.
 //!
-//! An asynchronous backing answers a write before the server has seen it. Its bytes stay in flight until a *barrier* has
-//! come back: a probe, which the server answers after all that was sent before it (one connection is served in order).
-//! It is sent when half the window is in flight, so that the link never runs dry, and its delay is that of the bytes.
+//! Where a write returns before the server has seen its data, its own time says nothing. Its bytes stay in flight until a
+//! barrier has come back, a question that the server answers after everything that was sent before it; and the time that
+//! takes is what the window goes by.
 
 use std::time::{Duration, Instant};
 
@@ -64,13 +64,21 @@ impl Size {
 pub struct Window {
     size: Size,
     in_flight: u64,
-    /// Of these: answered, and no barrier was sent since.
-    unseen: u64,
-    /// Of these: those that the barrier under way covers.
-    covered: Option<u64>,
+    /// Those of them whose writes have returned.
+    handed_over: u64,
+    barrier: Option<Barrier>,
 }
 
-/// Bytes admitted; they are in flight until they are given back to [`Window::release`].
+/// A question that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Barrier {
+    since: Instant,
+    /// Bytes that had been handed over before it began.
+    covers: u64,
+}
+
+/// Bytes admitted; they are in flight until they are given back to [`Window::release`], or for longer by way of
+/// [`Window::hand_over`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Admission {
@@ -88,7 +96,7 @@ impl Window {
     pub fn admit(&mut self, bytes: u64, waited: bool) -> Option<Admission> {
         self.has_room(bytes).then(|| {
             self.in_flight += bytes;
-            Admission { bytes, full: waited || self.in_flight * 2 > self.size.bytes() }
+            Admission { bytes, full: waited || self.is_half_full() }
         })
     }
 
@@ -100,32 +108,49 @@ impl Window {
         }
     }
 
-    /// The backing has answered, but the server may not have seen the bytes: a barrier gives the room back.
-    pub fn keep(&mut self, admission: Admission) {
-        self.unseen += admission.bytes;
+    /// The write has returned, whatever the server has seen of it: a barrier that begins later gives the room back.
+    pub fn hand_over(&mut self, admission: Admission) {
+        self.handed_over += admission.bytes;
     }
 
-    /// Begins a barrier if one is due: half the window is in flight, or what comes next has no room.
-    pub fn begin_barrier(&mut self, next: Option<u64>) -> bool {
-        let no_room = self.unseen > 0 && next.is_some_and(|bytes| !self.has_room(bytes));
-        let due = self.unseen * 2 > self.size.bytes() || no_room;
-        let begins = due && self.covered.is_none();
-        if begins {
-            self.covered = Some(std::mem::take(&mut self.unseen));
-        }
-        begins
+    /// True when it is time for a barrier: before the window is full, so that the pipeline does not run empty, or when
+    /// `blocked` says that somebody gets no room.
+    pub fn wants_barrier(&self, blocked: bool) -> bool {
+        self.barrier.is_none() && self.handed_over > 0 && (blocked || self.is_half_full())
     }
 
-    /// The barrier came back after so long, or failed.
-    pub fn end_barrier(&mut self, took: Option<Duration>, now: Instant) {
-        let covered = self.covered.take().unwrap_or(0);
-        match took {
-            Some(took) => {
-                self.in_flight -= covered;
-                self.size.observe(took, true, now);
-            }
-            None => self.unseen += covered,
+    /// A barrier is sent now.
+    pub fn begin_barrier(&mut self, now: Instant) {
+        self.barrier = Some(Barrier { since: now, covers: self.handed_over });
+    }
+
+    /// It has come back.
+    pub fn end_barrier(&mut self, now: Instant) {
+        if let Some(barrier) = self.settle_barrier() {
+            // It is only begun when there is not much room left.
+            self.size.observe(now.saturating_duration_since(barrier.since), true, now);
         }
+    }
+
+    /// It has not, but something that was asked later has.
+    pub fn pass_barrier(&mut self) {
+        let _ = self.settle_barrier();
+    }
+
+    /// It never will; another may be begun.
+    pub fn lose_barrier(&mut self) {
+        self.barrier = None;
+    }
+
+    fn settle_barrier(&mut self) -> Option<Barrier> {
+        let barrier = self.barrier.take()?;
+        self.in_flight -= barrier.covers;
+        self.handed_over -= barrier.covers;
+        Some(barrier)
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.in_flight * 2 > self.size.bytes()
     }
 
     /// Bytes in flight.
@@ -191,31 +216,6 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_may_not_have_seen_stays_in_flight_until_a_barrier_comes_back() {
-        let (mut window, now) = (Window::default(), Instant::now());
-        let half = START / 2;
-        for _ in 0..2 {
-            let write = window.admit(half, false).expect("room");
-            window.keep(write);
-        }
-        assert!(!window.has_room(1) && window.begin_barrier(None));
-        assert!(!window.begin_barrier(Some(1)), "one at a time");
-        window.end_barrier(None, now);
-        assert_eq!(window.in_flight(), START, "a barrier that failed says nothing");
-        assert!(window.begin_barrier(None));
-        window.end_barrier(Some(Duration::from_millis(1)), now);
-        assert_eq!((window.in_flight(), window.bytes()), (0, 2 * START));
-        let write = window.admit(half, false).expect("room");
-        window.keep(write);
-        assert!(!window.begin_barrier(Some(1)), "little is left alone");
-        assert!(window.begin_barrier(Some(2 * START)), "unless somebody waits for the room");
-        let during = window.admit(half, false).expect("room");
-        window.keep(during);
-        window.end_barrier(Some(Duration::from_secs(2)), now);
-        assert_eq!((window.in_flight(), window.bytes()), (half, START), "what came later is not covered");
-    }
-
-    #[test]
     fn whoever_had_to_wait_makes_it_grow() {
         let (mut window, now) = (Window::default(), Instant::now());
         let small = window.admit(1, false).expect("room");
@@ -224,5 +224,43 @@ mod tests {
         let small = window.admit(1, true).expect("room");
         window.release(small, Some(Duration::from_millis(1)), now);
         assert_eq!(window.bytes(), 2 * START);
+    }
+
+    #[test]
+    fn what_was_handed_over_stays_in_flight_until_a_barrier_that_began_later() {
+        let (mut window, t) = (Window::default(), Instant::now());
+        let half = START / 2;
+        let first = window.admit(half, false).expect("room");
+        window.hand_over(first);
+        assert!(!window.wants_barrier(false), "half of it may stay");
+        assert!(window.wants_barrier(true), "unless somebody is in want of it");
+        let second = window.admit(half, false).expect("room");
+        assert!(window.wants_barrier(false));
+        window.begin_barrier(t);
+        assert!(!window.wants_barrier(true), "one at a time");
+        window.hand_over(second);
+        window.end_barrier(t + 2 * LONG);
+        assert_eq!((window.in_flight(), window.bytes()), (half, START / 2));
+        window.begin_barrier(t);
+        window.lose_barrier();
+        assert_eq!(window.in_flight(), half);
+        window.begin_barrier(t);
+        window.pass_barrier();
+        assert_eq!(window.in_flight(), 0);
+    }
+
+    #[test]
+    fn the_time_of_a_barrier_is_what_the_window_goes_by() {
+        let after = |took| {
+            let (mut window, t) = (Window::default(), Instant::now());
+            let admission = window.admit(START, false).expect("room");
+            window.hand_over(admission);
+            window.begin_barrier(t);
+            window.end_barrier(t + took);
+            window.bytes()
+        };
+        assert_eq!(after(SHORT), START * 2);
+        assert_eq!(after(ROUND_TRIP + 2 * SHORT), START);
+        assert_eq!(after(ROUND_TRIP + LONG * 2), START / 2);
     }
 }

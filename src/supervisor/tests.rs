@@ -28,7 +28,7 @@ fn stumble(panics: &AtomicU64) {
 
 impl Backing for Clumsy {
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: true, keeps_unlinked: true, owners: true }
+        Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false }
     }
     fn reach(&self, _limit: Duration) -> Result<(), String> {
         stumble(&self.reaches);

@@ -28,10 +28,17 @@ impl Container {
         ["nsenter", "-t", &self.keeper.id().to_string(), "-m", "--"].map(str::to_owned).to_vec()
     }
 
+    /// A command that is to run inside.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let prefix = self.prefix();
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
     /// Runs a command inside and says how it went.
     pub fn ask(&self, arguments: &[&str], limit: Duration) -> Answer {
-        let line = [self.prefix(), arguments.iter().map(|&s| s.to_owned()).collect()].concat();
-        ask(Command::new(&line[0]).args(&line[1..]), limit)
+        ask(&mut self.command(arguments), limit)
     }
 
     /// Mount id and device of the mount at a path, seen from inside.

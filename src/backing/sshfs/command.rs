@@ -54,10 +54,15 @@ impl Arguments {
         !self.options.iter().any(|option| option == "sshfs_sync" || option == "sync")
     }
 
-    /// True when calls do not go through the ssh of this machine's PATH to a server.
+    /// The program that sshfs runs as ssh.
+    pub fn ssh_program(&self) -> String {
+        let command = value_of(&self.options, "ssh_command").unwrap_or("ssh");
+        command.split(' ').next().unwrap_or("ssh").to_owned()
+    }
+
+    /// True when calls go to a server by something else than an ssh, wherever that lies.
     pub fn has_own_transport(&self) -> bool {
-        let other_program =
-            value_of(&self.options, "ssh_command").is_some_and(|command| command.split(' ').next() != Some("ssh"));
+        let other_program = Path::new(&self.ssh_program()).file_name().is_none_or(|name| name != "ssh");
         let has =
             |name: &&str| value_of(&self.options, name).is_some() || self.options.iter().any(|option| option == name);
         other_program || ["directport", "passive", "slave", "vsock"].iter().any(has)
@@ -128,6 +133,15 @@ mod tests {
         let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()]);
         let command = arguments.sshfs(Path::new("/m"));
         assert!(command.get_args().any(|argument| argument == "IdentityFile=/a\\,allow_other"));
+    }
+
+    #[test]
+    fn an_ssh_is_one_wherever_it_lies() {
+        let own = |command: &str| Arguments::new("h:", &[format!("ssh_command={command}")]).has_own_transport();
+        assert!(!own("/opt/openssh/bin/ssh -v"));
+        assert!(!own("ssh"));
+        assert!(own("/usr/lib/sftp-server") && own("./ssh-like"));
+        assert_eq!(Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]).ssh_program(), "/x/ssh");
     }
 
     #[test]

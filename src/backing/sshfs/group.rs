@@ -133,16 +133,21 @@ impl Group {
         true
     }
 
-    /// The members' pids. /proc is only listed: to read another process's files there waits for its execve(2), which may
-    /// wait for the very mount that is being repaired, to close a file on it.
+    /// The members' pids.
     pub fn members(&self) -> Vec<i32> {
-        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|&pid| getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader))
-            .collect()
+        members_of(self.leader)
     }
+}
+
+/// The pids of a group's members. /proc is only listed: to read another process's files there waits for its execve(2),
+/// which may wait for the very mount that is being repaired, to close a file on it.
+pub fn members_of(leader: Pid) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&pid| getpgid(Some(Pid::from_raw(pid))) == Ok(leader))
+        .collect()
 }
 
 /// State letter of a process (proc_pid_stat(5)); `None` if it has gone.

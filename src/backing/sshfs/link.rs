@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::group::{Group, state_letter};
-use super::tcp::{self, TcpCounters};
+use super::tcp::{self, Connection, TcpCounters};
 use crate::backing::Vitals;
 
 /// Bytes that count as progress.
@@ -21,13 +21,18 @@ const BACKLOG: u64 = 4096;
 const FRESH_ACK_MS: u32 = 1000;
 /// How often the members of the group and their connections are looked for again.
 const SURVEY: Duration = Duration::from_secs(5);
+/// The same as long as there is no connection.
+const EARLY_SURVEY: Duration = Duration::from_millis(100);
+/// But not for longer than a login may take: a local `ssh_command` never has one.
+const LOGIN: Duration = Duration::from_secs(30);
 /// Assumed size of a segment, where only segments are counted.
 const SEGMENT: u64 = 1448;
 
 #[derive(Default)]
 struct State {
     members: Vec<i32>,
-    connections: Vec<(SocketAddr, SocketAddr)>,
+    connections: Vec<Connection>,
+    first_look: Option<Instant>,
     surveyed_at: Option<Instant>,
     progress: Progress,
 }
@@ -67,18 +72,28 @@ pub struct Link {
 }
 
 impl Link {
+    /// The address that nobody has answered from yet, if at the last look there was no connection but the wait for one.
+    pub fn connecting(&self) -> Option<SocketAddr> {
+        let state = self.state.lock();
+        let all = state.connections.iter().all(|connection| !connection.established);
+        state.connections.first().filter(|_| all).map(|connection| connection.remote)
+    }
+
     /// Looks once.
     pub fn vitals(&self, group: &Group) -> Vitals {
         let now = Instant::now();
         let mut state = self.state.lock();
-        if state.surveyed_at.is_none_or(|at| now >= at + SURVEY) {
+        let early = now < *state.first_look.get_or_insert(now) + LOGIN;
+        let settled = !early || state.connections.iter().any(|connection| connection.established);
+        let interval = if settled { SURVEY } else { EARLY_SURVEY };
+        if state.surveyed_at.is_none_or(|at| now >= at + interval) {
             state.members = group.members();
             state.connections = state.members.iter().flat_map(|&pid| tcp::connections(pid)).collect();
             state.surveyed_at = Some(now);
         }
         let stopped = state.members.iter().any(|&pid| state_letter(pid) == Some('T'));
-        let seen: Vec<TcpCounters> =
-            state.connections.iter().filter_map(|&(local, remote)| tcp::counters(local, remote).ok()).collect();
+        let established = state.connections.iter().filter(|connection| connection.established);
+        let seen: Vec<TcpCounters> = established.filter_map(|c| tcp::counters(c.local, c.remote).ok()).collect();
         if seen.is_empty() {
             // No network (a local ssh_command), or a connection that has just gone: look at the processes themselves.
             let moved = state.members.iter().filter(|&&pid| pid != group.leader()).map(|&pid| moved_bytes(pid)).sum();
@@ -92,7 +107,9 @@ impl Link {
         let acked = seen.iter().map(|counters| counters.acked).sum();
         let backlog = seen.iter().map(|c| u64::from(c.not_sent) + u64::from(c.unacked) * SEGMENT).sum();
         state.progress.observe(received, acked, backlog, now);
-        let link_acked = seen.iter().all(|counters| counters.unacked == 0 || counters.last_ack_ms < FRESH_ACK_MS);
+        // Whoever still waits for an answer to its SYN has had nothing acknowledged.
+        let link_acked = state.connections.iter().all(|connection| connection.established)
+            && seen.iter().all(|counters| counters.unacked == 0 || counters.last_ack_ms < FRESH_ACK_MS);
         Vitals { progress_at: state.progress.at, stopped, link_acked }
     }
 }

@@ -1,107 +1,163 @@
 //! A look at the server that costs it nothing but a TCP handshake: no login, no second ssh connection.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
+mod connect;
+mod route;
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Where ssh would connect to, when that is a plain TCP connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    host: String,
-    port: u16,
+use parking_lot::Mutex;
+
+use route::Route;
+pub use route::Server;
+
+/// Turns a name into addresses; may take as long as it likes.
+type Resolver = dyn Fn(&Server) -> std::io::Result<Vec<SocketAddr>> + Send + Sync;
+/// An answer of the resolver that is on its way.
+type Pending = Receiver<std::io::Result<Vec<SocketAddr>>>;
+
+/// Looks at one server again and again.
+pub struct Lookout {
+    /// How `ssh -G` is called: program and arguments. `None` if ssh is not what reaches the server.
+    ssh: Option<Vec<String>>,
+    resolver: Arc<Resolver>,
+    state: Mutex<State>,
 }
 
-impl Server {
-    /// A server by name and port.
-    pub fn new(host: &str, port: u16) -> Server {
-        Server { host: host.to_owned(), port }
+#[derive(Default)]
+struct State {
+    route: Option<Route>,
+    /// The name has been resolved once: from then on a resolver that says nothing is a network that is down.
+    resolved: bool,
+    /// A resolver that was left behind, so that never more than one is.
+    pending: Option<Pending>,
+    answered: Option<SocketAddr>,
+}
+
+impl Lookout {
+    /// For a server that this ssh command leads to; without one every look finds it.
+    pub fn new(ssh: Option<Vec<String>>) -> Lookout {
+        let resolver = |server: &Server| (server.host.as_str(), server.port).to_socket_addrs().map(Vec::from_iter);
+        Lookout { ssh, resolver: Arc::new(resolver), state: Mutex::default() }
     }
 
-    /// Asks `ssh -G`, which reads all configuration and connects nowhere. `None` if ssh goes through a proxy, or if
-    /// ssh rejects its arguments (it will say so again, in its own words, when it is started for real).
-    pub fn resolve(ssh_arguments: &[String]) -> Option<Server> {
-        let output = Command::new("ssh").arg("-G").args(ssh_arguments).stdin(Stdio::null()).output().ok()?;
-        output.status.success().then(|| parse(&String::from_utf8_lossy(&output.stdout)))?
-    }
-
-    /// Tries to connect, to each address of the host in turn, and hangs up at once.
+    /// Tries to connect to one address of the server after the other until one answers, and hangs up at once. Where ssh
+    /// does not make a plain TCP connection there is nothing to look at, and it is left to a start to find out.
     pub fn reach(&self, limit: Duration) -> Result<(), String> {
-        // Resolving a name has no limit of its own: it is left behind in its thread when it takes too long.
-        let (sender, receiver) = channel();
-        let server = self.clone();
-        let resolve =
-            move || _ = sender.send((server.host.as_str(), server.port).to_socket_addrs().map(Vec::from_iter));
-        std::thread::Builder::new().name("resolve".into()).spawn(resolve).map_err(|error| error.to_string())?;
-        let name = format!("{}:{}", self.host, self.port);
-        let addresses = match receiver.recv_timeout(limit) {
-            Ok(Ok(addresses)) => addresses,
-            Ok(Err(error)) => return Err(format!("{name}: {error}")),
-            // A slow resolver says nothing of the server; ssh has more patience.
-            Err(_) => return Ok(()),
+        let until = Instant::now() + limit;
+        let Some(server) = self.server(limit / 2) else { return Ok(()) };
+        let name = format!("{}:{}", server.host, server.port);
+        let addresses = match self.resolve(&server, until) {
+            Ok(Some(addresses)) => addresses,
+            Ok(None) => return Ok(()),
+            Err(words) => return Err(format!("{name}: {words}")),
         };
-        if addresses.is_empty() {
-            return Err(format!("{name}: no address"));
-        }
-        connect_any(&addresses, limit).map_err(|error| format!("{name}: {error}"))
+        // However slow the resolver was, the server gets its chance.
+        let left = until.saturating_duration_since(Instant::now()).max(limit / 2);
+        let answered = connect::any(&addresses, left).map_err(|error| format!("{name}: {error}"))?;
+        self.state.lock().answered = Some(answered);
+        Ok(())
     }
-}
 
-/// Connects to whichever address answers first. Each is tried twice, half a limit apart: a lost SYN is only sent again by
-/// the kernel after a second (RFC 6298), and a link that has just been healed should not wait for that.
-fn connect_any(addresses: &[SocketAddr], limit: Duration) -> io::Result<()> {
-    let (sender, receiver) = channel();
-    for delay in [Duration::ZERO, limit / 2] {
-        for &address in addresses {
-            let sender = sender.clone();
-            let connect = move || {
-                std::thread::sleep(delay);
-                _ = sender.send(TcpStream::connect_timeout(&address, limit).map(drop));
-            };
-            std::thread::Builder::new().name("connect".into()).spawn(connect)?;
-        }
+    /// The address that answered the last look that was answered.
+    pub fn answered(&self) -> Option<SocketAddr> {
+        self.state.lock().answered
     }
-    let until = Instant::now() + limit;
-    let mut failure = io::Error::from(io::ErrorKind::TimedOut);
-    for _ in addresses {
-        match receiver.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => failure = error,
-            Err(_) => break,
-        }
-    }
-    Err(failure)
-}
 
-fn parse(config: &str) -> Option<Server> {
-    let field = |name: &str| config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    let direct = |name: &str| field(name).is_none_or(|value| value == "none");
-    if !direct("proxycommand") || !direct("proxyjump") {
-        return None;
+    fn server(&self, limit: Duration) -> Option<Server> {
+        let ssh = self.ssh.as_ref()?;
+        if let Some(route) = &self.state.lock().route {
+            return route.first_hop().cloned();
+        }
+        // What could not be found out this time is asked again next time.
+        let route = route::of(ssh, limit)?;
+        let server = route.first_hop().cloned();
+        self.state.lock().route = Some(route);
+        server
     }
-    Some(Server::new(field("hostname")?, field("port")?.parse().ok()?))
+
+    /// The addresses; `None` if the resolver says nothing and that says nothing of the server.
+    fn resolve(&self, server: &Server, until: Instant) -> Result<Option<Vec<SocketAddr>>, String> {
+        let pending = self.state.lock().pending.take();
+        let pending = match pending {
+            Some(pending) => pending,
+            None => {
+                let (sender, receiver) = channel();
+                let (resolver, server) = (Arc::clone(&self.resolver), server.clone());
+                let resolve = move || _ = sender.send(resolver(&server));
+                std::thread::Builder::new().name("resolve".into()).spawn(resolve).map_err(|error| error.to_string())?;
+                receiver
+            }
+        };
+        match pending.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(Ok(addresses)) if addresses.is_empty() => Err("no address".into()),
+            Ok(Ok(addresses)) => {
+                self.state.lock().resolved = true;
+                Ok(Some(addresses))
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(RecvTimeoutError::Timeout) => {
+                let mut state = self.state.lock();
+                state.pending = Some(pending);
+                // A resolver that was always slow says nothing of the server; ssh has more patience.
+                if state.resolved { Err("the name is not resolved".into()) } else { Ok(None) }
+            }
+            Err(RecvTimeoutError::Disconnected) => Err("the resolver was lost".into()),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
     use super::*;
 
+    const S: Duration = Duration::from_secs(1);
+
+    /// A lookout for that port of this machine, with a resolver that takes as long as it is told to.
+    fn lookout(port: u16, millis: Arc<AtomicU64>, asked: Arc<AtomicU64>) -> Lookout {
+        let resolver = move |server: &Server| {
+            asked.fetch_add(1, SeqCst);
+            std::thread::sleep(Duration::from_millis(millis.load(SeqCst)));
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], server.port))])
+        };
+        let state = State { route: Some(Route::Direct(Server::new("name", port))), ..State::default() };
+        Lookout { ssh: Some(Vec::new()), resolver: Arc::new(resolver), state: Mutex::new(state) }
+    }
+
     #[test]
-    fn host_and_port_are_taken_from_ssh() {
-        let config = "user me\nhostname box.example\nport 23\nproxyjump none\n";
-        assert_eq!(parse(config), Some(Server::new("box.example", 23)));
-        assert_eq!(parse("hostname h\nport 22\nproxycommand nc %h %p\n"), None);
+    fn a_silent_resolver_is_a_dead_network_once_it_has_spoken() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let port = listener.local_addr().expect("bound").port();
+        let (millis, asked) = (Arc::new(AtomicU64::new(400)), Arc::new(AtomicU64::new(0)));
+        let lookout = lookout(port, Arc::clone(&millis), Arc::clone(&asked));
+        assert_eq!(lookout.reach(S / 20), Ok(()), "it cannot be told");
+        assert_eq!(lookout.reach(5 * S), Ok(()));
+        assert_eq!(asked.load(SeqCst), 1, "the one that was left behind is waited for");
+        assert_eq!(lookout.answered(), Some(SocketAddr::from(([127, 0, 0, 1], port))));
+        let words = lookout.reach(S / 20).expect_err("it has spoken before");
+        assert!(words.contains("not resolved"), "{words}");
+        millis.store(0, SeqCst);
+        assert_eq!(lookout.reach(5 * S), Ok(()));
     }
 
     #[test]
     fn a_closed_port_is_not_reached_and_an_open_one_is() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let port = listener.local_addr().expect("bound").port();
-        let server = Server::new("127.0.0.1", port);
-        assert_eq!(server.reach(Duration::from_secs(5)), Ok(()));
+        let lookout = lookout(port, Arc::default(), Arc::default());
+        assert_eq!(lookout.reach(5 * S), Ok(()));
         drop(listener);
-        let words = server.reach(Duration::from_secs(5)).expect_err("nobody listens");
+        let words = lookout.reach(5 * S).expect_err("nobody listens");
         assert!(words.contains("refused"), "{words}");
+    }
+
+    #[test]
+    fn without_ssh_there_is_nothing_to_look_at() {
+        assert_eq!(Lookout::new(None).reach(S), Ok(()));
     }
 }

@@ -95,8 +95,19 @@ fn counters_of(info: &[u8]) -> Option<TcpCounters> {
     })
 }
 
-/// The TCP connections that a process holds, as (local, remote).
-pub fn connections(pid: i32) -> Vec<(SocketAddr, SocketAddr)> {
+/// A TCP connection of a process, or what is to become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Address on this side.
+    pub local: SocketAddr,
+    /// Address of the peer.
+    pub remote: SocketAddr,
+    /// The peer has answered; else only a SYN was sent.
+    pub established: bool,
+}
+
+/// The TCP connections that a process holds or waits for.
+pub fn connections(pid: i32) -> Vec<Connection> {
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     let sockets: Vec<String> = descriptors
         .flatten()
@@ -115,13 +126,16 @@ pub fn connections(pid: i32) -> Vec<(SocketAddr, SocketAddr)> {
 }
 
 /// One line of /proc/net/tcp (Documentation/networking/proc_net_tcp.rst), if its inode is among `sockets`.
-fn find_in(line: &str, sockets: &[String]) -> Option<(SocketAddr, SocketAddr)> {
+fn find_in(line: &str, sockets: &[String]) -> Option<Connection> {
     let fields: Vec<&str> = line.split_whitespace().collect();
-    // State 01 is ESTABLISHED.
-    if fields.get(3) != Some(&"01") || !sockets.iter().any(|inode| fields.get(9) == Some(&inode.as_str())) {
-        return None;
-    }
-    Some((address(fields[1])?, address(fields[2])?))
+    // States of include/net/tcp_states.h.
+    let established = match *fields.get(3)? {
+        "01" => true,
+        "02" => false,
+        _ => return None,
+    };
+    let ours = sockets.iter().any(|inode| fields.get(9) == Some(&inode.as_str()));
+    ours.then_some(Connection { local: address(fields[1])?, remote: address(fields[2])?, established })
 }
 
 fn address(text: &str) -> Option<SocketAddr> {
@@ -155,11 +169,20 @@ mod tests {
         client.read_exact(&mut [0; 300]).expect("reads");
         let (local, remote) = (client.local_addr().expect("local"), client.peer_addr().expect("peer"));
         let pid = std::process::id().cast_signed();
-        assert!(connections(pid).contains(&(local, remote)));
+        assert!(connections(pid).contains(&Connection { local, remote, established: true }));
         let seen = counters(local, remote).expect("the kernel answers");
         assert_eq!((seen.received, seen.not_sent), (300, 0));
         // The handshake's SYN counts as one byte on some kernels.
         assert!((5000..=5001).contains(&seen.acked), "{seen:?}");
+    }
+
+    #[test]
+    fn a_connection_that_nobody_has_answered_is_seen() {
+        let line = "  3: 0100007F:9C40 0200007F:0016 02 00000001:00000000 01:00000064 00000001  0  0 4711 2 0 800 -1";
+        let found = find_in(line, &["4711".into()]).expect("it is there");
+        assert_eq!((found.remote.to_string().as_str(), found.established), ("127.0.0.2:22", false));
+        assert_eq!(find_in(line, &["4712".into()]), None);
+        assert_eq!(find_in(&line.replace(" 02 ", " 06 "), &["4711".into()]), None);
     }
 
     #[test]

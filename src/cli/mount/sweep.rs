@@ -7,6 +7,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::place;
 use crate::backing::mountinfo;
+use crate::backing::sshfs::orphans;
 use crate::daemon::MountError;
 
 /// Detaches a mount whether it is in use or not.
@@ -35,6 +36,7 @@ pub fn directory(dir: &Path) -> Result<(), MountError> {
 /// As [`directory`], but it stays.
 pub fn contents(dir: &Path) -> Result<(), MountError> {
     let table = mountinfo::entries().map_err(place::no_mountinfo)?;
+    orphans::end_all(dir);
     for entry in table.iter().rev().filter(|entry| entry.mountpoint.starts_with(dir)) {
         detach(&entry.mountpoint)?;
     }
