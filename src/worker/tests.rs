@@ -1,7 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
+use crate::config::HookCommand;
 
 /// A worker whose files lie in a directory of the test's.
 struct Rig {
@@ -113,6 +114,65 @@ fn the_note_comes_before_the_flag_and_the_hook_and_goes_after_them() {
     rig.wait(|| worker.report().hooks.len() == 2);
     assert_eq!(rig.trace(), "noted\nflagged\nnoted\n");
     worker.stop();
+    rig.nothing_is_left();
+}
+
+/// A hook that fails until the test makes a file.
+fn needs(rig: &Rig, file: &str) -> Option<HookCommand> {
+    let path = |name: &str| rig.directory.path().join(name).display().to_string();
+    hook(&format!("test -e {} && echo recovery $STEADFS_STATE $STEADFS_REASON >> {}", path(file), path("trace")))
+}
+
+#[test]
+fn a_worker_that_could_not_be_let_go_stays_paused_and_is_tried_again() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    let worker = rig.start();
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().hooks.iter().any(|runs| runs.hook == "on_recovery" && runs.result == "failed"));
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"), "it is still paused");
+    assert!(rig.note().exists(), "a successor would have to let it go");
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    worker.stop();
+    assert_eq!(rig.trace(), BOTH, "it is let go once");
+}
+
+#[test]
+fn a_pause_file_that_cannot_be_removed_keeps_the_note_too() {
+    let rig = rig();
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    // Not even root can remove it as a file.
+    std::fs::remove_file(rig.flag()).expect("it is there");
+    std::fs::create_dir(rig.flag()).expect("made");
+    rig.steady();
+    rig.wait(|| rig.trace() == BOTH);
+    worker.stop();
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"), "it is still paused");
+    assert!(rig.note().exists());
+    std::fs::remove_dir(rig.flag()).expect("it is there");
+    rig.start().stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn the_end_tries_once_and_leaves_the_rest_to_a_successor() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    worker.stop();
+    assert!(rig.note().exists());
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    rig.config = WorkerConfig::default();
+    rig.start().stop();
+    assert_eq!(rig.trace(), BOTH);
     rig.nothing_is_left();
 }
 
