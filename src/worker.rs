@@ -1,15 +1,16 @@
 //! Tells the worker to pause and to go on (promise P7). Follows the supervisor's events in a thread of its own; nothing
 //! in the data path knows of it.
 //!
-//! [`policy`] decides; [`hand`] does what it orders, one order after the other. To pause: the note that says so
+//! [`policy`] decides; `hand` does what it orders, one order after the other. To pause: the note that says so
 //! ([`pause::Note`]), then the flag file, then `on_outage`. To resume: the flag file goes, `on_recovery` runs, and the note
 //! goes last, so that a daemon that dies in between lets the worker go once more. If any of that fails it is tried again,
-//! and the note stays for whoever comes after: the next daemon.
+//! and the note stays for whoever comes after: the next daemon, or [`let_go`].
 
 mod hand;
 pub mod hooks;
 pub mod pause;
 pub mod policy;
+pub mod state;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::config::WorkerConfig;
-use crate::rundir;
 use crate::supervisor::{Event, Watch};
 use hand::Hand;
 use pause::Note;
@@ -66,7 +66,7 @@ impl Worker {
     /// Starts following; to be called before the supervisor starts, so that no event is missed. A worker that a killed
     /// predecessor left paused is let go at the first steady moment. The error says what cannot be written, and where.
     pub fn start(config: &WorkerConfig, overlay: &Path, watch: &Watch) -> Result<Worker, String> {
-        Worker::start_with(config, overlay, watch, state_file(overlay))
+        Worker::start_with(config, overlay, watch, state::file(overlay))
     }
 
     /// As [`Worker::start`], with the note that the worker is paused at `note`, in a directory of its own.
@@ -135,20 +135,31 @@ fn has_means(config: &WorkerConfig) -> bool {
     config.pause_file.is_some() || config.on_outage.is_some() || config.on_recovery.is_some()
 }
 
-/// Where it is written down that the worker is paused: a place that a reboot does not wipe.
-fn state_file(overlay: &Path) -> PathBuf {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = match set("STEADFS_STATE_DIR") {
-        Some(dir) => dir,
-        None if nix::unistd::geteuid().is_root() => "/var/lib/steadfs".into(),
-        None => match (set("XDG_STATE_HOME"), set("HOME")) {
-            (Some(dir), _) => dir.join("steadfs"),
-            (None, Some(home)) => home.join(".local/state/steadfs"),
-            (None, None) => rundir::base(),
-        },
-    };
-    let name = rundir::of(overlay).file_name().map(ToOwned::to_owned).unwrap_or_default();
-    base.join(name).join("paused.json")
+/// Lets go whom a steadfs that was killed left paused at `overlay`: for whoever cleans up after it. Nobody may serve the
+/// overlay meanwhile. False if nobody was paused; the error says why the worker is still paused, and what to do.
+pub fn let_go(overlay: &Path) -> Result<bool, String> {
+    let_go_by(overlay, state::file(overlay))
+}
+
+fn let_go_by(overlay: &Path, path: PathBuf) -> Result<bool, String> {
+    let note = Note::new(path.clone());
+    if note.read().is_none() {
+        return Ok(false);
+    }
+    let hand = Hand::new(&WorkerConfig::default(), overlay, note, Arc::default(), Arc::default());
+    let shown = (overlay.display(), path.display());
+    hand.resume().map(|()| true).map_err(|error| {
+        format!(
+            "the worker of {0} is still paused: {error}: mend that and run steadfs umount {0} again, \
+             or let the worker go by hand and remove {1}",
+            shown.0, shown.1
+        )
+    })
+}
+
+/// True if a note says that a worker is paused at `overlay`.
+pub fn is_noted(overlay: &Path) -> bool {
+    Note::new(state::file(overlay)).read().is_some()
 }
 
 #[cfg(test)]

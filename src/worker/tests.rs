@@ -236,6 +236,21 @@ fn a_successor_with_other_options_lets_go_what_its_predecessor_paused() {
 }
 
 #[test]
+fn who_cleans_up_after_a_killed_daemon_lets_its_worker_go() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    rig.killed_while_paused();
+    let error = let_go_by(Path::new("/hot"), rig.note()).expect_err("it fails");
+    assert!(error.contains("on_recovery failed") && error.contains("steadfs umount /hot"), "{error}");
+    assert!(rig.note().exists());
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(true));
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(false));
+}
+
+#[test]
 fn a_note_that_others_could_have_written_names_no_command_to_run() {
     let rig = rig();
     std::fs::create_dir_all(rig.note().parent().expect("it has one")).expect("made");
