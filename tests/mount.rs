@@ -184,6 +184,29 @@ fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
     assert!(!lab.path("state").exists());
 }
 
+#[test]
+fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
+    let mut lab = Lab::unmounted();
+    let (pause, trace, run) = (lab.path("pause"), lab.path("trace"), lab.path("run"));
+    let hook = format!("on_recovery=sh:echo recovery >> {}", trace.display());
+    // The same directory for both: what is written down must not be swept.
+    let mut command = lab
+        .mount_command("", &format!("deadline=1s,sync_deadline=1s,steady=500ms,pause_file={},{hook}", pause.display()));
+    assert!(command.env("STEADFS_STATE_DIR", &run).status().unwrap().success());
+    lab.wait_state("live");
+    let pid = daemon(&lab);
+    lab.sshd.stop();
+    wait("the pause file", || pause.exists());
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    let mut command = lab.steadfs(&["umount", lab.hot.to_str().unwrap()]);
+    let output = command.env("STEADFS_STATE_DIR", &run).output().unwrap();
+    assert!(output.status.success() && stderr(&output).contains("its worker let go"), "{output:?}");
+    assert!(!pause.exists());
+    assert_eq!(std::fs::read_to_string(&trace).unwrap(), "recovery\n");
+    assert_gone(&lab, pid);
+}
+
 fn http(path: &Path, target: &str) -> String {
     let mut stream = UnixStream::connect(path).unwrap();
     write!(stream, "GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
