@@ -156,6 +156,16 @@ fn the_guard_keeps_the_directory_below_unwritable() {
     assert_eq!(refused, Some(std::io::ErrorKind::PermissionDenied), "even for root");
 }
 
+/// A start that took long, on a busy machine, is an outage of its own: waits until nothing of it is left.
+fn begin_anew(lab: &Lab, trace: &Path) {
+    lab.wait_state("live");
+    wait("the worker runs", || {
+        let status = lab.status();
+        status["state"] == "live" && status["worker"]["paused_since"].is_null()
+    });
+    let _ = std::fs::remove_file(trace);
+}
+
 #[test]
 fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
     let mut lab = Lab::unmounted();
@@ -168,7 +178,7 @@ fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
         hook("recovery")
     );
     mount_in_background(&lab, &options);
-    lab.wait_state("live");
+    begin_anew(&lab, &trace);
     lab.sshd.stop();
     wait("the pause file", || pause.exists());
     let flag: serde_json::Value = serde_json::from_slice(&std::fs::read(&pause).unwrap()).unwrap();
@@ -193,7 +203,7 @@ fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
     let mut command = lab
         .mount_command("", &format!("deadline=1s,sync_deadline=1s,steady=500ms,pause_file={},{hook}", pause.display()));
     assert!(command.env("STEADFS_STATE_DIR", &run).status().unwrap().success());
-    lab.wait_state("live");
+    begin_anew(&lab, &trace);
     let pid = daemon(&lab);
     lab.sshd.stop();
     wait("the pause file", || pause.exists());
@@ -205,6 +215,70 @@ fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
     assert!(!pause.exists());
     assert_eq!(std::fs::read_to_string(&trace).unwrap(), "recovery\n");
     assert_gone(&lab, pid);
+}
+
+/// A mount whose ssh never says a word, so that its start takes as long as it may.
+fn silent_ssh(lab: &Lab, flag: &str, options: &str) -> Command {
+    let ssh = lab.path("silent-ssh");
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec sleep 1000 # {}\n", ssh.display())).unwrap();
+    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    lab.mount_command(flag, &format!("ssh_command={},{options}", ssh.display()))
+}
+
+fn assert_nothing_left(lab: &Lab) {
+    wait("sshfs ends", || lab.clients("sshfs").is_empty() && lab.clients("steadfs").is_empty());
+    assert_eq!(mount_of(&lab.hot), None);
+    let left: Vec<_> = std::fs::read_dir(lab.path("run")).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
+    assert!(!lab.path("state").exists());
+}
+
+#[test]
+fn a_start_can_be_asked_about_and_ended_before_the_overlay_answers() {
+    let lab = Lab::unmounted();
+    let hot = lab.hot.to_str().unwrap();
+    for way in ["SIGTERM", "SIGINT", "umount"] {
+        let mut daemon = silent_ssh(&lab, "-f", "soft_start=no").stderr(Stdio::piped()).spawn().unwrap();
+        wait("sshfs runs", || !lab.clients("sshfs").is_empty());
+        wait("it answers", || lab.state() == "starting");
+        let pid = Pid::from_raw(daemon.id().cast_signed());
+        match way {
+            "SIGTERM" => kill(pid, Signal::SIGTERM).unwrap(),
+            "SIGINT" => kill(pid, Signal::SIGINT).unwrap(),
+            _ => assert!(lab.steadfs(&["umount", hot]).status().unwrap().success()),
+        }
+        let begun = Instant::now();
+        wait("it ends", || daemon.try_wait().unwrap().is_some());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{way}");
+        let output = daemon.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(32), "{way}: {output:?}");
+        assert!(stderr(&output).ends_with("it was told to end before the overlay was mounted"), "{way}: {output:?}");
+        assert_nothing_left(&lab);
+    }
+}
+
+#[test]
+fn a_mount_command_that_is_interrupted_takes_its_daemon_with_it() {
+    let lab = Lab::unmounted();
+    let mut parent = silent_ssh(&lab, "", "soft_start=no").spawn().unwrap();
+    wait("sshfs runs", || !lab.clients("sshfs").is_empty());
+    kill(Pid::from_raw(parent.id().cast_signed()), Signal::SIGINT).unwrap();
+    parent.wait().unwrap();
+    assert_nothing_left(&lab);
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_said_to_be_silent() {
+    let lab = Lab::unmounted();
+    mount_in_background(&lab, "");
+    let pid = Pid::from_raw(daemon(&lab));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let output = lab.steadfs(&["status", lab.hot.to_str().unwrap()]).output().unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).ends_with("the daemon does not answer: no answer within 2 s"), "{output:?}");
+    assert!(lab.steadfs(&["umount", lab.hot.to_str().unwrap()]).status().unwrap().success());
+    assert_gone(&lab, pid.as_raw());
 }
 
 fn http(path: &Path, target: &str) -> String {

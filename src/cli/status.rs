@@ -55,7 +55,11 @@ pub fn run(args: StatusArgs) -> ExitCode {
             }
             Err(error) => {
                 silent = true;
-                super::complain(&format!("{}: the daemon does not answer: {error}", socket.display()));
+                super::complain(&format!(
+                    "{}: the daemon does not answer: {}",
+                    socket.display(),
+                    words(&error, PATIENCE)
+                ));
             }
         }
     }
@@ -96,7 +100,9 @@ pub fn recover(mountpoint: &Path) -> ExitCode {
             super::complain(&format!("no steadfs serves {}", mountpoint.display()));
             ExitCode::from(3)
         }
-        Err(error) => failed(&format!("{}: the daemon does not answer: {error}", mountpoint.display())),
+        Err(error) => {
+            failed(&format!("{}: the daemon does not answer: {}", mountpoint.display(), words(&error, PATIENCE)))
+        }
     }
 }
 
@@ -106,7 +112,7 @@ pub fn umount_request(mountpoint: &Path) -> Result<(), String> {
         Ok(Reply::Done) => Ok(()),
         Ok(Reply::Busy { text } | Reply::Failed { text }) => Err(text),
         Ok(Reply::Status(_)) => Err("the daemon answered something else".into()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(words(&error, UMOUNT_PATIENCE)),
     }
 }
 
@@ -140,6 +146,14 @@ fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
 /// True if there is no daemon, rather than one that does not answer.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A socket's timeout is EAGAIN, whose own words say nothing of it (socket(7), SO_RCVTIMEO).
+fn words(error: &io::Error, patience: Duration) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no answer within {} s", patience.as_secs()),
+        _ => error.to_string(),
+    }
 }
 
 fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {

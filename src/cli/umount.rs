@@ -46,7 +46,11 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     let shown = path.display();
     let entry = mountinfo::at(&path).map_err(place::no_mountinfo)?;
     match (entry, claim::holder(&path)?) {
-        (None, Holder::Daemon) => wait_for_end(&path),
+        (None, Holder::Daemon) => {
+            // Unless it is ending already it is still starting; then nobody listens, or it does as it is told.
+            let _ = status::umount_request(&path);
+            wait_for_end(&path)
+        }
         (None, Holder::Nobody) if !worker::is_noted(&path) => Err(MountError::Mount(format!("{shown} is not mounted"))),
         (None, holder) => {
             clean_up(&path, holder)?;
