@@ -96,13 +96,19 @@ fn a_mount_in_use_is_refused_and_one_already_there_too() {
 #[test]
 fn a_refused_key_and_an_unknown_host_are_named_with_exit_code_32() {
     let lab = Lab::unmounted();
-    for (from, to, words) in [("client", "stranger", "Permission denied"), ("known", "unknown", "host key")] {
+    let server = &lab.net.server;
+    for (from, to, words, remedy) in [
+        ("client", "stranger", "Permission denied", "give IdentityFile="),
+        ("known", "unknown", "host key", "connect once with ssh "),
+        ("known", "mistaken", "HAS CHANGED", "remove the old one with ssh-keygen -f "),
+    ] {
         let mut command = lab.steadfs(&["mount"]);
         command.args([&format!("root@{}:/", lab.net.server), lab.hot.to_str().unwrap()]);
         let output = command.args(["-o", &format!("guard=no,{}", lab.sshd.options_with(from, to))]).output().unwrap();
         assert_eq!(output.status.code(), Some(32), "{output:?}");
         let text = stderr(&output);
-        assert!(text.contains(words) && text.lines().count() == 1, "{text}");
+        assert!(text.contains(words) && text.contains(remedy) && text.contains(server), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert_eq!((mount_of(&lab.hot), std::fs::read_dir(lab.path("run")).unwrap().count()), (None, 0));
     }
     let mut command = lab.steadfs(&["mount"]);

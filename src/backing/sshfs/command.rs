@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::failure::Peer;
+
 /// Options that steadfs gives unless the user gave the same option another value. Sources: ssh_config(5), sshfs(1).
 const DEFAULTS: [(&str, &str); 6] = [
     // Nobody is there to answer a question.
@@ -54,7 +56,7 @@ impl Arguments {
     /// True when calls do not go through the ssh of this machine's PATH to a server.
     pub fn has_own_transport(&self) -> bool {
         let other_program =
-            value_of(&self.options, "ssh_command").is_some_and(|command| command.split(' ').next() != Some("ssh"));
+            value_of(&self.options, "ssh_command").is_some_and(|command| tokens(command).next() != Some("ssh"));
         let has =
             |name: &&str| value_of(&self.options, name).is_some() || self.options.iter().any(|option| option == name);
         other_program || ["directport", "passive", "slave", "vsock"].iter().any(has)
@@ -70,7 +72,7 @@ impl Arguments {
             match option.split_once('=') {
                 Some(("port", port)) => arguments.extend(["-p".into(), port.into()]),
                 // Options that sshfs does not know are given to ssh in its own command line.
-                Some(("ssh_command", command)) => arguments.extend(command.split(' ').skip(1).map(String::from)),
+                Some(("ssh_command", command)) => arguments.extend(tokens(command).skip(1).map(String::from)),
                 Some((name, _)) if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
                     arguments.extend(["-o".into(), option.clone()]);
                 }
@@ -79,6 +81,14 @@ impl Arguments {
         }
         arguments.extend(["--".into(), self.host()]);
         arguments
+    }
+
+    /// Who is logged in to, for messages.
+    pub fn peer(&self) -> Peer {
+        let login = self.host();
+        let value = |name: &str| value_of(&self.options, name).map(str::to_owned);
+        let host = login.rsplit_once('@').map_or(login.as_str(), |(_, host)| host).to_owned();
+        Peer { host, login, port: value("port"), known_hosts: value("UserKnownHostsFile") }
     }
 
     /// `[user@]host`, without the brackets around an IPv6 address.
@@ -93,6 +103,13 @@ impl Arguments {
         };
         format!("{user}{host}")
     }
+}
+
+/// The words of an ssh command as sshfs finds them (tokenize_on_space in sshfs.c): a blank behind a backslash does not end
+/// a word, and the backslash stays for ssh to take away.
+fn tokens(command: &str) -> impl Iterator<Item = &str> {
+    let mut previous = None;
+    command.split(move |c| previous.replace(c) != Some('\\') && c == ' ').filter(|t| !t.is_empty())
 }
 
 /// The value of `name=`; names of ssh options do not care for case.
@@ -133,5 +150,13 @@ mod tests {
         let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into() };
         assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "-F", "/c", "--", "me@fe80::1"]);
         assert_eq!(Arguments::new("box:dir", &[]).host(), "box");
+    }
+
+    #[test]
+    fn a_blank_in_an_option_of_ssh_brings_no_host_in() {
+        let options = ["ssh_command=ssh  -oSetEnv=A=b\\ c -oTag=x ".to_owned()];
+        let arguments = Arguments { target: "h:".into(), options: options.into() };
+        assert_eq!(arguments.ssh(), ["-oSetEnv=A=b\\ c", "-oTag=x", "--", "h"]);
+        assert!(!arguments.has_own_transport());
     }
 }
