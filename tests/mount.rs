@@ -223,6 +223,75 @@ fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
     assert_gone(&lab, pid);
 }
 
+#[test]
+fn a_mount_replaces_its_own_dead_one_and_no_other() {
+    let lab = Lab::unmounted();
+    std::fs::write(lab.store.join("file"), "content").unwrap();
+    mount_in_background(&lab, "");
+    for options in ["", "subtype=sshfs"] {
+        lab.wait_state("live");
+        let pid = daemon(&lab);
+        // Somebody is in the dead mount, which must not matter.
+        let mut held = Command::new("sleep").arg("1000").current_dir(&lab.hot).spawn().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+        mount_in_background(&lab, options);
+        assert_ne!(daemon(&lab), pid);
+        assert_eq!(std::fs::read_to_string(lab.hot.join("file")).unwrap(), "content");
+        held.kill().unwrap();
+        held.wait().unwrap();
+    }
+    let pid = daemon(&lab);
+    assert!(lab.steadfs(&["umount", lab.hot.to_str().unwrap()]).status().unwrap().success());
+    assert_gone(&lab, pid);
+    // A dead sshfs is none of ours, whatever we would call ourselves.
+    let mut lab = lab;
+    let mut sshfs = Command::new("sshfs");
+    sshfs.args(["-f", "-o", &lab.sshd.client_options(), &lab.source()]).arg(&lab.hot);
+    let mut sshfs = sshfs.stderr(Stdio::null()).spawn().unwrap();
+    wait("sshfs serves", || lab.hot.join("file").exists());
+    sshfs.kill().unwrap();
+    sshfs.wait().unwrap();
+    let output = lab.mount_command("", "subtype=sshfs").output().unwrap();
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert!(stderr(&output).contains("already mounted"), "{output:?}");
+    assert!(run("umount", &[lab.hot.to_str().unwrap()]).status.success());
+    lab.sshd.stop();
+}
+
+#[test]
+fn an_ordinary_user_is_not_kept_out_of_what_the_server_lets_him_have() {
+    let lab = Lab::unmounted();
+    let secret = lab.store.join("secret");
+    std::fs::write(&secret, "for the server's user\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // Programs, keys and mountpoint where an ordinary user can reach them.
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path().display().to_string();
+    std::fs::copy(env!("CARGO_BIN_EXE_steadfs"), home.path().join("steadfs")).unwrap();
+    std::fs::create_dir(home.path().join("hot")).unwrap();
+    let ssh = lab.path("ssh").display().to_string();
+    for file in ["client", "known"] {
+        std::fs::copy(format!("{ssh}/{file}"), home.path().join(file)).unwrap();
+    }
+    assert!(run("chown", &["-R", "65534:65534", &at]).status.success());
+    let options = lab.sshd.client_options().replace(&ssh, &at);
+    let user = "./steadfs mount $SOURCE hot -o $OPTIONS && cat hot/secret && echo more >> hot/secret && \
+                ./steadfs umount hot";
+    // Where /dev/fuse is root's alone, he gets one in a mount namespace of the test's own.
+    let script = format!(
+        "set -e; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c '{user}'"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(&at).env("HOME", &at).env("OPTIONS", options);
+    command.env("SOURCE", lab.source()).env("STEADFS_RUNTIME_DIR", format!("{at}/run"));
+    let output = command.env_remove("XDG_STATE_HOME").env_remove("STEADFS_STATE_DIR").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"for the server's user\n");
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "for the server's user\nmore\n");
+}
+
 /// A mount whose ssh never says a word, so that its start takes as long as it may.
 fn silent_ssh(lab: &Lab, flag: &str, options: &str) -> Command {
     let ssh = lab.path("silent-ssh");

@@ -112,10 +112,11 @@ fn tokens(command: &str) -> impl Iterator<Item = &str> {
     command.split(move |c| previous.replace(c) != Some('\\') && c == ' ').filter(|t| !t.is_empty())
 }
 
-/// The value of `name=`; names of ssh options do not care for case.
+/// The value of `name=`, the last one; names of ssh options do not care for case.
 fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
     options
         .iter()
+        .rev()
         .filter_map(|option| option.split_once('='))
         .find(|(key, _)| key.eq_ignore_ascii_case(name))
         .map(|(_, v)| v)
