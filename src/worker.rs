@@ -100,8 +100,8 @@ impl Worker {
         self.report.lock().clone()
     }
 
-    /// Lets a paused worker go and ends, within `hook_timeout`: an `on_outage` that runs is cut short, and events that
-    /// have not been looked at are dropped.
+    /// Lets a paused worker go and ends, within `hook_timeout` (twice that if an `on_recovery` is running and fails): an
+    /// `on_outage` that runs is cut short, and events that have not been looked at are dropped.
     pub fn stop(&self) {
         self.ending.store(true, SeqCst);
         // The thread may have ended on its own account only by a panic.

@@ -276,8 +276,8 @@ fn an_ordinary_user_is_not_kept_out_of_what_the_server_lets_him_have() {
     }
     assert!(run("chown", &["-R", "65534:65534", &at]).status.success());
     let options = lab.sshd.client_options().replace(&ssh, &at);
-    let user = "./steadfs mount $SOURCE hot -o $OPTIONS && cat hot/secret && echo more >> hot/secret && \
-                ./steadfs umount hot";
+    let user = "./steadfs mount $SOURCE hot -o $OPTIONS && { cat hot/secret && echo more >> hot/secret; \
+                result=$?; ./steadfs umount hot && exit $result; }";
     // Where /dev/fuse is root's alone, he gets one in a mount namespace of the test's own.
     let script = format!(
         "set -e; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \

@@ -123,15 +123,11 @@ fn serve(prepared: Prepared, ready: impl FnOnce() + Send + 'static) -> Result<()
     result
 }
 
-/// Everything that can be found out before anything is changed.
+/// Everything that can be found out before anything is changed, but for a dead mount of ours that is in the way.
 fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     let source = source::parse(&args.source).map_err(MountError::Usage)?;
     let mut options = parse_options(args)?;
     let mountpoint = place::resolve(&args.mountpoint)?;
-    if dead::clear(&mountpoint, &options.overlay.subtype)? {
-        options.notes.push(format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
-    }
-    place::check(&mountpoint, options.nonempty)?;
     for (name, path) in paths(&options) {
         if path.starts_with(&mountpoint) {
             let place = mountpoint.display();
@@ -148,6 +144,11 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
         }
     }
     machine::fuse(options.overlay.allow_other)?;
+    // Nothing else stands in the way any more.
+    if dead::clear(&mountpoint, &options.overlay.subtype)? {
+        options.notes.push(format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
+    }
+    place::check(&mountpoint, options.nonempty)?;
     let claim = claim::Claim::take(&mountpoint)?;
     let notes = std::mem::take(&mut options.notes);
     let config = MountConfig {
