@@ -51,7 +51,7 @@ struct RecoverArgs {
 pub fn main() -> ExitCode {
     // No help subcommand: it would repeat what --help says.
     let matches = command().try_get_matches();
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match matches.and_then(|matches| read(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -63,6 +63,14 @@ pub fn main() -> ExitCode {
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
     }
+}
+
+fn read(matches: &clap::ArgMatches) -> Result<Cli, clap::Error> {
+    let mut cli = Cli::from_arg_matches(matches)?;
+    if let (Command::Mount(args), Some((_, given))) = (&mut cli.command, matches.subcommand()) {
+        args.order(given);
+    }
+    Ok(cli)
 }
 
 /// The command line as clap sees it, with the `-o` options in the help of `mount`.

@@ -7,9 +7,11 @@ mod signals;
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
 
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
@@ -27,6 +29,8 @@ use crate::worker::Worker;
 
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
+/// Time between two looks for signals while the first start is under way.
+const GLANCE: Duration = Duration::from_millis(50);
 /// Time between two looks whether the overlay is still mounted.
 const LOOK: Duration = Duration::from_millis(500);
 /// Time between two events that belong together.
@@ -69,28 +73,40 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
     limits::raise_descriptors();
     let config = Arc::new(config);
     let started = SystemTime::now();
+    // Before anything is started: whatever ends the daemon from here on, it cleans up after itself.
+    let (wakeups, inbox) = channel();
+    let _forwarding = signals::forward(wakeups.clone()).map_err(system)?;
     let watch = Watch::default();
     // Both follow the supervisor from its first event on.
     let bound = telemetry::bind(&config, &watch).map_err(MountError::System)?;
     let worker = Worker::start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
-    let result = serve(&config, bound, &watch, &worker, started, ready);
+    let mut guard = None;
+    let result = serve(&config, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
-    result.map(drop)
+    drop(guard);
+    result
 }
 
 fn serve(
     config: &Arc<MountConfig>,
-    bound: telemetry::Bound,
+    wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
+    (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
     watch: &Watch,
     worker: &Arc<Worker>,
     started: SystemTime,
     ready: impl FnOnce(),
-) -> Result<(telemetry::Guard, signals::Forwarding), MountError> {
+) -> Result<(), MountError> {
     let backing = make_backing(&config.source, &config.sshfs_options, &rundir::of(&config.mountpoint))?;
-    let core = Core::start(config, backing, watch.clone()).map_err(system)?;
-    let first = core.first_answer(config.soft_start).and_then(|()| core.mount(config));
+    let core = Core::start(config, backing, watch.clone(), wakeups).map_err(system)?;
+    // Served before there is a mount: a start that takes its time is what people ask about.
+    let served = bound.serve(core.observed(config, worker, started)).map_err(system);
+    let first = served.and_then(|served| {
+        *guard = Some(served);
+        core.first_answer(config.soft_start)?;
+        core.mount(config)
+    });
     let mount = match first {
         Ok(mount) => mount,
         Err(error) => {
@@ -98,18 +114,12 @@ fn serve(
             return Err(error);
         }
     };
-    let observed = core.observed(config, &mount, worker, started);
-    let guard = bound.serve(observed).and_then(|guard| Ok((guard, signals::forward(core.wakeups.clone())?)));
-    let guard = guard.map_err(system).inspect_err(|_| {
-        let _ = mount.unmount(true);
-        core.stop();
-    })?;
     ready();
     notify::ready();
     core.serve(&mount);
     notify::stopping();
     core.stop();
-    Ok(guard)
+    Ok(())
 }
 
 fn system(error: io::Error) -> MountError {
@@ -146,10 +156,17 @@ struct Core {
     events: Receiver<(SystemTime, Event)>,
     wakeups: Sender<Wakeup>,
     inbox: Receiver<Wakeup>,
+    /// Set when there is one.
+    mount: Arc<OnceLock<Arc<Mount>>>,
 }
 
 impl Core {
-    fn start(config: &MountConfig, backing: Arc<dyn Backing>, watch: Watch) -> io::Result<Core> {
+    fn start(
+        config: &MountConfig,
+        backing: Arc<dyn Backing>,
+        watch: Watch,
+        (wakeups, wakeup_inbox): (Sender<Wakeup>, Receiver<Wakeup>),
+    ) -> io::Result<Core> {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
@@ -175,24 +192,35 @@ impl Core {
             config.calls.deadline,
             watch.clone(),
         )?;
-        let (wakeups, inbox) = channel();
-        Ok(Core { gate, overlay, supervisor: Arc::new(supervisor), watch, events, wakeups, inbox })
+        Ok(Core {
+            gate,
+            overlay,
+            supervisor: Arc::new(supervisor),
+            watch,
+            events,
+            wakeups,
+            inbox: wakeup_inbox,
+            mount: Arc::default(),
+        })
     }
 
-    /// Waits for the first generation, or for the news that there will be none.
+    /// Waits for the first generation, or for the news that there will be none, or for the end.
     fn first_answer(&self, soft: bool) -> Result<(), MountError> {
         let mut until = Instant::now() + FIRST_ANSWER;
         loop {
-            let event = if soft {
-                match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok((_, event)) => event,
-                    Err(RecvTimeoutError::Timeout) => return Ok(()),
-                    Err(RecvTimeoutError::Disconnected) => {
-                        return Err(MountError::Mount("the supervisor ended".into()));
-                    }
+            match self.inbox.try_recv() {
+                Ok(Wakeup::Terminate) => {
+                    return Err(MountError::Mount("it was told to end before the overlay was mounted".into()));
                 }
-            } else {
-                self.events.recv().map_err(|_| MountError::Mount("the supervisor ended".into()))?.1
+                Ok(Wakeup::Retry) => self.supervisor.retry_now(),
+                Ok(Wakeup::Unmounted(_)) | Err(_) => {}
+            }
+            let wait = if soft { until.saturating_duration_since(Instant::now()).min(GLANCE) } else { GLANCE };
+            let event = match self.events.recv_timeout(wait) {
+                Ok((_, event)) => event,
+                Err(RecvTimeoutError::Timeout) if soft && Instant::now() >= until => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Err(MountError::Mount("the supervisor ended".into())),
             };
             match event {
                 Event::Recovered { .. } => return Ok(()),
@@ -226,17 +254,12 @@ impl Core {
             return Err(MountError::System("the kernel did not begin the FUSE session".into()));
         }
         mount.raise_read_ahead();
-        Ok(Arc::new(mount))
+        Ok(Arc::clone(self.mount.get_or_init(|| Arc::new(mount))))
     }
 
-    fn observed(
-        &self,
-        config: &Arc<MountConfig>,
-        mount: &Arc<Mount>,
-        worker: &Arc<Worker>,
-        started: SystemTime,
-    ) -> Observed {
-        let (overlay, supervisor, mount) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor), Arc::clone(mount));
+    fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
+        let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
+        let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
@@ -245,12 +268,19 @@ impl Core {
             started,
             counts: Arc::new(move || overlay.counts()),
             retry_now: Arc::new(move || supervisor.retry_now()),
-            stop: Arc::new(move |lazy| match mount.unmount(lazy) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    Err(UmountRefused::Busy("target is busy".into()))
+            stop: Arc::new(move |lazy| {
+                let Some(mount) = mount.get() else {
+                    // Nothing is mounted yet; who asks wants the daemon to end.
+                    _ = wakeups.lock().send(Wakeup::Terminate);
+                    return Ok(());
+                };
+                match mount.unmount(lazy) {
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                        Err(UmountRefused::Busy("target is busy".into()))
+                    }
+                    Err(error) => Err(UmountRefused::Other(error.to_string())),
+                    Ok(()) => Ok(()),
                 }
-                Err(error) => Err(UmountRefused::Other(error.to_string())),
-                Ok(()) => Ok(()),
             }),
         }
     }

@@ -220,6 +220,56 @@ fn umount_knows_what_is_not_its_own() {
 }
 
 #[test]
+fn nothing_of_a_runtime_directory_that_others_could_have_made_is_trusted_or_touched() {
+    let place = Place::new();
+    let hot = place.path("hot");
+    // As systemd.unit(5) escapes it.
+    let name: String = hot[1..].chars().map(|c| if c == '/' { "-".into() } else { escaped(c) }).collect();
+    let (own, precious) = (format!("{}/{name}", place.path("run")), place.path("precious"));
+    std::fs::create_dir(&precious).expect("mkdir");
+    let socket = std::os::unix::net::UnixListener::bind(format!("{precious}/control.sock")).expect("bound");
+    std::fs::write(format!("{precious}/file"), "x").expect("write");
+    std::os::unix::fs::symlink(&precious, &own).expect("symlink");
+    let line = format!("{own} belongs to somebody else or can be written by others: remove it");
+    for command in [&["umount", &hot][..], &["status", &hot], &["status"], &["recover", &hot]] {
+        fails(&mut place.steadfs(command), 1, &line);
+    }
+    std::fs::remove_file(&own).expect("rm");
+    let run = place.path("run");
+    std::fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+    for command in [&["umount", &hot][..], &["status", &hot], &["status"], &["recover", &hot]] {
+        let line = format!("{run} belongs to somebody else or can be written by others: remove it");
+        fails(&mut place.steadfs(command), 1, &line);
+    }
+    drop(socket);
+    assert_eq!(std::fs::read_dir(&precious).expect("readdir").count(), 2, "nothing was removed");
+}
+
+fn escaped(c: char) -> String {
+    if c.is_ascii_alphanumeric() || "._:".contains(c) { c.into() } else { format!("\\x{:02x}", u32::from(c)) }
+}
+
+#[test]
+fn umount_lets_go_a_worker_that_a_killed_daemon_left_paused() {
+    let place = Place::new();
+    let (hot, state, flag) = (place.path("hot"), place.path("state"), place.path("pause"));
+    let name: String = hot[1..].chars().map(|c| if c == '/' { "-".into() } else { escaped(c) }).collect();
+    let (note, trace) = (format!("{state}/{name}/paused.json"), place.path("trace"));
+    std::fs::create_dir_all(format!("{state}/{name}")).expect("mkdir");
+    std::fs::write(&flag, "{}").expect("write");
+    let command = ["sh".into(), "-c".into(), format!("echo $STEADFS_STATE >> {trace}")];
+    let record = serde_json::json!({
+        "since": "1970-01-01T00:00:00Z", "reason": "probe_late", "overlay": hot, "pause_file": flag, "on_recovery": command,
+    });
+    std::fs::write(&note, record.to_string()).expect("write");
+    let line = format!("{hot} is not mounted; what an earlier steadfs left behind is gone now");
+    fails(place.steadfs(&["umount", &hot]).env("STEADFS_STATE_DIR", &state), 32, &line);
+    assert_eq!(std::fs::read_to_string(&trace).expect("it ran"), "running\n");
+    assert!(!Path::new(&flag).exists() && !Path::new(&note).exists());
+    place.nothing_changed();
+}
+
+#[test]
 fn the_mount_helper_speaks_mount_8() {
     let helper = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-helper/mount.steadfs");
     let shown = |arguments: &[&str]| {

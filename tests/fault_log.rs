@@ -47,7 +47,10 @@ fn survive(name: &str, blip: bool, fault: impl FnOnce(&mut Lab) -> Fault) {
     }
     let (resident, limit) = (&status["resident_bytes"], &status["resident_limit_bytes"]);
     assert!(resident.as_u64() < limit.as_u64(), "{name}: {resident} bytes of memory, the limit is {limit}");
-    assert!(status["log"]["bytes"].as_u64() <= status["log"]["limit_bytes"].as_u64().map(|l| l + (4 << 20)), "{status}");
+    assert!(
+        status["log"]["bytes"].as_u64() <= status["log"]["limit_bytes"].as_u64().map(|l| l + (4 << 20)),
+        "{status}"
+    );
     assert_eq!((&lab.status()["log"]["bytes"], &status["log"]["lost_files_total"]), (&0.into(), &0.into()));
     assert_eq!(process::stuck(&lab.family()), Vec::<String>::new(), "{name}");
     lab.umount();

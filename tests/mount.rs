@@ -96,13 +96,19 @@ fn a_mount_in_use_is_refused_and_one_already_there_too() {
 #[test]
 fn a_refused_key_and_an_unknown_host_are_named_with_exit_code_32() {
     let lab = Lab::unmounted();
-    for (from, to, words) in [("client", "stranger", "Permission denied"), ("known", "unknown", "host key")] {
+    let server = &lab.net.server;
+    for (from, to, words, remedy) in [
+        ("client", "stranger", "Permission denied", "give IdentityFile="),
+        ("known", "unknown", "host key", "connect once with ssh "),
+        ("known", "mistaken", "HAS CHANGED", "remove the old one with ssh-keygen -f "),
+    ] {
         let mut command = lab.steadfs(&["mount"]);
         command.args([&format!("root@{}:/", lab.net.server), lab.hot.to_str().unwrap()]);
         let output = command.args(["-o", &format!("guard=no,{}", lab.sshd.options_with(from, to))]).output().unwrap();
         assert_eq!(output.status.code(), Some(32), "{output:?}");
         let text = stderr(&output);
-        assert!(text.contains(words) && text.lines().count() == 1, "{text}");
+        assert!(text.contains(words) && text.contains(remedy) && text.contains(server), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
         assert_eq!((mount_of(&lab.hot), std::fs::read_dir(lab.path("run")).unwrap().count()), (None, 0));
     }
     let mut command = lab.steadfs(&["mount"]);
@@ -170,6 +176,16 @@ fn the_guard_keeps_the_directory_below_unwritable() {
     assert_eq!(refused, Some(std::io::ErrorKind::PermissionDenied), "even for root");
 }
 
+/// A start that took long, on a busy machine, is an outage of its own: waits until nothing of it is left.
+fn begin_anew(lab: &Lab, trace: &Path) {
+    lab.wait_state("live");
+    wait("the worker runs", || {
+        let status = lab.status();
+        status["state"] == "live" && status["worker"]["paused_since"].is_null()
+    });
+    let _ = std::fs::remove_file(trace);
+}
+
 #[test]
 fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
     let mut lab = Lab::unmounted();
@@ -182,7 +198,7 @@ fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
         hook("recovery")
     );
     mount_in_background(&lab, &options);
-    lab.wait_state("live");
+    begin_anew(&lab, &trace);
     lab.sshd.stop();
     wait("the pause file", || pause.exists());
     let flag: serde_json::Value = serde_json::from_slice(&std::fs::read(&pause).unwrap()).unwrap();
@@ -196,6 +212,162 @@ fn the_worker_is_paused_in_a_long_outage_and_let_go_after_it() {
     run("umount", &[lab.hot.to_str().unwrap()]);
     assert_gone(&lab, pid);
     assert!(!lab.path("state").exists());
+}
+
+#[test]
+fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
+    let mut lab = Lab::unmounted();
+    let (pause, trace, run) = (lab.path("pause"), lab.path("trace"), lab.path("run"));
+    let hook = format!("on_recovery=sh:echo recovery >> {}", trace.display());
+    // The same directory for both: what is written down must not be swept.
+    let mut command = lab
+        .mount_command("", &format!("deadline=1s,sync_deadline=1s,steady=500ms,pause_file={},{hook}", pause.display()));
+    assert!(command.env("STEADFS_STATE_DIR", &run).status().unwrap().success());
+    begin_anew(&lab, &trace);
+    let pid = daemon(&lab);
+    lab.sshd.stop();
+    wait("the pause file", || pause.exists());
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    let mut command = lab.steadfs(&["umount", lab.hot.to_str().unwrap()]);
+    let output = command.env("STEADFS_STATE_DIR", &run).output().unwrap();
+    assert!(output.status.success() && stderr(&output).contains("its worker let go"), "{output:?}");
+    assert!(!pause.exists());
+    assert_eq!(std::fs::read_to_string(&trace).unwrap(), "recovery\n");
+    assert_gone(&lab, pid);
+}
+
+#[test]
+fn a_mount_replaces_its_own_dead_one_and_no_other() {
+    let lab = Lab::unmounted();
+    std::fs::write(lab.store.join("file"), "content").unwrap();
+    mount_in_background(&lab, "");
+    for options in ["", "subtype=sshfs"] {
+        lab.wait_state("live");
+        let pid = daemon(&lab);
+        // Somebody is in the dead mount, which must not matter.
+        let mut held = Command::new("sleep").arg("1000").current_dir(&lab.hot).spawn().unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+        mount_in_background(&lab, options);
+        assert_ne!(daemon(&lab), pid);
+        assert_eq!(std::fs::read_to_string(lab.hot.join("file")).unwrap(), "content");
+        held.kill().unwrap();
+        held.wait().unwrap();
+    }
+    let pid = daemon(&lab);
+    assert!(lab.steadfs(&["umount", lab.hot.to_str().unwrap()]).status().unwrap().success());
+    assert_gone(&lab, pid);
+    // A dead sshfs is none of ours, whatever we would call ourselves.
+    let mut lab = lab;
+    let mut sshfs = Command::new("sshfs");
+    sshfs.args(["-f", "-o", &lab.sshd.client_options(), &lab.source()]).arg(&lab.hot);
+    let mut sshfs = sshfs.stderr(Stdio::null()).spawn().unwrap();
+    wait("sshfs serves", || lab.hot.join("file").exists());
+    sshfs.kill().unwrap();
+    sshfs.wait().unwrap();
+    let output = lab.mount_command("", "subtype=sshfs").output().unwrap();
+    assert_eq!(output.status.code(), Some(32), "{output:?}");
+    assert!(stderr(&output).contains("already mounted"), "{output:?}");
+    assert!(run("umount", &[lab.hot.to_str().unwrap()]).status.success());
+    lab.sshd.stop();
+}
+
+#[test]
+fn an_ordinary_user_is_not_kept_out_of_what_the_server_lets_him_have() {
+    let lab = Lab::unmounted();
+    let secret = lab.store.join("secret");
+    std::fs::write(&secret, "for the server's user\n").unwrap();
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    // Programs, keys and mountpoint where an ordinary user can reach them.
+    let home = tempfile::tempdir().unwrap();
+    let at = home.path().display().to_string();
+    std::fs::copy(env!("CARGO_BIN_EXE_steadfs"), home.path().join("steadfs")).unwrap();
+    std::fs::create_dir(home.path().join("hot")).unwrap();
+    let ssh = lab.path("ssh").display().to_string();
+    for file in ["client", "known"] {
+        std::fs::copy(format!("{ssh}/{file}"), home.path().join(file)).unwrap();
+    }
+    assert!(run("chown", &["-R", "65534:65534", &at]).status.success());
+    let options = lab.sshd.client_options().replace(&ssh, &at);
+    let user = "./steadfs mount $SOURCE hot -o $OPTIONS && { cat hot/secret && echo more >> hot/secret; \
+                result=$?; ./steadfs umount hot && exit $result; }";
+    // Where /dev/fuse is root's alone, he gets one in a mount namespace of the test's own.
+    let script = format!(
+        "set -e; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups sh -c '{user}'"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script]).current_dir(&at).env("HOME", &at).env("OPTIONS", options);
+    command.env("SOURCE", lab.source()).env("STEADFS_RUNTIME_DIR", format!("{at}/run"));
+    let output = command.env_remove("XDG_STATE_HOME").env_remove("STEADFS_STATE_DIR").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"for the server's user\n");
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "for the server's user\nmore\n");
+}
+
+/// A mount whose ssh never says a word, so that its start takes as long as it may.
+fn silent_ssh(lab: &Lab, flag: &str, options: &str) -> Command {
+    let ssh = lab.path("silent-ssh");
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec sleep 1000 # {}\n", ssh.display())).unwrap();
+    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    lab.mount_command(flag, &format!("ssh_command={},{options}", ssh.display()))
+}
+
+fn assert_nothing_left(lab: &Lab) {
+    wait("sshfs ends", || lab.clients("sshfs").is_empty() && lab.clients("steadfs").is_empty());
+    assert_eq!(mount_of(&lab.hot), None);
+    let left: Vec<_> = std::fs::read_dir(lab.path("run")).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert_eq!(left, Vec::<std::path::PathBuf>::new());
+    assert!(!lab.path("state").exists());
+}
+
+#[test]
+fn a_start_can_be_asked_about_and_ended_before_the_overlay_answers() {
+    let lab = Lab::unmounted();
+    let hot = lab.hot.to_str().unwrap();
+    for way in ["SIGTERM", "SIGINT", "umount"] {
+        let mut daemon = silent_ssh(&lab, "-f", "soft_start=no").stderr(Stdio::piped()).spawn().unwrap();
+        wait("sshfs runs", || !lab.clients("sshfs").is_empty());
+        wait("it answers", || lab.state() == "starting");
+        let pid = Pid::from_raw(daemon.id().cast_signed());
+        match way {
+            "SIGTERM" => kill(pid, Signal::SIGTERM).unwrap(),
+            "SIGINT" => kill(pid, Signal::SIGINT).unwrap(),
+            _ => assert!(lab.steadfs(&["umount", hot]).status().unwrap().success()),
+        }
+        let begun = Instant::now();
+        wait("it ends", || daemon.try_wait().unwrap().is_some());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{way}");
+        let output = daemon.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(32), "{way}: {output:?}");
+        assert!(stderr(&output).ends_with("it was told to end before the overlay was mounted"), "{way}: {output:?}");
+        assert_nothing_left(&lab);
+    }
+}
+
+#[test]
+fn a_mount_command_that_is_interrupted_takes_its_daemon_with_it() {
+    let lab = Lab::unmounted();
+    let mut parent = silent_ssh(&lab, "", "soft_start=no").spawn().unwrap();
+    wait("sshfs runs", || !lab.clients("sshfs").is_empty());
+    kill(Pid::from_raw(parent.id().cast_signed()), Signal::SIGINT).unwrap();
+    parent.wait().unwrap();
+    assert_nothing_left(&lab);
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_said_to_be_silent() {
+    let lab = Lab::unmounted();
+    mount_in_background(&lab, "");
+    let pid = Pid::from_raw(daemon(&lab));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let output = lab.steadfs(&["status", lab.hot.to_str().unwrap()]).output().unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(stderr(&output).ends_with("the daemon does not answer: no answer within 2 s"), "{output:?}");
+    assert!(lab.steadfs(&["umount", lab.hot.to_str().unwrap()]).status().unwrap().success());
+    assert_gone(&lab, pid.as_raw());
 }
 
 fn http(path: &Path, target: &str) -> String {

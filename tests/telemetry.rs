@@ -76,6 +76,7 @@ fn metrics_say_what_happened() {
         snapshot.generation = 4;
         snapshot.outages = 3;
         snapshot.outage_since = Some(began);
+        snapshot.outage_from = Some(Instant::now() - Duration::from_secs(7));
         snapshot.outage_total = Duration::from_secs(100);
         snapshot.repairs.insert(("process_exit".into(), "ok".into()), 2);
         snapshot.probes = 50;

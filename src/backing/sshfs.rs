@@ -77,13 +77,14 @@ impl SshfsBacking {
         if let Some(ending) = started.group.ending() {
             // The last words may still be on their way from the pipe.
             std::thread::sleep(LOOK * 3);
-            return Err(failure::classify(&started.group.output(), &ending));
+            return Err(failure::classify(&started.group.output(), &ending, &self.arguments.peer()));
         }
         if self.cancelled.load(Relaxed) {
             return Err(StartError::Unreachable("cancelled".into()));
         }
         if Instant::now() >= until {
-            let words = started.group.output().pop().map(|line| format!(": {line}")).unwrap_or_default();
+            let output = started.group.output();
+            let words = failure::last_words(&output).map(|line| format!(": {line}")).unwrap_or_default();
             return Err(StartError::Unreachable(format!("no answer in time{words}")));
         }
         if started.since.elapsed() > START_SILENCE && self.is_silent(started) {

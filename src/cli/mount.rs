@@ -2,6 +2,7 @@
 
 mod background;
 pub(super) mod claim;
+mod dead;
 mod logging;
 mod machine;
 pub(super) mod place;
@@ -42,6 +43,34 @@ pub struct MountArgs {
     /// Accepted for the sake of sshfs's command line, without effect.
     #[arg(short = 's', hide = true)]
     pub single_threaded: bool,
+    /// What `-o`, `-p`, `-C` and `-F` say, in the order of the command line: the last word counts.
+    #[arg(skip)]
+    in_order: Vec<Word>,
+}
+
+/// See [`MountArgs`].
+#[derive(Debug, Clone)]
+enum Word {
+    Options(String),
+    Port(String),
+    Compress,
+    ConfigFile(PathBuf),
+}
+
+impl MountArgs {
+    /// Finds out in which order options were given, which clap's fields do not say.
+    pub fn order(&mut self, matches: &clap::ArgMatches) {
+        let places = |id: &str| matches.indices_of(id).into_iter().flatten();
+        let mut words: Vec<(usize, Word)> = Vec::new();
+        words.extend(places("options").zip(self.options.iter().cloned().map(Word::Options)));
+        words.extend(places("port").zip(self.port.iter().cloned().map(Word::Port)));
+        words.extend(places("config_file").zip(self.config_file.iter().cloned().map(Word::ConfigFile)));
+        if self.compress {
+            words.extend(places("compress").map(|place| (place, Word::Compress)));
+        }
+        words.sort_by_key(|(place, _)| *place);
+        self.in_order = words.into_iter().map(|(_, word)| word).collect();
+    }
 }
 
 /// A mount that has been checked and not begun.
@@ -94,12 +123,11 @@ fn serve(prepared: Prepared, ready: impl FnOnce() + Send + 'static) -> Result<()
     result
 }
 
-/// Everything that can be found out before anything is changed.
+/// Everything that can be found out before anything is changed, but for a dead mount of ours that is in the way.
 fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     let source = source::parse(&args.source).map_err(MountError::Usage)?;
     let mut options = parse_options(args)?;
     let mountpoint = place::resolve(&args.mountpoint)?;
-    place::check(&mountpoint, options.nonempty)?;
     for (name, path) in paths(&options) {
         if path.starts_with(&mountpoint) {
             let place = mountpoint.display();
@@ -108,9 +136,19 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     }
     match &source {
         Source::Dir { path } => place::check_source(path, &mountpoint)?,
-        Source::Sshfs { .. } => machine::sshfs(&options.sshfs)?,
+        Source::Sshfs { .. } => {
+            machine::sshfs(&options.sshfs)?;
+            if !nix::unistd::geteuid().is_root() {
+                options.own_files();
+            }
+        }
     }
     machine::fuse(options.overlay.allow_other)?;
+    // Nothing else stands in the way any more.
+    if dead::clear(&mountpoint, &options.overlay.subtype)? {
+        options.notes.push(format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
+    }
+    place::check(&mountpoint, options.nonempty)?;
     let claim = claim::Claim::take(&mountpoint)?;
     let notes = std::mem::take(&mut options.notes);
     let config = MountConfig {
@@ -129,18 +167,19 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
 }
 
 fn parse_options(args: &MountArgs) -> Result<options::Options, MountError> {
-    let mut values = args.options.clone();
-    if let Some(port) = &args.port {
-        values.push(options::split::join([format!("port={port}").as_str()]));
-    }
-    if args.compress {
-        values.push("Compression=yes".into());
-    }
-    if let Some(file) = &args.config_file {
-        let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
-        let readable = std::fs::File::open(&file).map_err(|error| format!("-F {}: {error}", file.display()));
-        readable.map_err(MountError::Usage)?;
-        values.push(options::split::join([format!("-F{}", file.display()).as_str()]));
+    let mut values = Vec::new();
+    for word in &args.in_order {
+        values.push(match word {
+            Word::Options(text) => text.clone(),
+            Word::Port(port) => options::split::join([format!("port={port}").as_str()]),
+            Word::Compress => "Compression=yes".into(),
+            Word::ConfigFile(file) => {
+                let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+                let readable = std::fs::File::open(&file).map_err(|error| format!("-F {}: {error}", file.display()));
+                readable.map_err(MountError::Usage)?;
+                options::split::join([format!("-F{}", file.display()).as_str()])
+            }
+        });
     }
     options::parse(values.iter().map(String::as_str)).map_err(MountError::Usage)
 }
@@ -155,4 +194,26 @@ fn paths(options: &options::Options) -> Vec<(&'static str, &Path)> {
         paths.push(("metrics", path));
     }
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Command, command, read};
+    use super::*;
+
+    fn handed_on(words: &[&str]) -> Vec<String> {
+        let line = [&["steadfs", "mount"], words, &["h:", "/hot"]].concat();
+        let matches = command().try_get_matches_from(line).expect("it is understood");
+        let Ok(super::super::Cli { command: Command::Mount(args) }) = read(&matches) else { panic!("no mount") };
+        parse_options(&args).expect("they are good").sshfs
+    }
+
+    #[test]
+    fn switches_and_options_obey_one_order() {
+        assert_eq!(handed_on(&["-p", "1", "-o", "port=2"]), ["port=2"]);
+        assert_eq!(handed_on(&["-o", "port=2,uid=1", "-p", "1"]), ["uid=1", "port=1"]);
+        assert_eq!(handed_on(&["-C", "-o", "Compression=no"]), ["Compression=no"]);
+        assert_eq!(handed_on(&["-o", "Compression=no", "-C"]), ["Compression=yes"]);
+        assert_eq!(handed_on(&["-F", "/dev/null", "-o", "-F/x"]), ["-F/x"]);
+    }
 }

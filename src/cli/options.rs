@@ -115,7 +115,11 @@ impl Options {
             return self.take_sshfs(option, name, value, fate);
         }
         // As sshfs takes its own switches `-C` and `-F FILE`.
-        if option == "-C" || (option.starts_with("-F") && option.len() > 2) {
+        if option == "-C" {
+            return self.take("Compression=yes");
+        }
+        if option.starts_with("-F") && option.len() > 2 {
+            self.sshfs.retain(|earlier| !earlier.starts_with("-F"));
             self.sshfs.push(option.into());
             return Ok(());
         }
@@ -148,6 +152,10 @@ impl Options {
         if name == "port" && value.and_then(|port| port.parse::<u16>().ok()).is_none_or(|port| port == 0) {
             return Err(format!("{option} is not a port: give 1 to 65535"));
         }
+        if name == "port" {
+            // sshfs hands it to ssh, for which the first word counts.
+            replace(&mut self.sshfs, name);
+        }
         self.sshfs.push(option.into());
         Ok(())
     }
@@ -164,8 +172,21 @@ impl Options {
             return self.take(&format!("port={value}"));
         }
         let option = format!("{name}={}", resolve(name, value));
-        if ssh.handed_on { &mut self.sshfs } else { &mut self.for_ssh }.push(option);
+        let list = if ssh.handed_on { &mut self.sshfs } else { &mut self.for_ssh };
+        if !known::accumulates(name) {
+            replace(list, name);
+        }
+        list.push(option);
         Ok(())
+    }
+
+    /// For others than root: sshfs shows owners as the server has them, and since the overlay checks permissions its user
+    /// would be kept out of the files that the server lets him have. Unless asked otherwise they are shown as his.
+    pub fn own_files(&mut self) {
+        let given = |name: &str| self.sshfs.iter().any(|option| option.split_once('=').is_some_and(|(n, _)| n == name));
+        if !given("idmap") && !given("uid") {
+            self.sshfs.push("idmap=user".into());
+        }
     }
 
     /// Conflicts that sshfs would otherwise report only when it is started.
@@ -209,6 +230,11 @@ impl Options {
         }
         self.sshfs.push(command);
     }
+}
+
+/// Forgets what was given for `name`: for ssh the first of two values counts (ssh_config(5)), for us the last.
+fn replace(list: &mut Vec<String>, name: &str) {
+    list.retain(|option| option.split_once('=').is_none_or(|(earlier, _)| earlier != name));
 }
 
 /// Paths among ssh's options, which ssh reads relative to a working directory that the daemon has left.
@@ -256,9 +282,17 @@ pub fn help() -> String {
         }
     }
     text.push_str(
-        "\nAlso the kernel's flags (nosuid, nodev, noexec, noatime, sync, ...), and every option of sshfs(1) and\n\
+        "\nAlso the kernel's flags (nosuid, nodev, noexec, noatime, sync, ...), and the options of sshfs(1) and\n\
          ssh_config(5), which are handed on. Options that steadfs makes needless (reconnect, kernel_cache,\n\
-         auto_cache, default_permissions, ...) and those for mount(8) (_netdev, nofail, x-*, ...) are accepted.\n\n\
+         auto_cache, default_permissions, ...) and those for mount(8) (_netdev, nofail, x-*, ...) are accepted.\n",
+    );
+    let refused =
+        format!("Refused, because they cannot work with it: {}.", known::refused().collect::<Vec<_>>().join(", "));
+    for line in wrap(&refused, 100) {
+        text.push_str(&format!("{line}\n"));
+    }
+    text.push_str(
+        "Of two contradicting values the last holds; some options of ssh add up instead (IdentityFile, SendEnv, ...).\n\n\
          Exit codes are those of mount(8): 0 success, 1 usage or permission, 2 system error, 32 mount failure.",
     );
     text

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::mount::claim;
+use crate::daemon::MountError;
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::sockets;
@@ -29,8 +31,15 @@ pub struct StatusArgs {
 /// answer; 3: there is no such mount.
 pub fn run(args: StatusArgs) -> ExitCode {
     let sockets = match &args.mountpoint {
-        Some(mountpoint) => vec![rundir::control_socket(&resolve(mountpoint))],
+        Some(mountpoint) => {
+            let mountpoint = resolve(mountpoint);
+            claim::is_own(&mountpoint).map(|_| vec![rundir::control_socket(&mountpoint)])
+        }
         None => all_sockets(),
+    };
+    let sockets = match sockets {
+        Ok(sockets) => sockets,
+        Err(error) => return failed(&error.to_string()),
     };
     let mut found = Vec::new();
     let mut silent = false;
@@ -46,7 +55,11 @@ pub fn run(args: StatusArgs) -> ExitCode {
             }
             Err(error) => {
                 silent = true;
-                super::complain(&format!("{}: the daemon does not answer: {error}", socket.display()));
+                super::complain(&format!(
+                    "{}: the daemon does not answer: {}",
+                    socket.display(),
+                    words(&error, PATIENCE)
+                ));
             }
         }
     }
@@ -77,6 +90,9 @@ pub fn run(args: StatusArgs) -> ExitCode {
 /// Asks the daemon of `mountpoint` to try again now.
 pub fn recover(mountpoint: &Path) -> ExitCode {
     let mountpoint = resolve(mountpoint);
+    if let Err(error) = claim::is_own(&mountpoint) {
+        return failed(&error.to_string());
+    }
     match ask(&rundir::control_socket(&mountpoint), &Request::Recover, PATIENCE) {
         Ok(Reply::Done) => ExitCode::SUCCESS,
         Ok(other) => failed(&format!("{}: {other:?}", mountpoint.display())),
@@ -84,7 +100,9 @@ pub fn recover(mountpoint: &Path) -> ExitCode {
             super::complain(&format!("no steadfs serves {}", mountpoint.display()));
             ExitCode::from(3)
         }
-        Err(error) => failed(&format!("{}: the daemon does not answer: {error}", mountpoint.display())),
+        Err(error) => {
+            failed(&format!("{}: the daemon does not answer: {}", mountpoint.display(), words(&error, PATIENCE)))
+        }
     }
 }
 
@@ -103,7 +121,7 @@ pub fn umount_request(mountpoint: &Path) -> Result<(), String> {
         Ok(Reply::Done) => Ok(()),
         Ok(Reply::Busy { text } | Reply::Failed { text }) => Err(text),
         Ok(Reply::Status(_)) => Err("the daemon answered something else".into()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(words(&error, UMOUNT_PATIENCE)),
     }
 }
 
@@ -117,17 +135,34 @@ fn resolve(mountpoint: &Path) -> PathBuf {
     super::mount::place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
 }
 
-fn all_sockets() -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(rundir::base()) else { return Vec::new() };
-    let mut sockets: Vec<_> =
-        entries.flatten().map(|entry| entry.path().join("control.sock")).filter(|path| path.exists()).collect();
+/// Those of all mounts of this user; an error if somebody else could have made them.
+fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
+    let base = rundir::base();
+    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
+    claim::own(&base)?;
+    let mut sockets = Vec::new();
+    for entry in entries.flatten() {
+        let socket = entry.path().join("control.sock");
+        if socket.exists() {
+            claim::own(&entry.path())?;
+            sockets.push(socket);
+        }
+    }
     sockets.sort();
-    sockets
+    Ok(sockets)
 }
 
 /// True if there is no daemon, rather than one that does not answer.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A socket's timeout is EAGAIN, whose own words say nothing of it (socket(7), SO_RCVTIMEO).
+fn words(error: &io::Error, patience: Duration) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no answer within {} s", patience.as_secs()),
+        _ => error.to_string(),
+    }
 }
 
 fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mount::{claim, place, sweep};
+use super::mount::claim::{self, Claim, Holder};
+use super::mount::{place, sweep};
 use super::{complain, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
 use crate::rundir;
 use crate::telemetry::sockets;
+use crate::worker;
 
 /// Arguments of `steadfs umount`.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,31 +45,47 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     let path = place::resolve(&args.mountpoint)?;
     let shown = path.display();
     let entry = mountinfo::at(&path).map_err(place::no_mountinfo)?;
-    let alive = claim::is_alive(&path);
-    let known = alive || rundir::of(&path).exists();
-    match entry {
-        None if alive => wait_for_end(&path),
-        None if known => {
-            sweep::directory(&rundir::of(&path))?;
+    match (entry, claim::holder(&path)?) {
+        (None, Holder::Daemon) => {
+            // Unless it is ending already it is still starting; then nobody listens, or it does as it is told.
+            let _ = status::umount_request(&path);
+            wait_for_end(&path)
+        }
+        (None, Holder::Nobody) if !worker::is_noted(&path) => Err(MountError::Mount(format!("{shown} is not mounted"))),
+        (None, holder) => {
+            clean_up(&path, holder)?;
             Err(MountError::Mount(format!("{shown} is not mounted; what an earlier steadfs left behind is gone now")))
         }
-        None => Err(MountError::Mount(format!("{shown} is not mounted"))),
-        Some(entry) if !known && entry.fstype != OsStr::new("fuse.steadfs") => Err(MountError::Usage(format!(
+        (Some(entry), Holder::Nobody) if entry.fstype != OsStr::new("fuse.steadfs") => Err(MountError::Usage(format!(
             "{shown} is not a mount of steadfs but {}: run umount {shown}",
             describe(&entry)
         ))),
-        Some(_) if !alive => {
-            sweep::detach(&path)?;
-            sweep::directory(&rundir::of(&path))?;
-            complain(&format!("the steadfs of {shown} was gone: its mount has been detached"));
-            Ok(())
-        }
-        Some(_) if args.lazy => sweep::detach(&path),
-        Some(_) => {
+        (Some(_), Holder::Daemon) if args.lazy => sweep::detach(&path),
+        (Some(_), Holder::Daemon) => {
             ask(&path)?;
             wait_for_end(&path)
         }
+        (Some(_), holder) => {
+            sweep::detach(&path)?;
+            let worker = if clean_up(&path, holder)? { ", and its worker let go" } else { "" };
+            complain(&format!("the steadfs of {shown} was gone: its mount has been detached{worker}"));
+            Ok(())
+        }
     }
+}
+
+/// Does what a daemon that was killed can no longer do: lets the worker go, and removes what was left. True if there was
+/// a worker to let go.
+fn clean_up(path: &Path, holder: Holder) -> Result<bool, MountError> {
+    // Held meanwhile, so that no daemon begins.
+    let claim = match holder {
+        Holder::Left(claim) => claim,
+        Holder::Nobody | Holder::Daemon => Claim::take(path)?,
+    };
+    let worker = worker::let_go(path).map_err(MountError::Mount);
+    // What can be removed is, whatever became of the worker.
+    claim.sweep()?;
+    worker
 }
 
 fn ask(path: &Path) -> Result<(), MountError> {

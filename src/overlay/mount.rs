@@ -136,28 +136,43 @@ fn devices_at(mountpoint: &Path, kind: &str) -> io::Result<Vec<(u32, u32)>> {
     Ok(entries.filter(|entry| entry.mountpoint == mountpoint && entry.fstype == kind).map(|entry| entry.dev).collect())
 }
 
-/// mount(8)'s names of the flags of mount(2). The last word on a flag counts.
+/// MS_NOSYMFOLLOW of include/uapi/linux/mount.h.
+const NO_SYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
+
+/// What mount(8)'s name of a flag sets and what it clears; `None` if it is not the name of one.
+fn flag(name: &str) -> Option<(MsFlags, MsFlags)> {
+    let (set, clear) = (|flag| (flag, MsFlags::empty()), |flag| (MsFlags::empty(), flag));
+    Some(match name {
+        "nosuid" => set(MsFlags::MS_NOSUID),
+        "suid" => clear(MsFlags::MS_NOSUID),
+        "nodev" => set(MsFlags::MS_NODEV),
+        "dev" => clear(MsFlags::MS_NODEV),
+        "noexec" => set(MsFlags::MS_NOEXEC),
+        "exec" => clear(MsFlags::MS_NOEXEC),
+        "noatime" => set(MsFlags::MS_NOATIME),
+        "atime" => clear(MsFlags::MS_NOATIME),
+        "nodiratime" => set(MsFlags::MS_NODIRATIME),
+        "diratime" => clear(MsFlags::MS_NODIRATIME),
+        "relatime" => set(MsFlags::MS_RELATIME),
+        "norelatime" => clear(MsFlags::MS_RELATIME),
+        "strictatime" => set(MsFlags::MS_STRICTATIME),
+        "nostrictatime" => clear(MsFlags::MS_STRICTATIME),
+        "lazytime" => set(MsFlags::MS_LAZYTIME),
+        "nolazytime" => clear(MsFlags::MS_LAZYTIME),
+        "sync" => set(MsFlags::MS_SYNCHRONOUS),
+        "async" => clear(MsFlags::MS_SYNCHRONOUS),
+        "dirsync" => set(MsFlags::MS_DIRSYNC),
+        "nosymfollow" => set(NO_SYMFOLLOW),
+        "symfollow" => clear(NO_SYMFOLLOW),
+        _ => return None,
+    })
+}
+
+/// The flags of mount(2). The last word on a flag counts.
 fn flags_of(config: &OverlayConfig) -> MsFlags {
-    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    for name in &config.mount_flags {
-        let (set, clear) = match name.as_str() {
-            "nosuid" => (MsFlags::MS_NOSUID, MsFlags::empty()),
-            "suid" => (MsFlags::empty(), MsFlags::MS_NOSUID),
-            "nodev" => (MsFlags::MS_NODEV, MsFlags::empty()),
-            "dev" => (MsFlags::empty(), MsFlags::MS_NODEV),
-            "noexec" => (MsFlags::MS_NOEXEC, MsFlags::empty()),
-            "exec" => (MsFlags::empty(), MsFlags::MS_NOEXEC),
-            "noatime" => (MsFlags::MS_NOATIME, MsFlags::empty()),
-            "atime" => (MsFlags::empty(), MsFlags::MS_NOATIME),
-            "nodiratime" => (MsFlags::MS_NODIRATIME, MsFlags::empty()),
-            "relatime" => (MsFlags::MS_RELATIME, MsFlags::empty()),
-            "strictatime" => (MsFlags::MS_STRICTATIME, MsFlags::empty()),
-            "sync" => (MsFlags::MS_SYNCHRONOUS, MsFlags::empty()),
-            "dirsync" => (MsFlags::MS_DIRSYNC, MsFlags::empty()),
-            _ => continue,
-        };
-        flags = (flags - clear) | set;
-    }
+    let begin = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let given = config.mount_flags.iter().filter_map(|name| flag(name));
+    let flags = given.fold(begin, |flags, (set, clear)| (flags - clear) | set);
     if config.read_only { flags | MsFlags::MS_RDONLY } else { flags }
 }
 
@@ -197,5 +212,22 @@ mod tests {
         assert!(flags_of(&config(&[])).contains(MsFlags::MS_NOSUID | MsFlags::MS_NODEV));
         assert!(!flags_of(&config(&["suid"])).contains(MsFlags::MS_NOSUID));
         assert!(flags_of(&config(&["suid", "nosuid", "noexec"])).contains(MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC));
+    }
+
+    #[test]
+    fn every_flag_that_is_taken_is_handled() {
+        for name in crate::cli::options::known::FLAGS {
+            assert!(flag(name).is_some(), "{name}");
+        }
+        let config = |names: &[&str]| OverlayConfig {
+            mount_flags: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..OverlayConfig::default()
+        };
+        assert!(
+            flags_of(&config(&["async", "sync", "lazytime", "nosymfollow"])).bits() & (16 | 1 << 25 | 256)
+                == 16 | 1 << 25 | 256
+        );
+        assert!(!flags_of(&config(&["sync", "async"])).contains(MsFlags::MS_SYNCHRONOUS));
+        assert!(!flags_of(&config(&["nosymfollow", "symfollow"])).contains(NO_SYMFOLLOW));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -95,11 +95,14 @@ pub struct Snapshot {
     pub next_at: Option<SystemTime>,
     /// Number of the newest generation, 0 before the first.
     pub generation: u64,
-    /// Start of the present outage.
+    /// Start of the present outage, if it has been told.
     pub outage_since: Option<SystemTime>,
+    /// The same on the clock that nobody sets.
+    #[serde(skip)]
+    pub outage_from: Option<Instant>,
     /// Outages that began.
     pub outages: u64,
-    /// Time in outages that have ended.
+    /// Time in outages that were told: the present one is included in what [`Watch::snapshot`] returns.
     pub outage_total: Duration,
     /// Ends of repairs by reason of the outage and result (`ok`, `failed`).
     pub repairs: BTreeMap<(String, String), u64>,
@@ -123,6 +126,7 @@ impl Default for Snapshot {
             next_at: None,
             generation: 0,
             outage_since: None,
+            outage_from: None,
             outages: 0,
             outage_total: Duration::ZERO,
             repairs: BTreeMap::new(),
@@ -131,6 +135,20 @@ impl Default for Snapshot {
             probes: 0,
             probes_failed: 0,
         }
+    }
+}
+
+impl Snapshot {
+    /// An outage has been told.
+    pub fn begin_outage(&mut self, since: SystemTime, from: Instant) {
+        self.outages += 1;
+        (self.outage_since, self.outage_from) = (Some(since), Some(from));
+    }
+
+    /// It is over: from now on its time counts as past, in the same step.
+    pub fn end_outage(&mut self) {
+        self.outage_since = None;
+        self.outage_total += self.outage_from.take().map(|from| from.elapsed()).unwrap_or_default();
     }
 }
 
@@ -147,9 +165,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The state now.
+    /// The state now. The time in outages never gets less from one look to the next.
     pub fn snapshot(&self) -> Snapshot {
-        self.shared.lock().snapshot.clone()
+        let shared = self.shared.lock();
+        let mut snapshot = shared.snapshot.clone();
+        // Under the lock: an outage that ends between two looks must not be shorter than it was at the first.
+        snapshot.outage_total += snapshot.outage_from.map(|from| from.elapsed()).unwrap_or_default();
+        snapshot
     }
 
     /// All events from now on. The channel is unbounded; events are rare.
@@ -168,5 +190,35 @@ impl Watch {
     /// Changes the snapshot, for the supervisor and for tests.
     pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         change(&mut self.shared.lock().snapshot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_outages_never_gets_less() {
+        let watch = Watch::default();
+        let mut last = Duration::ZERO;
+        let mut look = || {
+            let total = watch.snapshot().outage_total;
+            assert!(total >= last, "{total:?} after {last:?}");
+            last = total;
+            total
+        };
+        for _ in 0..3 {
+            watch.update(|snapshot| {
+                snapshot.begin_outage(SystemTime::now(), Instant::now() - Duration::from_secs(10));
+            });
+            look();
+            watch.update(Snapshot::end_outage);
+            look();
+            // One that was never told does not count.
+            watch.update(Snapshot::end_outage);
+            look();
+        }
+        assert!((30..40).contains(&look().as_secs()));
+        assert_eq!((watch.snapshot().outages, watch.snapshot().outage_since), (3, None));
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::describe::{self, wall};
 use super::machine::{Action, Input, Machine, News, Reason, Sight};
-use super::{Event, Message, Restore, Watch, apart, machine};
+use super::{Event, Message, Restore, Snapshot, Watch, apart, machine};
 use crate::backing::{Backing, ExitSink, Generation, StartError, Vitals};
 use crate::config::RepairPolicy;
 use crate::gate::Gate;
@@ -34,7 +34,7 @@ pub(super) struct Runner {
 impl Runner {
     pub fn run(mut self, inbox: &Receiver<Message>, (mut machine, todo): (Machine, Vec<Action>)) {
         self.publish(&machine);
-        let mut done = self.carry_out(todo);
+        let mut done = self.carry_out(todo, &machine);
         while !done {
             let wait = machine.wakes_at(Instant::now()).saturating_duration_since(Instant::now());
             let message = match inbox.recv_timeout(wait) {
@@ -47,7 +47,7 @@ impl Runner {
             let before = machine.state().name();
             let todo = machine.handle(input, &sight);
             let quiet = todo.is_empty() && before == machine.state().name();
-            done = self.carry_out(todo);
+            done = self.carry_out(todo, &machine);
             if !quiet {
                 self.publish(&machine);
             }
@@ -112,11 +112,11 @@ impl Runner {
     }
 
     /// Does what the machine says; true at the end.
-    fn carry_out(&mut self, todo: Vec<Action>) -> bool {
+    fn carry_out(&mut self, todo: Vec<Action>, machine: &Machine) -> bool {
         for action in todo {
             match action {
                 Action::Finish => return true,
-                Action::Tell(news) => self.tell(news),
+                Action::Tell(news) => self.tell(news, machine),
                 Action::Doubt(since) => self.gate.suspect(since),
                 Action::Settle(generation, asked_at) => self.gate.settle(generation, asked_at),
                 Action::Close(since) => self.gate.close(since),
@@ -200,7 +200,7 @@ impl Runner {
         let _ = self.sender.send(message);
     }
 
-    fn tell(&mut self, news: News) {
+    fn tell(&mut self, news: News, machine: &Machine) {
         let words_of_evidence = self.words.clone();
         let event = match news {
             News::Evidence { generation, reason } => {
@@ -216,7 +216,7 @@ impl Runner {
             News::Cleared { generation } => Event::Cleared { generation },
             News::OutageBegan { since, reason } => {
                 self.reason = reason;
-                self.watch.update(|snapshot| snapshot.outages += 1);
+                self.watch.update(|snapshot| snapshot.begin_outage(wall(since), since));
                 Event::OutageBegan { since: wall(since), reason: reason.name().into(), detail: words_of_evidence }
             }
             News::OutageOverdue { since, reason } => {
@@ -241,16 +241,14 @@ impl Runner {
             }
             News::Recovered { generation, outage, reason } => {
                 self.count_repair(reason.name(), "ok");
-                self.watch.update(|snapshot| {
-                    if snapshot.outages > 0 {
-                        snapshot.outage_total += outage;
-                    }
-                });
+                self.watch.update(Snapshot::end_outage);
                 self.words.clear();
                 Event::Recovered { generation, outage_secs: outage.as_secs_f64() }
             }
             News::Steady { generation } => Event::Steady { generation },
         };
+        // Who hears of it and looks finds it so.
+        self.publish(machine);
         self.watch.publish(event);
     }
 
@@ -270,7 +268,6 @@ impl Runner {
             snapshot.next = next;
             snapshot.next_at = next_at.map(wall);
             snapshot.generation = machine.newest();
-            snapshot.outage_since = machine.outage().map(|outage| wall(outage.since));
         });
     }
 }

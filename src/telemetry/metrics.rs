@@ -100,8 +100,7 @@ fn supervisor(page: &mut Page, observed: &Observed) {
     page.family("steadfs_state", "1 for the state that the supervisor is in.", MetricType::GAUGE, states);
     page.gauge("steadfs_generation", "Number of the newest generation of the backing.", snapshot.generation as f64);
     page.counter("steadfs_outages_total", "Outages that began.", snapshot.outages as f64);
-    let present = snapshot.outage_since.and_then(|at| at.elapsed().ok()).unwrap_or_default();
-    let seconds = (snapshot.outage_total + present).as_secs_f64();
+    let seconds = snapshot.outage_total.as_secs_f64();
     page.counter("steadfs_outage_seconds_total", "Time in outages, the present one included.", seconds);
     let since = epoch(snapshot.outage_since);
     page.gauge(

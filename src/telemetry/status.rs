@@ -160,7 +160,6 @@ impl Status {
     pub fn of(observed: &Observed, journal: &Journal) -> Status {
         let snapshot = observed.watch.snapshot();
         let (load, stats, counts) = (observed.gate.load(), observed.gate.stats(), (observed.counts)());
-        let present = snapshot.outage_since.map(age).unwrap_or_default();
         let events = journal.events().into_iter().filter_map(|(at, event)| {
             let mut value = serde_json::to_value(event).ok()?;
             value.as_object_mut()?.insert("at".into(), rfc3339(at).into());
@@ -181,7 +180,7 @@ impl Status {
             generation: snapshot.generation,
             outage: snapshot.outage_since.map(|at| Outage { since: rfc3339(at), secs: age(at).as_secs_f64() }),
             outages_total: snapshot.outages,
-            outage_secs_total: (snapshot.outage_total + present).as_secs_f64(),
+            outage_secs_total: snapshot.outage_total.as_secs_f64(),
             repairs: snapshot
                 .repairs
                 .into_iter()

@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub struct Record {
     /// Words of the command that lets the worker go, if there is one.
     #[serde(default)]
     pub on_recovery: Option<Vec<String>>,
+    /// How long it may take.
+    #[serde(default)]
+    pub hook_timeout: Option<Duration>,
 }
 
 /// See the module.
@@ -63,7 +67,9 @@ impl Note {
     pub fn read(&self) -> Option<Record> {
         let unknown = Record { paused: Paused { reason: "unknown".into(), ..Paused::default() }, ..Record::default() };
         match std::fs::symlink_metadata(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return None;
+            }
             // It names a command to run.
             Ok(found) if found.is_file() && found.uid() == nix::unistd::geteuid().as_raw() => {}
             _ => return Some(unknown),

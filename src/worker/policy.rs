@@ -8,6 +8,7 @@
 //!              Steady, or the end, or it could not be written down
 //! ```
 //!
+//! If the worker could not be let go it is `left` as well, and the next try is due when its owner says so ([`Policy::again`]).
 //! A daemon that finds a note of a predecessor begins in `left`: the worker counts as paused, but a reboot may have
 //! started it again, and the predecessor may have died before it told the worker anything.
 
@@ -65,6 +66,16 @@ impl Policy {
         *self = Policy::Running;
     }
 
+    /// The worker could not be let go: somebody has to try again, or to tell it anew in the next outage.
+    pub fn kept(&mut self) {
+        *self = Policy::Left;
+    }
+
+    /// Time to try again.
+    pub fn again(&mut self) -> Order {
+        self.stop()
+    }
+
     /// The daemon ends: nobody would let the worker go later.
     pub fn stop(&mut self) -> Order {
         match std::mem::replace(self, Policy::Running) {
@@ -103,6 +114,18 @@ mod tests {
         policy.refused();
         assert_eq!(policy.event(&event(1)), Order::Nothing);
         assert_eq!(policy.stop(), Order::Nothing);
+    }
+
+    #[test]
+    fn who_could_not_be_let_go_is_tried_again_and_told_again() {
+        let mut policy = Policy::begin(false);
+        assert!(matches!(policy.event(&event(0)), Order::Pause { .. }));
+        assert_eq!(policy.event(&event(1)), Order::Resume);
+        policy.kept();
+        assert_eq!(policy.again(), Order::Resume);
+        policy.kept();
+        assert!(matches!(policy.event(&event(0)), Order::Pause { .. }));
+        assert_eq!(policy.stop(), Order::Resume);
     }
 
     proptest! {

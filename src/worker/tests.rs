@@ -1,7 +1,8 @@
 use std::os::unix::fs::PermissionsExt;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
+use crate::config::HookCommand;
 
 /// A worker whose files lie in a directory of the test's.
 struct Rig {
@@ -116,6 +117,65 @@ fn the_note_comes_before_the_flag_and_the_hook_and_goes_after_them() {
     rig.nothing_is_left();
 }
 
+/// A hook that fails until the test makes a file.
+fn needs(rig: &Rig, file: &str) -> Option<HookCommand> {
+    let path = |name: &str| rig.directory.path().join(name).display().to_string();
+    hook(&format!("test -e {} && echo recovery $STEADFS_STATE $STEADFS_REASON >> {}", path(file), path("trace")))
+}
+
+#[test]
+fn a_worker_that_could_not_be_let_go_stays_paused_and_is_tried_again() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    let worker = rig.start();
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().hooks.iter().any(|runs| runs.hook == "on_recovery" && runs.result == "failed"));
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"), "it is still paused");
+    assert!(rig.note().exists(), "a successor would have to let it go");
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    worker.stop();
+    assert_eq!(rig.trace(), BOTH, "it is let go once");
+}
+
+#[test]
+fn a_pause_file_that_cannot_be_removed_keeps_the_note_too() {
+    let rig = rig();
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    // Not even root can remove it as a file.
+    std::fs::remove_file(rig.flag()).expect("it is there");
+    std::fs::create_dir(rig.flag()).expect("made");
+    rig.steady();
+    rig.wait(|| rig.trace() == BOTH);
+    worker.stop();
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"), "it is still paused");
+    assert!(rig.note().exists());
+    std::fs::remove_dir(rig.flag()).expect("it is there");
+    rig.start().stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn the_end_tries_once_and_leaves_the_rest_to_a_successor() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| !rig.trace().is_empty());
+    worker.stop();
+    assert!(rig.note().exists());
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    rig.config = WorkerConfig::default();
+    rig.start().stop();
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+}
+
 #[test]
 fn the_end_lets_a_paused_worker_go() {
     let rig = rig();
@@ -173,6 +233,21 @@ fn a_successor_with_other_options_lets_go_what_its_predecessor_paused() {
     rig.start().stop();
     assert_eq!(rig.trace(), BOTH);
     rig.nothing_is_left();
+}
+
+#[test]
+fn who_cleans_up_after_a_killed_daemon_lets_its_worker_go() {
+    let mut rig = rig();
+    rig.config.on_recovery = needs(&rig, "mended");
+    rig.killed_while_paused();
+    let error = let_go_by(Path::new("/hot"), rig.note()).expect_err("it fails");
+    assert!(error.contains("on_recovery failed") && error.contains("steadfs umount /hot"), "{error}");
+    assert!(rig.note().exists());
+    std::fs::write(rig.directory.path().join("mended"), "").expect("written");
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(true));
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(false));
 }
 
 #[test]

@@ -230,7 +230,9 @@ fn streams(path: &Path, count: usize, desk: &Desk) {
                 }
                 let written = put(false);
                 let closed = desk.close(file);
-                desk.change(|report| report.streams.push(Stream { path, written, closed, afterwards: written - before }));
+                desk.change(|report| {
+                    report.streams.push(Stream { path, written, closed, afterwards: written - before })
+                });
             });
         }
     });

@@ -18,17 +18,17 @@ fn the_mount_table_shows_what_was_configured_and_nothing_else() {
     let rig = Rig::with(LOCAL, PATIENCE, |config| {
         config.subtype = "sshfs,allow_root".into();
         config.fsname = Some("box:/a b,suid\\,dev".into());
-        config.mount_flags = vec!["noexec".into(), "noatime".into()];
+        config.mount_flags = ["noexec", "noatime", "nosymfollow", "lazytime", "sync"].map(String::from).into();
     });
     let entry = mountinfo::at(rig.mountpoint()).unwrap().expect("mounted");
     assert_eq!(entry.fstype, "fuse.sshfs,allow_root");
     assert_eq!(entry.source, "box:/a b,suid\\,dev");
     assert_eq!(entry.dev, rig.mount.dev());
-    for option in ["rw", "nosuid", "nodev", "noexec", "noatime"] {
+    for option in ["rw", "nosuid", "nodev", "noexec", "noatime", "nosymfollow"] {
         assert!(entry.has_option(option), "{option}");
     }
     let options = entry.super_options.into_string().unwrap();
-    for option in ["default_permissions", "allow_other", "user_id=0", "max_read=131072"] {
+    for option in ["default_permissions", "allow_other", "user_id=0", "max_read=131072", "lazytime", "sync"] {
         assert!(options.split(',').any(|other| other == option), "{option} in {options}");
     }
     std::fs::write(rig.hot("x"), "#!/bin/sh\n").unwrap();

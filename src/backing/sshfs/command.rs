@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use super::failure::Peer;
+
 /// Options that steadfs gives unless the user gave the same option another value. Sources: ssh_config(5), sshfs(1).
 const DEFAULTS: [(&str, &str); 6] = [
     // Nobody is there to answer a question.
@@ -57,7 +59,7 @@ impl Arguments {
     /// The program that sshfs runs as ssh.
     pub fn ssh_program(&self) -> String {
         let command = value_of(&self.options, "ssh_command").unwrap_or("ssh");
-        command.split(' ').next().unwrap_or("ssh").to_owned()
+        tokens(command).next().unwrap_or("ssh".into()).to_string()
     }
 
     /// True when calls go to a server by something else than an ssh, wherever that lies.
@@ -78,7 +80,7 @@ impl Arguments {
             match option.split_once('=') {
                 Some(("port", port)) => arguments.extend(["-p".into(), port.into()]),
                 // Options that sshfs does not know are given to ssh in its own command line.
-                Some(("ssh_command", command)) => arguments.extend(command.split(' ').skip(1).map(String::from)),
+                Some(("ssh_command", command)) => arguments.extend(tokens(command).skip(1).map(String::from)),
                 Some((name, _)) if name.starts_with(|first: char| first.is_ascii_uppercase()) => {
                     arguments.extend(["-o".into(), option.clone()]);
                 }
@@ -87,6 +89,14 @@ impl Arguments {
         }
         arguments.extend(["--".into(), self.host()]);
         arguments
+    }
+
+    /// Who is logged in to, for messages.
+    pub fn peer(&self) -> Peer {
+        let login = self.host();
+        let value = |name: &str| value_of(&self.options, name).map(str::to_owned);
+        let host = login.rsplit_once('@').map_or(login.as_str(), |(_, host)| host).to_owned();
+        Peer { host, login, port: value("port"), known_hosts: value("UserKnownHostsFile") }
     }
 
     /// `[user@]host`, without the brackets around an IPv6 address.
@@ -103,10 +113,18 @@ impl Arguments {
     }
 }
 
-/// The value of `name=`; names of ssh options do not care for case.
+/// The words of an ssh command as sshfs finds them (tokenize_on_space in sshfs.c): a blank behind a backslash does not end
+/// a word, and the backslash stays for ssh to take away.
+fn tokens(command: &str) -> impl Iterator<Item = &str> {
+    let mut previous = None;
+    command.split(move |c| previous.replace(c) != Some('\\') && c == ' ').filter(|t| !t.is_empty())
+}
+
+/// The value of `name=`, the last one; names of ssh options do not care for case.
 fn value_of<'a>(options: &'a [String], name: &str) -> Option<&'a str> {
     options
         .iter()
+        .rev()
         .filter_map(|option| option.split_once('='))
         .find(|(key, _)| key.eq_ignore_ascii_case(name))
         .map(|(_, v)| v)
@@ -150,5 +168,13 @@ mod tests {
         let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into() };
         assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "-F", "/c", "--", "me@fe80::1"]);
         assert_eq!(Arguments::new("box:dir", &[]).host(), "box");
+    }
+
+    #[test]
+    fn a_blank_in_an_option_of_ssh_brings_no_host_in() {
+        let options = ["ssh_command=ssh  -oSetEnv=A=b\\ c -oTag=x ".to_owned()];
+        let arguments = Arguments { target: "h:".into(), options: options.into() };
+        assert_eq!(arguments.ssh(), ["-oSetEnv=A=b\\ c", "-oTag=x", "--", "h"]);
+        assert!(!arguments.has_own_transport());
     }
 }

@@ -3,6 +3,7 @@
 //! sshfs double-forks ssh, so ssh is no child of it; but both stay in the process group that sshfs was started in, and
 //! since steadfs is a subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) orphans of the group become its children.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -15,12 +16,12 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid};
 use parking_lot::{Condvar, Mutex};
 
-/// Most lines of output kept; ssh's banners can be long.
+/// Most lines of output kept, the last ones: ssh's banners can be long, and why it ended comes at the end.
 const OUTPUT_LINES: usize = 100;
 
 #[derive(Default)]
 struct State {
-    output: Vec<String>,
+    output: VecDeque<String>,
     ended: Vec<String>,
     sshfs_ended: bool,
     /// Expected to end: exits are no longer news.
@@ -57,8 +58,11 @@ impl Group {
                     let line = String::from_utf8_lossy(&line).into_owned();
                     tracing::debug!(target: "steadfs::sshfs", "{line}");
                     let mut state = heard.state.lock();
-                    if state.output.len() < OUTPUT_LINES && !line.trim().is_empty() {
-                        state.output.push(line);
+                    if !line.trim().is_empty() {
+                        if state.output.len() == OUTPUT_LINES {
+                            state.output.pop_front();
+                        }
+                        state.output.push_back(line);
                     }
                 }
             })?;
@@ -101,9 +105,9 @@ impl Group {
         state.sshfs_ended.then(|| state.ended.last().cloned().unwrap_or_default())
     }
 
-    /// What the group printed on standard error so far.
+    /// What the group printed on standard error so far, if that is not too much: then the end of it.
     pub fn output(&self) -> Vec<String> {
-        self.state.lock().output.clone()
+        self.state.lock().output.iter().cloned().collect()
     }
 
     /// From now on members are expected to end.
@@ -176,6 +180,17 @@ mod tests {
         assert!(group.wait_empty(Duration::from_secs(10)));
         assert!(group.ending().expect("the leader ended").contains("SIGKILL"));
         assert!(!members.contains(&std::process::id().cast_signed()));
+    }
+
+    #[test]
+    fn the_last_words_are_kept_however_long_the_banner() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "seq 1000 >&2; echo why >&2"]);
+        let group = Group::spawn(command, |_| {}).expect("sh starts");
+        while group.output().last().is_none_or(|line| line != "why") {
+            std::thread::yield_now();
+        }
+        assert_eq!((group.output().len(), group.output()[0].as_str()), (OUTPUT_LINES, "902"));
     }
 
     #[test]

@@ -58,6 +58,7 @@ mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn names_with_parentheses_are_parsed() {
@@ -72,9 +73,13 @@ mod tests {
         let mut root = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(root.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let found = descendants(root.id() as i32);
-        let names: Vec<&str> = found.iter().map(|p| p.name.as_str()).collect();
-        assert_eq!(names, ["sh", "sleep"]);
+        let until = Instant::now() + Duration::from_secs(10);
+        let mut found = descendants(root.id() as i32);
+        // A child has its parent's name until it has become what it is to be.
+        while found.iter().map(|p| p.name.as_str()).ne(["sh", "sleep"]) {
+            assert!(Instant::now() < until, "{found:?}");
+            found = descendants(root.id() as i32);
+        }
         assert!(found.iter().all(|p| p.pid != sibling.id() as i32));
         for proc in &found {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(proc.pid), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -1,8 +1,8 @@
 //! One steadfs a mountpoint: a lock on its runtime directory, held as long as the daemon lives.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,11 @@ impl Claim {
         }
     }
 
+    /// Removes what a predecessor that was killed has left, and the directory with it.
+    pub fn sweep(self) -> Result<(), MountError> {
+        super::sweep::directory(&self.dir)
+    }
+
     /// Leaves the lock to the child of a fork(2): to unlock here would unlock there.
     pub fn leave_to_child(self) {
         std::mem::forget(self);
@@ -70,14 +75,51 @@ impl Claim {
     }
 }
 
+/// Who has a mountpoint.
+pub enum Holder {
+    /// Nobody: it has no runtime directory.
+    Nobody,
+    /// A daemon that lives.
+    Daemon,
+    /// A daemon that was killed had it; now it is ours.
+    Left(Claim),
+}
+
+/// Looks who has this mountpoint, and takes what a killed daemon left. An error if the runtime directory is not ours.
+pub fn holder(mountpoint: &Path) -> Result<Holder, MountError> {
+    if !is_own(mountpoint)? {
+        return Ok(Holder::Nobody);
+    }
+    let dir = rundir::of(mountpoint);
+    match try_lock(&dir) {
+        Ok(Some(lock)) => Ok(Holder::Left(Claim { _lock: lock, dir })),
+        Ok(None) => Ok(Holder::Daemon),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Holder::Nobody),
+        Err(error) => Err(MountError::System(format!("cannot lock {}: {error}", dir.display()))),
+    }
+}
+
 /// True while a daemon of this mountpoint lives.
 pub fn is_alive(mountpoint: &Path) -> bool {
     // With no directory there is no daemon.
     matches!(try_lock(&rundir::of(mountpoint)), Ok(None))
 }
 
+/// Whether the runtime directory of this mountpoint is there. An error if somebody else could have made it or what is in
+/// it: nothing there is to be trusted, and nothing touched.
+pub fn is_own(mountpoint: &Path) -> Result<bool, MountError> {
+    for dir in [rundir::base(), rundir::of(mountpoint)] {
+        match std::fs::symlink_metadata(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            _ => own(&dir)?,
+        }
+    }
+    Ok(true)
+}
+
 fn try_lock(dir: &Path) -> io::Result<Option<Flock<File>>> {
-    let lock = match Flock::lock(File::open(dir)?, FlockArg::LockExclusiveNonblock) {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)?;
+    let lock = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
         Err((_, errno)) => return Err(errno.into()),
@@ -91,11 +133,18 @@ fn try_lock(dir: &Path) -> io::Result<Option<Flock<File>>> {
 }
 
 /// In /tmp anybody could have made it first.
-fn own(dir: &Path) -> Result<(), MountError> {
+pub fn own(dir: &Path) -> Result<(), MountError> {
     let found = std::fs::symlink_metadata(dir)
         .map_err(|error| MountError::System(format!("cannot look at {}: {error}", dir.display())))?;
-    if found.is_dir() && found.uid() == nix::unistd::geteuid().as_raw() && found.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(MountError::Usage(format!("{} belongs to somebody else or can be written by others: remove it", dir.display())))
+    if found.is_dir() && is_ours(found.uid(), found.mode()) { Ok(()) } else { Err(foreign(dir)) }
+}
+
+/// Whether nobody else has it or may write to it.
+pub fn is_ours(uid: u32, mode: u32) -> bool {
+    uid == nix::unistd::geteuid().as_raw() && mode & 0o022 == 0
+}
+
+/// What is said of a directory that is not ours.
+pub fn foreign(dir: &Path) -> MountError {
+    MountError::Usage(format!("{} belongs to somebody else or can be written by others: remove it", dir.display()))
 }

@@ -17,25 +17,44 @@ use crate::telemetry::journal;
 /// The runtime directory lies in memory: two files of this many bytes are the most that is kept.
 const LIMIT: u64 = 1 << 20;
 
-/// `STEADFS_LOG`, else `RUST_LOG`, else `info`.
-fn filter(debug: bool) -> EnvFilter {
-    let from = |name: &str| std::env::var(name).ok().and_then(|text| EnvFilter::try_new(text).ok());
-    let default = if debug { "debug" } else { "info" };
-    from("STEADFS_LOG").or_else(|| from("RUST_LOG")).unwrap_or_else(|| EnvFilter::new(default))
+/// What is logged, and what is wrong with what was asked for. `-d` wins; else `STEADFS_LOG`, `RUST_LOG`, or `info`.
+fn filter(debug: bool, variable: impl Fn(&str) -> Option<String>) -> (EnvFilter, Vec<String>) {
+    let mut complaints = Vec::new();
+    let mut chosen = debug.then(|| EnvFilter::new("debug"));
+    for name in ["STEADFS_LOG", "RUST_LOG"] {
+        let Some(text) = variable(name).filter(|text| chosen.is_none() && !text.is_empty()) else { continue };
+        match EnvFilter::try_new(&text) {
+            Ok(filter) => chosen = Some(filter),
+            Err(error) => complaints.push(format!("{name}={text} is ignored: {error}: give debug or warn, say")),
+        }
+    }
+    (chosen.unwrap_or_else(|| EnvFilter::new("info")), complaints)
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|text| text.to_string_lossy().into_owned())
+}
+
+fn warn(complaints: Vec<String>) {
+    for complaint in complaints {
+        tracing::warn!("{complaint}");
+    }
 }
 
 /// For the foreground.
 pub fn to_stderr(debug: bool) {
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter(debug)).with_writer(io::stderr).with_ansi(false).try_init();
+    let (filter, complaints) = filter(debug, environment);
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).try_init();
+    warn(complaints);
 }
 
 /// For the background: all into `path`; warnings also to stderr until the flag is set. Not events: if one of them
 /// keeps the mount from coming about, the error says so.
 pub fn to_file(path: &Path, detached: Arc<AtomicBool>) -> io::Result<Log> {
     let log = Log { file: Arc::new(Mutex::new(Rotating::open(path)?)), detached };
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter(false)).with_writer(log.clone()).with_ansi(false).try_init();
+    let (filter, complaints) = filter(false, environment);
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(false).try_init();
+    warn(complaints);
     Ok(log)
 }
 
@@ -125,5 +144,19 @@ mod tests {
         let sizes = ["log", "log.1"].map(|name| std::fs::metadata(dir.path().join(name)).expect(name).len());
         assert!(sizes.iter().all(|&size| size <= LIMIT + 100_000), "{sizes:?}");
         assert_eq!(std::fs::read_dir(dir.path()).expect("readdir").count(), 2);
+    }
+
+    #[test]
+    fn debug_wins_and_a_bad_filter_is_complained_of() {
+        let choose = |debug, steadfs: &str, rust: &str| {
+            let variable = |name: &str| Some(if name == "STEADFS_LOG" { steadfs } else { rust }.to_owned());
+            let (filter, complaints) = filter(debug, variable);
+            (filter.to_string(), complaints.len())
+        };
+        assert_eq!(choose(true, "error", "warn"), ("debug".into(), 0));
+        assert_eq!(choose(false, "error", "warn"), ("error".into(), 0));
+        assert_eq!(choose(false, "", "warn"), ("warn".into(), 0));
+        assert_eq!(choose(false, "a=b=c", "warn"), ("warn".into(), 1));
+        assert_eq!(choose(false, "a=b=c", "x=nonsense"), ("info".into(), 2));
     }
 }

@@ -1,11 +1,18 @@
 //! Removes what a killed daemon left behind, without ever reaching into a mount.
 
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::dir::Dir;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::place;
+use super::{claim, place};
 use crate::backing::mountinfo;
 use crate::backing::sshfs::orphans;
 use crate::daemon::MountError;
@@ -33,20 +40,36 @@ pub fn directory(dir: &Path) -> Result<(), MountError> {
     std::fs::remove_dir(dir).map_err(|error| MountError::System(format!("{}: {error}", dir.display())))
 }
 
-/// As [`directory`], but it stays.
+/// As [`directory`], but it stays. A link in its place is an error, and so is a directory that is not ours.
 pub fn contents(dir: &Path) -> Result<(), MountError> {
+    let fail = |errno: Errno| match errno {
+        Errno::ELOOP | Errno::ENOTDIR => claim::foreign(dir),
+        _ => MountError::System(format!("{}: {}", dir.display(), errno.desc())),
+    };
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut opened = Dir::open(dir, flags, Mode::empty()).map_err(fail)?;
+    let found = fstat(&opened).map_err(fail)?;
+    if !claim::is_ours(found.st_uid, found.st_mode) {
+        return Err(claim::foreign(dir));
+    }
+    // Mount tables have no links in their paths.
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).unwrap_or_else(|_| dir.to_owned());
     let table = mountinfo::entries().map_err(place::no_mountinfo)?;
     orphans::end_all(dir);
-    for entry in table.iter().rev().filter(|entry| entry.mountpoint.starts_with(dir)) {
+    for entry in table.iter().rev().filter(|entry| entry.mountpoint.starts_with(&real)) {
         detach(&entry.mountpoint)?;
     }
-    let fail = |error: std::io::Error| MountError::System(format!("{}: {error}", dir.display()));
-    for entry in std::fs::read_dir(dir).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let is_dir = entry.file_type().map_err(fail)?.is_dir();
-        let path = entry.path();
-        if is_dir { std::fs::remove_dir(&path) } else { std::fs::remove_file(&path) }
-            .map_err(|error| MountError::System(format!("{}: {error}: remove it by hand", path.display())))?;
+    let names: Result<Vec<_>, Errno> = opened.iter().map(|entry| Ok(entry?.file_name().to_owned())).collect();
+    for name in names.map_err(fail)?.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+        let removed = match unlinkat(&opened, name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
+            // Linux says EISDIR, POSIX EPERM.
+            Err(Errno::EISDIR | Errno::EPERM) => unlinkat(&opened, name.as_c_str(), UnlinkatFlags::RemoveDir),
+            other => other,
+        };
+        removed.map_err(|errno| {
+            let path = dir.join(OsStr::from_bytes(name.to_bytes()));
+            MountError::System(format!("{}: {}: remove it by hand", path.display(), errno.desc()))
+        })?;
     }
     Ok(())
 }
@@ -66,5 +89,18 @@ mod tests {
         std::fs::create_dir_all(run.join("full/precious")).expect("mkdir");
         assert!(directory(&run).is_err());
         assert!(run.join("full/precious").exists());
+    }
+
+    #[test]
+    fn a_link_in_its_place_leads_nowhere() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (precious, link) = (dir.path().join("precious"), dir.path().join("run"));
+        std::fs::create_dir(&precious).expect("mkdir");
+        std::fs::write(precious.join("file"), "x").expect("write");
+        std::os::unix::fs::symlink(&precious, &link).expect("symlink");
+        assert!(matches!(contents(&link), Err(MountError::Usage(text)) if text.ends_with("remove it")));
+        std::fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+        assert!(matches!(contents(&precious), Err(MountError::Usage(_))), "others may write there");
+        assert!(precious.join("file").exists());
     }
 }

@@ -253,6 +253,10 @@ const SSH_ONLY: [&str; 57] = [
 
 const BREAKING: [&str; 5] = ["ForkAfterAuthentication", "RemoteCommand", "RequestTTY", "SessionType", "StdinNull"];
 
+/// Options of ssh that may be given more than once and add up (ssh_config(5)).
+const ACCUMULATE: [&str; 7] =
+    ["CertificateFile", "DynamicForward", "IdentityFile", "LocalForward", "RemoteForward", "SendEnv", "SetEnv"];
+
 /// An option of ssh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SshOption {
@@ -277,6 +281,16 @@ pub fn ssh(name: &str) -> Option<SshOption> {
         None => (find(&SSH_ONLY)?, false),
     };
     Some(SshOption { name, handed_on, rejected: BREAKING.contains(&name).then_some(SESSION) })
+}
+
+/// True for an option of ssh of which each value counts, in ssh's spelling.
+pub fn accumulates(name: &str) -> bool {
+    ACCUMULATE.contains(&name)
+}
+
+/// Names of options that sshfs or ssh has and that are refused.
+pub fn refused() -> impl Iterator<Item = &'static str> {
+    SSHFS.iter().filter(|(_, fate)| matches!(fate, Reject(_))).map(|(name, _)| *name).chain(BREAKING)
 }
 
 /// True for an option of mount(8) or fstab(5) that is to be ignored.

@@ -153,6 +153,47 @@ fn the_last_of_two_wins() {
 }
 
 #[test]
+fn the_last_of_two_wins_for_ssh_too_unless_it_adds_up() {
+    let options = parse([
+        "Port=1,ConnectTimeout=3,IdentityFile=/a,User=a,SetEnv=A=1,-F/x,-C,uid=1",
+        "port=2,connecttimeout=9,IdentityFile=/b,user=x,User=b,SetEnv=B=2,-F/y,Compression=no,uid=2",
+    ])
+    .unwrap();
+    let expected = [
+        "IdentityFile=/a",
+        "uid=1",
+        "port=2",
+        "ConnectTimeout=9",
+        "IdentityFile=/b",
+        "-F/y",
+        "Compression=no",
+        "uid=2",
+        "ssh_command=ssh -oSetEnv=A=1 -oUser=b -oSetEnv=B=2",
+    ];
+    assert_eq!(options.sshfs, expected);
+}
+
+#[test]
+fn a_user_sees_his_files_as_his_own_unless_he_wants_otherwise() {
+    for (given, mapped) in [("", true), ("gid=5", true), ("uid=7", false), ("idmap=none", false)] {
+        let mut options = parse_one(given).unwrap();
+        options.own_files();
+        assert_eq!(options.sshfs.contains(&"idmap=user".to_owned()), mapped, "{given}");
+    }
+}
+
+#[test]
+fn help_and_man_page_name_what_is_refused() {
+    let page = include_str!("../../../docs/steadfs.8").replace("\\-", "-");
+    let refused = |text: &str| text.split_once("cannot work with it").expect("it is said").1.to_owned();
+    let (help, page) = (refused(&help()), refused(&page));
+    for name in known::refused() {
+        assert!(help.contains(name), "{name} is not in the help");
+        assert!(page.contains(name), "{name} is not in the man page");
+    }
+}
+
+#[test]
 fn public_metrics_have_to_be_asked_for() {
     assert!(parse_one("metrics=10.0.0.1:9100,metrics_public").is_ok());
     assert!(parse_one("metrics=[::ffff:127.0.0.1]:9100").is_ok());

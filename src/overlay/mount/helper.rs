@@ -73,7 +73,8 @@ fn options(config: &OverlayConfig, source: &str) -> String {
     if config.read_only {
         options.push_str(",ro");
     }
-    for flag in config.mount_flags.iter().filter(|flag| !matches!(flag.as_str(), "suid" | "dev")) {
+    // fusermount3 refuses the first two to others than root and does not know the third, which is the default.
+    for flag in config.mount_flags.iter().filter(|flag| !matches!(flag.as_str(), "suid" | "dev" | "symfollow")) {
         options.push(',');
         options.push_str(flag);
     }
