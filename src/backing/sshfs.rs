@@ -5,6 +5,7 @@ pub mod failure;
 pub mod group;
 pub mod link;
 pub mod reach;
+pub mod reset;
 pub mod tcp;
 
 use std::fs::DirBuilder;
@@ -28,6 +29,7 @@ use command::Arguments;
 use group::Group;
 use link::Link;
 use reach::Server;
+use reset::Connections;
 
 /// How often a start looks whether it has come further.
 const LOOK: Duration = Duration::from_millis(10);
@@ -46,6 +48,7 @@ pub struct SshfsBacking {
     /// Private, mode 0700; generations are mounted below it.
     directory: PathBuf,
     server: OnceLock<Option<Server>>,
+    connections: Arc<Connections>,
     cancelled: AtomicBool,
 }
 
@@ -59,6 +62,7 @@ impl SshfsBacking {
             arguments: Arguments::new(target, options),
             directory,
             server: OnceLock::new(),
+            connections: Arc::default(),
             cancelled: AtomicBool::new(false),
         })
     }
@@ -143,16 +147,24 @@ impl Backing for SshfsBacking {
         let until = Instant::now() + limit;
         let mountpoint = self.directory.join(format!("gen-{number}"));
         DirBuilder::new().mode(0o700).create(&mountpoint).map_err(local)?;
+        // Before a server that counts connections is asked for one more.
+        self.connections.knock();
         let sink = move |what| exits(ProcessExit { generation: number, what });
         let group = Group::spawn(self.arguments.sshfs(&mountpoint), sink).map_err(|error| {
             let _ = std::fs::remove_dir(&mountpoint);
             StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
         })?;
-        let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
+        let (connections, since) = (Arc::clone(&self.connections), Instant::now());
+        let started = Started { number, mountpoint, group, link: Link::default(), connections, since };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
         match entered {
-            Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
+            Ok((dev, tree)) => {
+                self.connections.forget();
+                // Now, for the case that ssh ends by itself, and again before it is killed.
+                self.connections.arm(&started.group);
+                Ok(Arc::new(SshfsGeneration { started, dev, tree }))
+            }
             Err(error) => {
                 let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
                 started.abort(dev);
@@ -177,12 +189,15 @@ struct Started {
     mountpoint: PathBuf,
     group: Arc<Group>,
     link: Link,
+    connections: Arc<Connections>,
     since: Instant,
 }
 
 impl Started {
     fn abort(&self, dev: Option<(u32, u32)>) {
         self.group.condemn();
+        // First of all: ssh ends as soon as sshfs does, and leaves what it has not sent to the kernel.
+        self.connections.cut(&self.group);
         abort_connection(&self.mountpoint, dev);
         // Without CAP_SYS_ADMIN and fusectl this is what ends the connection: nobody holds /dev/fuse any more.
         self.group.kill();

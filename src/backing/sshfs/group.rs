@@ -140,8 +140,13 @@ impl Group {
         entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|&pid| getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader))
+            .filter(|&pid| self.has(pid))
             .collect()
+    }
+
+    /// True if that process is a member now.
+    pub fn has(&self, pid: i32) -> bool {
+        getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader)
     }
 }
 
