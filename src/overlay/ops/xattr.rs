@@ -1,5 +1,6 @@
 //! getxattr, listxattr, setxattr, removexattr.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -41,7 +42,15 @@ impl Overlay {
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_path(context, node, |tree, path| tree.set_xattr(path, &name, &value, flags))
+                // Also if this very run finds that it was done to another file, and does it again.
+                let again = Cell::new(context.in_doubt);
+                overlay.on_path(context, node, |tree, path| match tree.set_xattr(path, &name, &value, flags) {
+                    Err(Errno::EEXIST) if again.get() && tree.get_xattr(path, &name)? == value => Ok(()),
+                    result => {
+                        again.set(true);
+                        result
+                    }
+                })
             },
             |_, result| reply_node(result, reply),
         );
@@ -53,7 +62,16 @@ impl Overlay {
         self.submit(
             Op::Removexattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.remove_xattr(path, &name)),
+            move |overlay, context| {
+                let again = Cell::new(context.in_doubt);
+                overlay.on_path(context, node, |tree, path| match tree.remove_xattr(path, &name) {
+                    Err(Errno::ENODATA) if again.get() => Ok(()),
+                    result => {
+                        again.set(true);
+                        result
+                    }
+                })
+            },
             |_, result| reply_node(result, reply),
         );
     }
