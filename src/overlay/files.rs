@@ -83,12 +83,15 @@ impl OpenFile {
         let mut tried = None;
         loop {
             // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
-            let (path, _) = nodes.path(self.node).map_err(|_| LOST_FILE)?;
+            let (path, stamp) = nodes.path(self.node).map_err(|_| LOST_FILE)?;
             if tried.as_ref() == Some(&path) {
                 return Err(LOST_FILE);
             }
             match generation.tree().open(&path, flags) {
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => tried = Some(path),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => {
+                    nodes.not_found_at(self.node, &path, stamp);
+                    tried = Some(path);
+                }
                 result => return result,
             }
         }
