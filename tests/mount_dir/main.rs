@@ -7,4 +7,5 @@ mod hidden;
 mod mounting;
 mod names;
 mod outage;
+mod races;
 mod rig;
