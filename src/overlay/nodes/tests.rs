@@ -78,6 +78,15 @@ fn hard_links_share_a_node_where_inodes_are_stable_and_where_they_were_made_here
 }
 
 #[test]
+fn numbers_that_are_made_up_anew_mix_no_files() {
+    let nodes = Nodes::new(false);
+    let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
+    // As after a new mount.
+    assert_eq!((file(&nodes, ROOT, "g", 1), file(&nodes, ROOT, "f", 2)), (g, f));
+    assert!(![f, g].contains(&file(&nodes, ROOT, "h", 1)));
+}
+
+#[test]
 fn a_name_that_became_another_kind_of_file_gets_another_node() {
     let nodes = Nodes::new(false);
     let f = file(&nodes, ROOT, "x", 1);

@@ -83,9 +83,9 @@ impl Overlay {
             Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
             Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
             Ok(value) => reply.data(&value),
-            // SFTP has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
+            // SFTP, which knows no owners either, has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
             // would ask for security.capability before every single write.
-            Err(Errno::EOPNOTSUPP) if !self.traits.stable_inodes => reply.error(fuser::Errno::ENOSYS),
+            Err(Errno::EOPNOTSUPP) if !self.traits.owners => reply.error(fuser::Errno::ENOSYS),
             Err(error) => reply.error(node_errno(error)),
         }
     }
