@@ -127,7 +127,7 @@ fn a_listing_is_complete_although_the_directory_is_renamed_meanwhile() {
     std::thread::scope(|scope| {
         let listing = scope.spawn(|| {
             let mut directory = Dir::open(&rig.hot("a/d"), OFlag::O_RDONLY, Mode::empty()).expect("opened");
-            directory.iter().map(|entry| entry.expect("an entry")).count()
+            directory.iter().filter(|entry| entry.is_ok()).count()
         });
         std::thread::sleep(WHILE);
         assert_eq!(rig.control().inside(), 1, "it is in the middle of it");
