@@ -224,3 +224,38 @@ fn extended_attributes_are_set_and_removed_once_only() {
     assert_eq!(in_doubt(Call::RemoveXattr, &remove), Ok(0));
     assert_eq!(Errno::result(remove()), Err(Errno::ENODATA));
 }
+
+#[test]
+fn what_is_open_is_changed_although_it_has_no_name() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{PermissionsExt, fchown};
+
+    let rig = Rig::new(LOCAL);
+    let file = open(&rig, "f");
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    assert!(rig.cold_names("").is_empty());
+    file.set_permissions(PermissionsExt::from_mode(0o604)).unwrap();
+    fchown(&file, Some(12), Some(34)).unwrap();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    file.set_modified(time).unwrap();
+    let seen = file.metadata().unwrap();
+    assert_eq!((seen.mode() & 0o7777, seen.uid(), seen.gid(), seen.modified().unwrap()), (0o604, 12, 34, time));
+    let (fd, name) = (file.as_raw_fd(), c"user.a".as_ptr());
+    let mut buf = [0_u8; 64];
+    // SAFETY: the strings end with NUL and the lengths are those of the buffers.
+    unsafe {
+        assert_eq!(libc::fsetxattr(fd, name, b"blue".as_ptr().cast(), 4, 0), 0);
+        assert_eq!(libc::fgetxattr(fd, name, buf.as_mut_ptr().cast(), 64), 4);
+        assert!(libc::flistxattr(fd, buf.as_mut_ptr().cast(), 64) > 0);
+        assert_eq!(libc::fremovexattr(fd, name), 0);
+        assert_eq!(libc::fgetxattr(fd, name, buf.as_mut_ptr().cast(), 64), -1);
+    }
+    assert_eq!(Errno::last(), Errno::ENODATA);
+    rig.outage();
+    rig.repair();
+    assert_eq!(
+        errno(file.set_permissions(PermissionsExt::from_mode(0o600))),
+        Some(libc::EIO),
+        "a repair finds it no more"
+    );
+}

@@ -20,7 +20,9 @@ impl Overlay {
         self.submit(
             Op::Getxattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.get_xattr(path, &name)),
+            move |overlay, context| {
+                overlay.on_node(context, node, |tree, path| tree.get_xattr(path, &name), |file| file.get_xattr(&name))
+            },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
@@ -30,7 +32,9 @@ impl Overlay {
         self.submit(
             Op::Listxattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.list_xattr(path)),
+            move |overlay, context| {
+                overlay.on_node(context, node, |tree, path| tree.list_xattr(path), |file| file.list_xattr())
+            },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
@@ -44,13 +48,19 @@ impl Overlay {
             move |overlay, context| {
                 // Also if this very run finds that it was done to another file, and does it again.
                 let again = Cell::new(context.in_doubt);
-                overlay.on_path(context, node, |tree, path| match tree.set_xattr(path, &name, &value, flags) {
-                    Err(Errno::EEXIST) if again.get() && tree.get_xattr(path, &name)? == value => Ok(()),
+                let settled = |result, now: &dyn Fn() -> OpResult<Vec<u8>>| match result {
+                    Err(Errno::EEXIST) if again.get() && now()? == value => Ok(()),
                     result => {
                         again.set(true);
                         result
                     }
-                })
+                };
+                overlay.on_node(
+                    context,
+                    node,
+                    |tree, path| settled(tree.set_xattr(path, &name, &value, flags), &|| tree.get_xattr(path, &name)),
+                    |file| settled(file.set_xattr(&name, &value, flags), &|| file.get_xattr(&name)),
+                )
             },
             |_, result| reply_node(result, reply),
         );
@@ -64,13 +74,19 @@ impl Overlay {
             Class::Meta,
             move |overlay, context| {
                 let again = Cell::new(context.in_doubt);
-                overlay.on_path(context, node, |tree, path| match tree.remove_xattr(path, &name) {
+                let settled = |result| match result {
                     Err(Errno::ENODATA) if again.get() => Ok(()),
                     result => {
                         again.set(true);
                         result
                     }
-                })
+                };
+                overlay.on_node(
+                    context,
+                    node,
+                    |tree, path| settled(tree.remove_xattr(path, &name)),
+                    |file| settled(file.remove_xattr(&name)),
+                )
             },
             |_, result| reply_node(result, reply),
         );
