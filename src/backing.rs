@@ -26,7 +26,7 @@ pub type OpResult<T> = Result<T, Errno>;
 /// What a kind of backing can be relied on for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traits {
-    /// (st_dev, st_ino) identify a file for as long as it exists, across generations.
+    /// (st_dev, st_ino) identify a file for as long as it exists, across generations: only a filesystem of this machine.
     pub stable_inodes: bool,
     /// A descriptor of an unlinked file stays good without a hidden name.
     pub keeps_unlinked: bool,

@@ -23,6 +23,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
@@ -146,15 +147,30 @@ impl Overlay {
         self.gate.submit(op, class, 0, move |context| work(&worker, context), move |result| reply(&replier, result));
     }
 
-    /// Runs `call` on a node's path, again if the path turns out to have been renamed meanwhile. A file that is not
-    /// there any more gives ENOENT here and ESTALE in the answer: see [`convert::node_errno`].
+    /// Runs `call` on a node's path, again if the path turns out to have led to nothing or to another file, because of a
+    /// rename meanwhile or because one of several names is dead. A file that is not there any more gives ENOENT here and
+    /// ESTALE in the answer: see [`convert::node_errno`].
     fn on_path<T>(
         &self,
         context: &Context<'_>,
         node: u64,
         call: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
     ) -> OpResult<T> {
-        self.retried(context, &[node], || self.nodes.path(node), |tree, path| call(tree, path))
+        loop {
+            let (path, stamp) = self.nodes.path(node)?;
+            let result = call(context.generation.tree(), &path);
+            let again = match &result {
+                Ok(_) => !self.nodes.was_at(node, &path, stamp, context.deadline),
+                Err(error) if is_lost(*error) => {
+                    self.nodes.has_moved_since(stamp, &[node], context.deadline)
+                        || self.nodes.not_found_at(node, &path, stamp)
+                }
+                Err(_) => false,
+            };
+            if !again || Instant::now() >= context.deadline {
+                return result;
+            }
+        }
     }
 
     /// As [`Overlay::on_path`], for a name in a directory.
@@ -168,25 +184,21 @@ impl Overlay {
         self.retried(context, &[parent], || self.nodes.path_of(parent, name), |tree, path| call(tree, path))
     }
 
-    /// Runs `call` on what `resolve` made of `nodes`, again if it did not find it and `resolve` says otherwise by now.
-    fn retried<P: PartialEq, T>(
+    /// Runs `call` on what `resolve` made of `nodes`, again if it did not find it and one of them has moved meanwhile.
+    fn retried<P, T>(
         &self,
         context: &Context<'_>,
         nodes: &[u64],
         resolve: impl Fn() -> OpResult<(P, nodes::Stamp)>,
         call: impl Fn(&dyn Tree, &P) -> OpResult<T>,
     ) -> OpResult<T> {
-        let (mut place, mut stamp) = resolve()?;
         loop {
+            let (place, stamp) = resolve()?;
             let result = call(context.generation.tree(), &place);
-            let lost = matches!(result, Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE));
-            if !lost || !self.nodes.has_moved_since(stamp, nodes, context.deadline) {
+            let lost = result.as_ref().is_err_and(|error| is_lost(*error));
+            let again = lost && self.nodes.has_moved_since(stamp, nodes, context.deadline);
+            if !again || Instant::now() >= context.deadline {
                 return result;
-            }
-            match resolve() {
-                Ok((now, at)) if now != place => (place, stamp) = (now, at),
-                // Something else moved: what was not found is really not there.
-                _ => return result,
             }
         }
     }
@@ -196,6 +208,11 @@ impl Overlay {
         let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos());
         format!("{HIDDEN}{at:024x}{:08x}", self.hidden.fetch_add(1, Relaxed)).into()
     }
+}
+
+/// True if nothing was found where it should be.
+fn is_lost(error: Errno) -> bool {
+    matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)
 }
 
 /// True for names that only steadfs may use.

@@ -16,6 +16,14 @@ use super::posix::PosixTree;
 use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals, mountinfo};
 use opener::{Attempt, Opened, Opener};
 
+/// Filesystems of this machine, whose inode numbers are those of the files and whose descriptors nobody else takes away.
+/// NFS and CIFS descriptors go stale when the server removes a file, and FUSE numbers may be made up anew with each mount:
+/// there, and where it is not known, hidden names and our own numbers are used, which is right everywhere.
+const LOCAL: [&str; 13] =
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs", "nilfs2", "tmpfs", "ramfs", "overlay"];
+/// How long the filesystem may take to say what it is before the first start.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// `dir:/path`.
 #[derive(Debug)]
 pub struct DirBacking {
@@ -76,8 +84,17 @@ impl DirBacking {
 }
 
 impl Backing for DirBacking {
+    /// By the filesystem that the directory is on, as at the first start; looks there if there was none. If it does not
+    /// answer soon, nothing is relied on.
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false }
+        if self.home.lock().is_none()
+            && let Attempt::Opened(opened) = self.opener.open(LOOK)
+            && let Err(error) = self.settle(&opened)
+        {
+            tracing::debug!(%error, "the mount changes while it is looked at");
+        }
+        let local = self.home.lock().as_ref().is_some_and(|home| LOCAL.contains(&home.fstype.as_str()));
+        Traits { stable_inodes: local, keeps_unlinked: local, owners: true, asynchronous: false }
     }
 
     /// Reads the mount table only, which cannot hang.

@@ -11,6 +11,7 @@
 mod convert;
 mod dirents;
 mod file;
+mod nameless;
 mod resolve;
 mod xattr;
 
@@ -28,6 +29,7 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags};
 use super::{Attr, DirEntry, File, OpResult, SetTime, StatFs, Tree};
 
 pub use file::PosixFile;
+pub use nameless::Nameless;
 
 /// Repeats a call that a signal broke off (EINTR); nobody sends steadfs signals in order to interrupt a call.
 fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> OpResult<T> {
@@ -133,8 +135,8 @@ fn chmod_by_proc(fd: &OwnedFd, mode: Mode) -> OpResult<()> {
     retry(|| nix::sys::stat::fchmodat(AT_FDCWD, link.as_str(), mode, FchmodatFlags::FollowSymlink))
 }
 
-/// A name for what an O_PATH descriptor is open on, for calls that take none. It leads to that very file.
-fn proc_link(fd: &OwnedFd) -> String {
+/// A name for what a descriptor is open on, for calls that take no O_PATH descriptor. It leads to that very file.
+fn proc_link(fd: &impl AsRawFd) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 

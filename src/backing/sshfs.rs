@@ -6,6 +6,7 @@ pub mod group;
 pub mod link;
 pub mod orphans;
 pub mod reach;
+pub mod reset;
 pub mod tcp;
 
 use std::fs::DirBuilder;
@@ -29,6 +30,7 @@ use command::Arguments;
 use group::Group;
 use link::Link;
 use reach::Lookout;
+use reset::Connections;
 
 /// How often a start looks whether it has come further.
 const LOOK: Duration = Duration::from_millis(10);
@@ -47,6 +49,7 @@ pub struct SshfsBacking {
     /// Private, mode 0700; generations are mounted below it.
     directory: PathBuf,
     lookout: Lookout,
+    connections: Arc<Connections>,
     cancelled: AtomicBool,
 }
 
@@ -59,7 +62,13 @@ impl SshfsBacking {
         sweep(&directory)?;
         let arguments = Arguments::new(target, options);
         let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
-        Ok(SshfsBacking { arguments, directory, lookout: Lookout::new(ssh), cancelled: AtomicBool::new(false) })
+        Ok(SshfsBacking {
+            arguments,
+            directory,
+            lookout: Lookout::new(ssh),
+            connections: Arc::default(),
+            cancelled: AtomicBool::new(false),
+        })
     }
 
     fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<(u32, u32), StartError> {
@@ -149,6 +158,8 @@ impl Backing for SshfsBacking {
         let until = Instant::now() + limit;
         let mountpoint = self.directory.join(format!("gen-{number}"));
         DirBuilder::new().mode(0o700).create(&mountpoint).map_err(local)?;
+        // Before a server that counts connections is asked for one more.
+        self.connections.knock();
         let sink = move |what| exits(ProcessExit { generation: number, what });
         let group = Group::spawn(self.arguments.sshfs(&mountpoint), sink).map_err(|error| {
             let _ = std::fs::remove_dir(&mountpoint);
@@ -157,11 +168,17 @@ impl Backing for SshfsBacking {
         if let Err(error) = orphans::record(&self.directory, number, group.leader()) {
             tracing::warn!(%error, "the processes of generation {number} are not written down");
         }
-        let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
+        let (connections, since) = (Arc::clone(&self.connections), Instant::now());
+        let started = Started { number, mountpoint, group, link: Link::default(), connections, since };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
         match entered {
-            Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
+            Ok((dev, tree)) => {
+                self.connections.forget();
+                // Now, for the case that ssh ends by itself, and again before it is killed.
+                self.connections.arm(&started.group);
+                Ok(Arc::new(SshfsGeneration { started, dev, tree }))
+            }
             Err(error) => {
                 let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
                 started.abort(dev);
@@ -186,12 +203,15 @@ struct Started {
     mountpoint: PathBuf,
     group: Arc<Group>,
     link: Link,
+    connections: Arc<Connections>,
     since: Instant,
 }
 
 impl Started {
     fn abort(&self, dev: Option<(u32, u32)>) {
         self.group.condemn();
+        // First of all: ssh ends as soon as sshfs does, and leaves what it has not sent to the kernel.
+        self.connections.cut(&self.group);
         abort_connection(&self.mountpoint, dev);
         // Without CAP_SYS_ADMIN and fusectl this is what ends the connection: nobody holds /dev/fuse any more.
         self.group.kill();

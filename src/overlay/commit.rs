@@ -372,12 +372,15 @@ impl Overlay {
         let mut tried = None;
         loop {
             // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
-            let (path, _) = self.nodes.path(node).map_err(|_| LOST_FILE)?;
+            let (path, stamp) = self.nodes.path(node).map_err(|_| LOST_FILE)?;
             if tried.as_ref() == Some(&path) {
                 return Err(LOST_FILE);
             }
             match open_whatever_its_mode(generation, &path, flags) {
-                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => tried = Some(path),
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => {
+                    self.nodes.not_found_at(node, &path, stamp);
+                    tried = Some(path);
+                }
                 result => return result,
             }
         }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -34,7 +34,10 @@ struct Node {
     held: u64,
     /// Handles that could still write or read its data.
     open: u64,
+    /// The one that was seen last comes first.
     names: Vec<Name>,
+    /// State of the table when its names were last changed.
+    moved: u64,
 }
 
 #[derive(Debug, Default)]
@@ -46,12 +49,17 @@ struct Table {
     /// Renames that are under way, by ticket.
     renaming: HashMap<u64, (Name, Name)>,
     last_rename: u64,
+    /// Counts changes of names.
     version: u64,
 }
 
 /// Says which state of the tree a path was taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp(u64);
+
+/// The node that a name led to, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Known(Option<u64>, Stamp);
 
 /// See the module.
 #[derive(Debug)]
@@ -65,8 +73,7 @@ pub struct Nodes {
 impl Nodes {
     /// A table with nothing but the root.
     pub fn new(stable_inodes: bool) -> Nodes {
-        let root =
-            Node { kind: FileKind::Directory, identity: (0, 0), lookups: 1, held: 1, open: 0, names: Vec::new() };
+        let root = Node { lookups: 1, held: 1, ..Node::new(FileKind::Directory, NO_IDENTITY) };
         let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, ..Table::default() };
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
@@ -82,16 +89,44 @@ impl Nodes {
         self.path(parent).map(|(path, stamp)| (path.join(name), stamp))
     }
 
-    /// True if something was renamed since `stamp`, so that the path of one of `nodes` from then may have been wrong.
-    /// Waits for a rename that is under way of one of them or of a directory above, until `deadline`.
+    /// True if the path of one of `nodes` has changed since `stamp`, so that one from then may have been wrong. Waits for a
+    /// rename that is under way of one of them or of a directory above, until `deadline`.
     pub fn has_moved_since(&self, stamp: Stamp, nodes: &[u64], deadline: Instant) -> bool {
         let mut table = self.table.lock();
-        while table.version == stamp.0 && nodes.iter().any(|&node| table.is_being_renamed(node)) {
-            if self.renamed.wait_until(&mut table, deadline).timed_out() {
+        loop {
+            if nodes.iter().any(|&node| table.has_moved(node, stamp)) {
+                return true;
+            }
+            let under_way =
+                nodes.iter().any(|&node| table.is_in_rename(node, |name, (from, to)| [from, to].contains(&name)));
+            if !under_way || self.renamed.wait_until(&mut table, deadline).timed_out() {
                 return false;
             }
         }
-        table.version != stamp.0
+    }
+
+    /// True if what was done at this path from `stamp` was done to this node, and not to a file that took its place. Waits
+    /// for a rename that is under way to that path, until `deadline`.
+    pub fn was_at(&self, node: u64, path: &Path, stamp: Stamp, deadline: Instant) -> bool {
+        let mut table = self.table.lock();
+        while table.is_in_rename(node, |name, (_, to)| name == to) {
+            if self.renamed.wait_until(&mut table, deadline).timed_out() {
+                break;
+            }
+        }
+        !table.has_moved(node, stamp) || table.names(node).any(|name| table.path_of(name).is_ok_and(|now| now == path))
+    }
+
+    /// Nothing was found at a node's path from `stamp`. True if the node has another path to be tried now: the name that
+    /// proved dead is dropped if there are others.
+    pub fn not_found_at(&self, node: u64, path: &Path, stamp: Stamp) -> bool {
+        let mut table = self.table.lock();
+        let Some([first, _, ..]) = table.nodes.get(&node).map(|found| &*found.names) else { return false };
+        let (first, now) = (first.clone(), table.path_of(first));
+        if !table.has_moved(node, stamp) && now.is_ok_and(|now| now == path) {
+            table.lose(first.0, &first.1);
+        }
+        true
     }
 
     /// The kernel learns of a name: finds or makes its node and counts the lookup. To be called right before the reply.
@@ -102,6 +137,33 @@ impl Nodes {
             found.lookups += 1;
         }
         node
+    }
+
+    /// A file was made under a name by a call that fails if there is one: it is none of those that are known. To be called
+    /// as soon as it is made, so that whoever looks it up from then on and [`Nodes::remember`] afterwards agree.
+    pub fn made(&self, parent: u64, name: &OsStr, attr: &Attr) {
+        let mut table = self.table.lock();
+        // A number that the backing has given away again.
+        table.by_identity.remove(&attr.identity);
+        table.lose(parent, name);
+    }
+
+    /// What is known of a name before it is looked for; see [`Nodes::missed`].
+    pub fn known(&self, parent: u64, name: &OsStr) -> Known {
+        let table = self.table.lock();
+        Known(table.by_name.get(&(parent, name.to_owned())).copied(), Stamp(table.version))
+    }
+
+    /// A name was looked for after `known` and is not there: if a file had it then and still has, it has lost it. Those
+    /// who have that file open go on with it.
+    pub fn missed(&self, parent: u64, name: &OsStr, known: &Known) {
+        let mut table = self.table.lock();
+        let key = (parent, name.to_owned());
+        let Some(node) = known.0.filter(|node| table.by_name.get(&key) == Some(node)) else { return };
+        let under_way = table.renaming.values().any(|(from, to)| *from == key || *to == key);
+        if !under_way && !table.has_moved(node, known.1) {
+            table.lose(parent, name);
+        }
     }
 
     /// The kernel got to know a node by another name (link).
@@ -191,10 +253,7 @@ impl Nodes {
 
     /// A name is gone.
     pub fn removed(&self, parent: u64, name: &OsStr) {
-        let mut table = self.table.lock();
-        if let Some(node) = table.unname(parent, name) {
-            table.drop_if_unused(node);
-        }
+        self.table.lock().lose(parent, name);
     }
 
     /// A rename begins; [`Renaming::done`] says that it happened, dropping it that it did not.
@@ -237,7 +296,6 @@ impl Renaming<'_> {
         for node in [moved, target].into_iter().flatten() {
             table.drop_if_unused(node);
         }
-        table.version += 1;
     }
 }
 
@@ -248,11 +306,17 @@ impl Drop for Renaming<'_> {
     }
 }
 
+impl Node {
+    fn new(kind: FileKind, identity: (u64, u64)) -> Node {
+        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Vec::new(), moved: 0 }
+    }
+}
+
 impl Table {
     fn path(&self, mut node: u64) -> OpResult<PathBuf> {
         let mut components: Vec<&OsStr> = Vec::new();
         while node != ROOT {
-            let (parent, name) = self.nodes.get(&node).and_then(|found| found.names.first()).ok_or(Errno::ENOENT)?;
+            let (parent, name) = self.names(node).next().ok_or(Errno::ENOENT)?;
             components.push(name);
             node = *parent;
             if components.len() > MAX_DEPTH {
@@ -262,16 +326,29 @@ impl Table {
         Ok(components.into_iter().rev().collect())
     }
 
-    /// True if the node or a directory above it is being renamed.
-    fn is_being_renamed(&self, mut node: u64) -> bool {
-        for _ in 0..MAX_DEPTH {
-            let Some(name) = self.nodes.get(&node).and_then(|found| found.names.first()) else { return false };
-            if self.renaming.values().any(|(from, to)| from == name || to == name) {
-                return true;
-            }
-            node = name.0;
-        }
-        false
+    fn path_of(&self, (parent, name): &Name) -> OpResult<PathBuf> {
+        self.path(*parent).map(|path| path.join(name))
+    }
+
+    fn names(&self, node: u64) -> impl Iterator<Item = &Name> {
+        self.nodes.get(&node).into_iter().flat_map(|found| &found.names)
+    }
+
+    /// The node and the directories above it, by the names that make its path.
+    fn chain(&self, node: u64) -> impl Iterator<Item = (&Node, Option<&Name>)> {
+        let step = |node: u64| self.nodes.get(&node).map(|found| (found, found.names.first()));
+        std::iter::successors(step(node), move |(_, name)| step(name.as_ref()?.0)).take(MAX_DEPTH)
+    }
+
+    /// True if the path of a node has changed since.
+    fn has_moved(&self, node: u64, since: Stamp) -> bool {
+        self.version != since.0 && self.chain(node).any(|(found, _)| found.moved > since.0)
+    }
+
+    /// True if a rename is under way that concerns, as `concerns` says, a name in the node's path.
+    fn is_in_rename(&self, node: u64, concerns: impl Fn(&Name, &(Name, Name)) -> bool) -> bool {
+        let concerned = |name| self.renaming.values().any(|rename| concerns(name, rename));
+        !self.renaming.is_empty() && self.chain(node).filter_map(|(_, name)| name).any(concerned)
     }
 
     fn enter(&mut self, parent: u64, name: &OsStr, attr: &Attr, by_identity: bool) -> u64 {
@@ -281,6 +358,7 @@ impl Table {
                 .get(&node)
                 .is_some_and(|found| found.kind == attr.kind && (!by_identity || found.identity == attr.identity));
             if same {
+                self.seen(node, parent, name);
                 return node;
             }
             // Replaced behind our back: the old file, if it is still held, goes on without this name.
@@ -292,12 +370,12 @@ impl Table {
             && self.nodes.get(&node).is_some_and(|found| found.kind == attr.kind)
         {
             self.name(node, parent, name.to_owned());
+            self.seen(node, parent, name);
             return node;
         }
         self.last += 1;
         let node = self.last;
-        let made = Node { kind: attr.kind, identity: attr.identity, lookups: 0, held: 0, open: 0, names: Vec::new() };
-        self.nodes.insert(node, made);
+        self.nodes.insert(node, Node::new(attr.kind, attr.identity));
         if by_identity {
             self.by_identity.insert(attr.identity, node);
         }
@@ -305,8 +383,19 @@ impl Table {
         node
     }
 
+    /// Of several names the one that is known to lead to the file makes its path.
+    fn seen(&mut self, node: u64, parent: u64, name: &OsStr) {
+        if let Some(found) = self.nodes.get_mut(&node)
+            && let Some(at) = found.names.iter().position(|(its, other)| *its == parent && other == name)
+        {
+            found.names[..=at].rotate_right(1);
+        }
+    }
+
     fn name(&mut self, node: u64, parent: u64, name: OsString) {
         if let Some(found) = self.nodes.get_mut(&node) {
+            self.version += 1;
+            found.moved = self.version;
             found.names.push((parent, name.clone()));
             self.by_name.insert((parent, name), node);
             if let Some(directory) = self.nodes.get_mut(&parent) {
@@ -319,12 +408,22 @@ impl Table {
         let key = (parent, name.to_owned());
         let node = self.by_name.remove(&key)?;
         if let Some(found) = self.nodes.get_mut(&node) {
+            self.version += 1;
+            found.moved = self.version;
             found.names.retain(|name| *name != key);
         }
         if let Some(directory) = self.nodes.get_mut(&parent) {
             directory.held = directory.held.saturating_sub(1);
         }
         Some(node)
+    }
+
+    /// A name is gone, and with it what nothing else kept.
+    fn lose(&mut self, parent: u64, name: &OsStr) {
+        if let Some(node) = self.unname(parent, name) {
+            self.drop_if_unused(node);
+            self.drop_if_unused(parent);
+        }
     }
 
     fn drop_if_unused(&mut self, node: u64) {

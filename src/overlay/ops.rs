@@ -4,6 +4,7 @@ pub mod attributes;
 pub mod data;
 pub mod directories;
 mod hidden;
+mod nameless;
 pub mod names;
 pub mod xattr;
 

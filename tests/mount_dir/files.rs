@@ -8,8 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
+use steadfs::backing::fake::{Call, Fault, What};
 
 use crate::rig::{LOCAL, Rig, SSHFS, errno};
 
@@ -72,6 +74,32 @@ fn exclusive_creation_and_modes_are_the_callers() {
     assert_eq!((cold.uid(), cold.gid()), (12, 34));
     let hot = std::fs::metadata(rig.hot("f")).unwrap();
     assert_eq!((hot.uid(), hot.gid(), hot.mode() & 0o7777), (12, 34, 0o604));
+}
+
+#[test]
+fn what_the_backing_does_not_give_away_is_made_all_the_same() {
+    let rig = Rig::new(LOCAL);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::set_permissions(rig.hot("d"), PermissionsExt::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    let make = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo x > d/f && mkdir d/s && ln -s x d/l && mkfifo d/p"]).current_dir(rig.mountpoint());
+        let made = command.uid(65534).gid(65534).output().expect("sh runs").status.success();
+        (made, rig.cold_names("d"))
+    };
+    for refusal in [Errno::EPERM, Errno::EACCES, Errno::EINVAL, Errno::ENOSYS, Errno::EOPNOTSUPP] {
+        let fault = rig.control().inject(Fault::new(What::Errno(refusal)).on(&[Call::SetOwner]));
+        assert_eq!(make(), (true, ["f", "l", "p", "s"].map(String::from).to_vec()), "{refusal}");
+        assert_eq!(std::fs::metadata(rig.cold("d/f")).unwrap().uid(), 0);
+        rig.control().remove(fault);
+        for name in ["f", "l", "p"] {
+            std::fs::remove_file(rig.hot("d").join(name)).unwrap();
+        }
+        std::fs::remove_dir(rig.hot("d/s")).unwrap();
+    }
+    rig.control().inject(Fault::new(What::Errno(Errno::EROFS)).on(&[Call::SetOwner]));
+    assert!(!make().0);
 }
 
 #[test]

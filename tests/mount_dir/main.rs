@@ -2,10 +2,12 @@
 //! Needs root and /dev/fuse.
 #![allow(clippy::unwrap_used)]
 
+mod below;
 mod files;
 mod hidden;
 mod log;
 mod mounting;
 mod names;
 mod outage;
+mod races;
 mod rig;

@@ -2,7 +2,7 @@
 //! in `/proc/self/fd` can, and a symbolic link is then meant itself, as with lgetxattr(2).
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
@@ -15,7 +15,7 @@ const USUAL: usize = 4096;
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX of linux/limits.h, in bytes.
 const LARGEST: usize = 65536;
 
-pub(super) fn get(fd: &OwnedFd, name: &OsStr) -> OpResult<Vec<u8>> {
+pub(super) fn get(fd: &impl AsRawFd, name: &OsStr) -> OpResult<Vec<u8>> {
     let (path, name) = (c_path(fd)?, c_name(name)?);
     fill(|buffer| {
         // SAFETY: both strings end with NUL, and at most `buffer.len()` bytes are written to the buffer.
@@ -23,7 +23,7 @@ pub(super) fn get(fd: &OwnedFd, name: &OsStr) -> OpResult<Vec<u8>> {
     })
 }
 
-pub(super) fn list(fd: &OwnedFd) -> OpResult<Vec<u8>> {
+pub(super) fn list(fd: &impl AsRawFd) -> OpResult<Vec<u8>> {
     let path = c_path(fd)?;
     fill(|buffer| {
         // SAFETY: the path ends with NUL, and at most `buffer.len()` bytes are written to the buffer.
@@ -31,7 +31,7 @@ pub(super) fn list(fd: &OwnedFd) -> OpResult<Vec<u8>> {
     })
 }
 
-pub(super) fn set(fd: &OwnedFd, name: &OsStr, value: &[u8], flags: i32) -> OpResult<()> {
+pub(super) fn set(fd: &impl AsRawFd, name: &OsStr, value: &[u8], flags: i32) -> OpResult<()> {
     let (path, name) = (c_path(fd)?, c_name(name)?);
     retry(|| {
         // SAFETY: both strings end with NUL, and `value.len()` bytes can be read from the value.
@@ -40,7 +40,7 @@ pub(super) fn set(fd: &OwnedFd, name: &OsStr, value: &[u8], flags: i32) -> OpRes
     })
 }
 
-pub(super) fn remove(fd: &OwnedFd, name: &OsStr) -> OpResult<()> {
+pub(super) fn remove(fd: &impl AsRawFd, name: &OsStr) -> OpResult<()> {
     let (path, name) = (c_path(fd)?, c_name(name)?);
     // SAFETY: both strings end with NUL.
     retry(|| Errno::result(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop))
@@ -60,7 +60,7 @@ fn fill(call: impl Fn(&mut [u8]) -> isize) -> OpResult<Vec<u8>> {
     Ok(buffer)
 }
 
-fn c_path(fd: &OwnedFd) -> OpResult<CString> {
+fn c_path(fd: &impl AsRawFd) -> OpResult<CString> {
     CString::new(proc_link(fd)).map_err(|_| Errno::EINVAL)
 }
 

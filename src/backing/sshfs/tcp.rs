@@ -21,6 +21,7 @@ pub struct TcpCounters {
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
 const INET_DIAG_INFO: u16 = 2;
 /// Length of `struct inet_diag_msg`, after which the attributes follow.
 const INET_DIAG_MSG: usize = 72;
@@ -28,23 +29,40 @@ const NLMSG_HEADER: usize = 16;
 
 /// Asks for the counters of the connection between these two addresses in this network namespace.
 pub fn counters(local: SocketAddr, remote: SocketAddr) -> nix::Result<TcpCounters> {
+    let mut reply = [0_u8; 4096];
+    let length = ask(&request(SOCK_DIAG_BY_FAMILY, 0, local, remote), &mut reply)?;
+    parse(&reply[..length]).ok_or(nix::errno::Errno::ENOENT)
+}
+
+/// Resets the connection between these two addresses and throws away what it holds (needs CAP_NET_ADMIN and a kernel with
+/// CONFIG_INET_DIAG_DESTROY).
+pub fn destroy(local: SocketAddr, remote: SocketAddr) -> nix::Result<()> {
+    let mut reply = [0_u8; 4096];
+    let length = ask(&request(SOCK_DESTROY, libc::NLM_F_ACK as u16, local, remote), &mut reply)?;
+    // struct nlmsgerr: the errno, negative; 0 is the acknowledgement.
+    let error = reply[..length].get(NLMSG_HEADER..NLMSG_HEADER + 4).and_then(|bytes| bytes.try_into().ok());
+    match i32::from_ne_bytes(error.ok_or(nix::errno::Errno::EBADMSG)?) {
+        0 => Ok(()),
+        error => Err(nix::errno::Errno::from_raw(-error)),
+    }
+}
+
+fn ask(request: &[u8], reply: &mut [u8]) -> nix::Result<usize> {
     use std::os::fd::AsRawFd;
     let netlink =
         socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     // The kernel answers at once; the limit only guards against a lost reply.
     nix::sys::socket::setsockopt(&netlink, nix::sys::socket::sockopt::ReceiveTimeout, &TimeVal::new(0, 200_000))?;
-    sendto(netlink.as_raw_fd(), &request(local, remote), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-    let mut reply = [0_u8; 4096];
-    let length = recv(netlink.as_raw_fd(), &mut reply, MsgFlags::empty())?;
-    parse(&reply[..length]).ok_or(nix::errno::Errno::ENOENT)
+    sendto(netlink.as_raw_fd(), request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    recv(netlink.as_raw_fd(), reply, MsgFlags::empty())
 }
 
-fn request(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
+fn request(kind: u16, flags: u16, local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut message = Vec::with_capacity(72);
     message.extend(72_u32.to_ne_bytes());
-    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    message.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
     message.extend([0; 8]);
     // struct inet_diag_req_v2
     message.extend([family as u8, libc::IPPROTO_TCP as u8, 1 << (INET_DIAG_INFO - 1), 0]);

@@ -78,6 +78,15 @@ fn hard_links_share_a_node_where_inodes_are_stable_and_where_they_were_made_here
 }
 
 #[test]
+fn numbers_that_are_made_up_anew_mix_no_files() {
+    let nodes = Nodes::new(false);
+    let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
+    // As after a new mount.
+    assert_eq!((file(&nodes, ROOT, "g", 1), file(&nodes, ROOT, "f", 2)), (g, f));
+    assert!(![f, g].contains(&file(&nodes, ROOT, "h", 1)));
+}
+
+#[test]
 fn a_name_that_became_another_kind_of_file_gets_another_node() {
     let nodes = Nodes::new(false);
     let f = file(&nodes, ROOT, "x", 1);
@@ -106,15 +115,21 @@ fn what_nobody_holds_is_dropped_with_what_it_held() {
 #[test]
 fn a_path_taken_before_a_rename_is_found_to_be_old() {
     let nodes = Nodes::new(false);
-    file(&nodes, ROOT, "f", 1);
-    let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
+    let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
+    let f = file(&nodes, a, "f", 1);
+    let (_, stamp) = nodes.path(f).expect("it has a path");
     let soon = Instant::now() + Duration::from_secs(5);
-    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon));
-    rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
-    assert!(nodes.has_moved_since(stamp, &[ROOT], soon));
-    let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
+    assert!(!nodes.has_moved_since(stamp, &[f], soon));
+    rename(&nodes, (ROOT, "b"), (ROOT, "z"), false);
+    assert!(!nodes.has_moved_since(stamp, &[f, ROOT], soon), "another directory is nobody's business");
+    assert!(nodes.has_moved_since(stamp, &[b], soon));
+    rename(&nodes, (ROOT, "a"), (ROOT, "c"), false);
+    rename(&nodes, (ROOT, "c"), (ROOT, "a"), false);
+    assert!(nodes.has_moved_since(stamp, &[f], soon), "there and back");
+    rename(&nodes, (a, "f"), (ROOT, "g"), false);
+    let (_, stamp) = nodes.path(f).expect("it has a path");
     drop(nodes.rename((ROOT, "g".into()), (ROOT, "h".into())));
-    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon), "a rename that failed moved nothing");
+    assert!(!nodes.has_moved_since(stamp, &[f], soon), "a rename that failed moved nothing");
     assert_eq!(nodes.path_of(ROOT, OsStr::new("g")).map(|(path, _)| path).as_deref(), Ok(Path::new("g")));
 }
 
@@ -145,6 +160,86 @@ fn a_directory_that_only_a_second_name_kept_is_dropped_with_it() {
     nodes.forget(b, 1);
     nodes.forget(f, 2);
     assert_eq!(nodes.count(), 1);
+}
+
+#[test]
+fn what_was_done_to_a_file_that_took_the_place_is_told_apart() {
+    let nodes = Nodes::new(false);
+    let (d, f) = (dir(&nodes, ROOT, "d"), file(&nodes, ROOT, "f", 1));
+    let soon = Instant::now() + Duration::from_secs(5);
+    let (path, stamp) = nodes.path(f).expect("it has a path");
+    nodes.remember_link(f, d, OsStr::new("l"));
+    rename(&nodes, (ROOT, "d"), (ROOT, "e"), false);
+    assert!(nodes.was_at(f, &path, stamp, soon), "the name is still its own");
+    let other = file(&nodes, ROOT, "other", 2);
+    let renaming = nodes.rename((ROOT, "other".into()), (ROOT, "f".into()));
+    assert!(nodes.was_at(other, Path::new("other"), stamp, soon), "who is renamed himself was where he was");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| nodes.was_at(f, &path, stamp, soon));
+        std::thread::sleep(Duration::from_millis(20));
+        renaming.done(false);
+        assert!(!waiting.join().expect("it ends"), "it may have been the other file");
+    });
+    let (path, stamp) = nodes.path(other).expect("it has a path");
+    nodes.removed(ROOT, OsStr::new("f"));
+    assert!(!nodes.was_at(other, &path, stamp, soon), "nor is it told apart from one that comes after it");
+}
+
+#[test]
+fn a_dead_name_gives_way_to_the_others() {
+    let nodes = Nodes::new(true);
+    let d = dir(&nodes, ROOT, "d");
+    let f = file(&nodes, ROOT, "f", 7);
+    assert_eq!(file(&nodes, d, "l", 7), f);
+    assert_eq!(path(&nodes, f), Ok("d/l".into()), "the name that was seen last");
+    assert_eq!(file(&nodes, ROOT, "f", 7), f);
+    let (first, stamp) = nodes.path(f).expect("it has a path");
+    assert_eq!(first, Path::new("f"));
+    assert!(!nodes.not_found_at(d, Path::new("d"), stamp), "the only name is kept");
+    assert!(nodes.not_found_at(f, &first, stamp));
+    let (second, stamp) = nodes.path(f).expect("it has a path");
+    assert_eq!(second, Path::new("d/l"));
+    assert_eq!(nodes.node(ROOT, OsStr::new("f")), None);
+    assert!(!nodes.not_found_at(f, &second, stamp));
+}
+
+#[test]
+fn what_is_made_is_never_an_old_node() {
+    for stable in [false, true] {
+        let nodes = Nodes::new(stable);
+        let old = file(&nodes, ROOT, "f", 7);
+        nodes.opened(old);
+        // Removed behind our back, and the number given to the new one.
+        nodes.made(ROOT, OsStr::new("f"), &attr(FileKind::Regular, 7));
+        let looked_up = file(&nodes, ROOT, "f", 7);
+        assert_ne!(looked_up, old);
+        assert_eq!(file(&nodes, ROOT, "f", 7), looked_up, "who looks it up before the reply gets the same");
+        assert_eq!(path(&nodes, old), Err(Errno::ENOENT));
+    }
+}
+
+#[test]
+fn a_name_that_is_missed_is_lost_unless_it_came_anew() {
+    let nodes = Nodes::new(false);
+    let name = OsStr::new("f");
+    let old = file(&nodes, ROOT, "f", 1);
+    nodes.opened(old);
+    let known = nodes.known(ROOT, name);
+    let renaming = nodes.rename((ROOT, "f".into()), (ROOT, "hidden".into()));
+    nodes.missed(ROOT, name, &known);
+    assert_eq!(nodes.node(ROOT, name), Some(old), "it is only being renamed");
+    drop(renaming);
+    nodes.missed(ROOT, name, &known);
+    assert_eq!(nodes.node(ROOT, name), None);
+    let known = nodes.known(ROOT, name);
+    let new = file(&nodes, ROOT, "f", 2);
+    assert_ne!(new, old);
+    nodes.missed(ROOT, name, &known);
+    let known = nodes.known(ROOT, name);
+    rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
+    rename(&nodes, (ROOT, "g"), (ROOT, "f"), false);
+    nodes.missed(ROOT, name, &known);
+    assert_eq!(path(&nodes, new), Ok("f".into()), "it was away only for a moment");
 }
 
 proptest::proptest! {

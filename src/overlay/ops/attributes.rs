@@ -149,10 +149,11 @@ impl Overlay {
     fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
         if changes.uid.is_some() || changes.gid.is_some() {
-            self.on_path(context, node, |tree, path| tree.set_owner(path, changes.uid, changes.gid))?;
+            let (uid, gid) = (changes.uid, changes.gid);
+            self.on_node(context, node, |tree, path| tree.set_owner(path, uid, gid), |file| file.set_owner(uid, gid))?;
         }
         if let Some(mode) = changes.mode {
-            self.on_path(context, node, |tree, path| tree.set_mode(path, mode))?;
+            self.on_node(context, node, |tree, path| tree.set_mode(path, mode), |file| file.set_mode(mode))?;
         }
         if let Some(size) = changes.size {
             match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
@@ -168,7 +169,8 @@ impl Overlay {
             }
         }
         if (changes.atime, changes.mtime) != (SetTime::Omit, SetTime::Omit) {
-            self.on_path(context, node, |tree, path| tree.set_times(path, changes.atime, changes.mtime))?;
+            let (at, mt) = (changes.atime, changes.mtime);
+            self.on_node(context, node, |tree, path| tree.set_times(path, at, mt), |file| file.set_times(at, mt))?;
         }
         Ok(())
     }

@@ -116,6 +116,7 @@ impl Overlay {
                 result => result?,
             };
             let attr = if self.traits.owners { self.give_to_caller(caller, tree, path)? } else { file.stat()? };
+            self.nodes.made(parent, name, &attr);
             Ok((attr, (context.generation.number(), file)))
         })
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,7 +19,7 @@ use super::names::reply_node;
 use crate::backing::{Attr, DirEntry, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 use crate::overlay::convert::{file_attr, file_type, node_errno};
-use crate::overlay::nodes::{NO_IDENTITY, ROOT};
+use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
 use crate::overlay::{Overlay, is_hidden};
 
 /// Entries that one request looks at: a buffer of 32 KiB holds no more of ordinary names with attributes.
@@ -169,7 +169,7 @@ impl Overlay {
     }
 
     /// What is known of the next entries, of at least one that has not gone: an answer without entries is the end of the
-    /// directory. `known` may say of an entry that its type is enough.
+    /// directory. `known` may say of an entry that its type is enough. All of it is of one place that was the directory's.
     fn batch(
         &self,
         context: &Context<'_>,
@@ -178,10 +178,26 @@ impl Overlay {
         offset: u64,
         known: impl Fn(&DirEntry) -> Option<FileKind>,
     ) -> OpResult<Vec<Found>> {
-        let (directory, _) = self.nodes.path(node)?;
+        loop {
+            let mut place = self.nodes.path(node)?;
+            let batch = self.batch_at(context, node, &mut place, numbered(listing, offset), &known)?;
+            if self.nodes.was_at(node, &place.0, place.1, context.deadline) || Instant::now() >= context.deadline {
+                return Ok(batch);
+            }
+        }
+    }
+
+    fn batch_at<'a>(
+        &self,
+        context: &Context<'_>,
+        node: u64,
+        place: &mut (PathBuf, Stamp),
+        entries: impl Iterator<Item = (u64, Entry<'a>)>,
+        known: impl Fn(&DirEntry) -> Option<FileKind>,
+    ) -> OpResult<Vec<Found>> {
         let until = Instant::now() + BATCH_TIME;
         let (mut batch, mut any) = (Vec::new(), false);
-        for (_, entry) in numbered(listing, offset) {
+        for (_, entry) in entries {
             if any && (batch.len() >= BATCH || Instant::now() >= until) {
                 break;
             }
@@ -189,13 +205,38 @@ impl Overlay {
                 Entry::Dot | Entry::DotDot => Found::Known(FileKind::Directory),
                 Entry::Name(entry) => match known(entry) {
                     Some(kind) => Found::Known(kind),
-                    None => look_at(context.generation.tree(), &directory, entry)?,
+                    None => self.look_at(context, node, place, entry)?,
                 },
             };
             any |= !matches!(found, Found::Gone);
             batch.push(found);
         }
+        if batch.iter().any(|found| matches!(found, Found::Gone)) {
+            // Unless the directory itself has gone: that is no reason to call it empty.
+            self.on_path(context, node, |tree, path| tree.stat(path))?;
+        }
         Ok(batch)
+    }
+
+    /// An entry has gone only if it is missed where the directory is now.
+    fn look_at(
+        &self,
+        context: &Context<'_>,
+        node: u64,
+        place: &mut (PathBuf, Stamp),
+        entry: &DirEntry,
+    ) -> OpResult<Found> {
+        loop {
+            let found = look_at(context.generation.tree(), &place.0, entry)?;
+            let gone = matches!(found, Found::Gone);
+            if !gone
+                || !self.nodes.has_moved_since(place.1, &[node], context.deadline)
+                || Instant::now() >= context.deadline
+            {
+                return Ok(found);
+            }
+            *place = self.nodes.path(node)?;
+        }
     }
 
     fn parent_of(&self, node: u64) -> u64 {

@@ -47,7 +47,14 @@ impl Overlay {
         self.submit(
             Op::Lookup,
             Class::Meta,
-            move |overlay, context| overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path)),
+            move |overlay, context| {
+                let known = overlay.nodes.known(parent, &asked);
+                let result = overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path));
+                if result == Err(Errno::ENOENT) {
+                    overlay.nodes.missed(parent, &asked, &known);
+                }
+                result
+            },
             move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
         );
     }
@@ -88,7 +95,9 @@ impl Overlay {
                             settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)?;
                         }
                     }
-                    overlay.give_to_caller(caller, tree, path)
+                    let attr = overlay.give_to_caller(caller, tree, path)?;
+                    overlay.nodes.made(parent, &asked, &attr);
+                    Ok(attr)
                 })
             },
             move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
@@ -96,7 +105,7 @@ impl Overlay {
     }
 
     /// Gives what was made to the caller, where the backing has owners, and returns its attributes. The group stays if
-    /// the directory passes its own on (setgid, inode(7)).
+    /// the directory passes its own on (setgid, inode(7)). Where the backing refuses, the owner stays as it is.
     pub(super) fn give_to_caller(&self, caller: Caller, tree: &dyn Tree, path: &Path) -> OpResult<Attr> {
         let attr = tree.stat(path)?;
         if !self.traits.owners
@@ -110,7 +119,12 @@ impl Overlay {
         if (attr.uid, attr.gid) == (caller.uid, gid) {
             return Ok(attr);
         }
-        tree.set_owner(path, Some(caller.uid), Some(gid))?;
+        match tree.set_owner(path, Some(caller.uid), Some(gid)) {
+            Ok(()) => {}
+            // It is made, and to fail now would leave it behind: on such a backing files are not the caller's.
+            Err(Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => return Ok(attr),
+            Err(error) => return Err(error),
+        }
         // chown(2) takes setuid and setgid away.
         let special = u32::from(attr.perm) & (libc::S_ISUID | libc::S_ISGID);
         if special != 0 && attr.kind != FileKind::Symlink {
@@ -129,9 +143,12 @@ impl Overlay {
             Op::Link,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_name(context, parent, &asked, |tree, to| {
-                    let (from, _) = overlay.nodes.path(node)?;
-                    settle::link(tree.link(&from, to), context.in_doubt, tree, &from, to)?;
+                let places = || {
+                    let (from, stamp) = overlay.nodes.path(node)?;
+                    Ok(((from, overlay.nodes.path_of(parent, &asked)?.0), stamp))
+                };
+                overlay.retried(context, &[node, parent], places, |tree, (from, to)| {
+                    settle::link(tree.link(from, to), context.in_doubt, tree, from, to)?;
                     tree.stat(to)
                 })
             },
@@ -239,7 +256,16 @@ impl Overlay {
         let aside = new.with_file_name(hidden);
         let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, &aside)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
-        match settle::rename(tree.rename(old, new, flags), in_doubt, tree, old, new) {
+        let result = match tree.rename(old, new, flags) {
+            // A directory that is empty for everybody but us; EPERM as for rmdir.
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
+                if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new) =>
+            {
+                tree.rename(old, new, flags)
+            }
+            result => result,
+        };
+        match settle::rename(result, in_doubt, tree, old, new) {
             Ok(()) => {
                 if let Some(node) = saved {
                     // In the table the target goes aside first, then the rename happens.

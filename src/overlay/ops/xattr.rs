@@ -1,5 +1,6 @@
 //! getxattr, listxattr, setxattr, removexattr.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -19,7 +20,9 @@ impl Overlay {
         self.submit(
             Op::Getxattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.get_xattr(path, &name)),
+            move |overlay, context| {
+                overlay.on_node(context, node, |tree, path| tree.get_xattr(path, &name), |file| file.get_xattr(&name))
+            },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
@@ -29,7 +32,9 @@ impl Overlay {
         self.submit(
             Op::Listxattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.list_xattr(path)),
+            move |overlay, context| {
+                overlay.on_node(context, node, |tree, path| tree.list_xattr(path), |file| file.list_xattr())
+            },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
     }
@@ -41,7 +46,21 @@ impl Overlay {
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_path(context, node, |tree, path| tree.set_xattr(path, &name, &value, flags))
+                // Also if this very run finds that it was done to another file, and does it again.
+                let again = Cell::new(context.in_doubt);
+                let settled = |result, now: &dyn Fn() -> OpResult<Vec<u8>>| match result {
+                    Err(Errno::EEXIST) if again.get() && now()? == value => Ok(()),
+                    result => {
+                        again.set(true);
+                        result
+                    }
+                };
+                overlay.on_node(
+                    context,
+                    node,
+                    |tree, path| settled(tree.set_xattr(path, &name, &value, flags), &|| tree.get_xattr(path, &name)),
+                    |file| settled(file.set_xattr(&name, &value, flags), &|| file.get_xattr(&name)),
+                )
             },
             |_, result| reply_node(result, reply),
         );
@@ -53,7 +72,22 @@ impl Overlay {
         self.submit(
             Op::Removexattr,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.remove_xattr(path, &name)),
+            move |overlay, context| {
+                let again = Cell::new(context.in_doubt);
+                let settled = |result| match result {
+                    Err(Errno::ENODATA) if again.get() => Ok(()),
+                    result => {
+                        again.set(true);
+                        result
+                    }
+                };
+                overlay.on_node(
+                    context,
+                    node,
+                    |tree, path| settled(tree.remove_xattr(path, &name)),
+                    |file| settled(file.remove_xattr(&name)),
+                )
+            },
             |_, result| reply_node(result, reply),
         );
     }
@@ -65,9 +99,9 @@ impl Overlay {
             Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
             Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
             Ok(value) => reply.data(&value),
-            // SFTP has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
+            // SFTP, which knows no owners either, has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
             // would ask for security.capability before every single write.
-            Err(Errno::EOPNOTSUPP) if !self.traits.stable_inodes => reply.error(fuser::Errno::ENOSYS),
+            Err(Errno::EOPNOTSUPP) if !self.traits.owners => reply.error(fuser::Errno::ENOSYS),
             Err(error) => reply.error(node_errno(error)),
         }
     }

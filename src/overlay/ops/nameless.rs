@@ -1,0 +1,33 @@
+//! Calls on a node that may have lost its name while it is open: the kernel sends fchmod(2), fchown(2), futimens(3) and
+//! fsetxattr(2) without the handle they were made on.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::backing::posix::Nameless;
+use crate::backing::{OpResult, Tree};
+use crate::gate::Context;
+use crate::overlay::Overlay;
+
+impl Overlay {
+    /// As [`Overlay::on_path`]; a file without a path is reached by any descriptor that is open on it.
+    pub(super) fn on_node<T>(
+        &self,
+        context: &Context<'_>,
+        node: u64,
+        by_path: impl Fn(&dyn Tree, &Path) -> OpResult<T>,
+        by_descriptor: impl Fn(&Nameless<'_>) -> OpResult<T>,
+    ) -> OpResult<T> {
+        let result = self.on_path(context, node, by_path);
+        if !matches!(result, Err(Errno::ENOENT)) {
+            return result;
+        }
+        let Some(file) = self.files.of_node(node).into_iter().next() else { return result };
+        let descriptor = self.descriptor(&**context.generation, &file)?;
+        match Nameless::of(&**descriptor)? {
+            Some(file) => by_descriptor(&file),
+            None => result,
+        }
+    }
+}

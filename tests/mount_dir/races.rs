@@ -1,0 +1,261 @@
+//! Names that change while a call is on its way, by our own hand or behind our back: no file is ever taken for another.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use steadfs::backing::fake::{Call, Fault, What};
+
+use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno, until};
+
+/// Long enough for another call to overtake.
+const WHILE: Duration = Duration::from_millis(300);
+
+/// A kernel that believes in names, or in nothing.
+fn rig(traits: steadfs::backing::Traits, entry_timeout: u64) -> Rig {
+    Rig::with(traits, PATIENCE, |config| {
+        config.entry_timeout = Duration::from_secs(entry_timeout);
+        config.attr_timeout = Duration::ZERO;
+    })
+}
+
+fn open(rig: &Rig, name: &str) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
+}
+
+fn ino(rig: &Rig, name: &str) -> u64 {
+    std::fs::metadata(rig.hot(name)).expect("it is there").ino()
+}
+
+#[test]
+fn a_new_file_is_not_the_one_that_was_removed_behind_our_back() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = rig(traits, 0);
+        let old = open(&rig, "f");
+        std::fs::remove_file(rig.cold("f")).unwrap();
+        let new = File::create_new(rig.hot("f")).unwrap();
+        new.write_all_at(b"new", 0).unwrap();
+        assert_ne!(old.metadata().unwrap().ino(), new.metadata().unwrap().ino());
+        rig.outage();
+        rig.repair();
+        assert_eq!(errno(old.write_at(b"overwritten", 0)), Some(libc::EIO), "it is gone, and the new one is not its");
+        assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "new");
+    }
+}
+
+#[test]
+fn what_others_put_in_the_place_of_a_file_that_was_missed_is_another_one() {
+    let rig = rig(SSHFS, 0);
+    let old = open(&rig, "f");
+    std::fs::remove_file(rig.cold("f")).unwrap();
+    assert_eq!(errno(std::fs::metadata(rig.hot("f"))), Some(libc::ENOENT));
+    std::fs::write(rig.cold("f"), "theirs").unwrap();
+    assert_ne!(ino(&rig, "f"), old.metadata().unwrap().ino());
+    old.write_all_at(b"goes on", 0).unwrap();
+    assert_eq!(std::fs::read_to_string(rig.hot("f")).unwrap(), "theirs");
+}
+
+#[test]
+fn a_file_is_reached_by_the_name_that_is_left() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = rig(traits, 60);
+        std::fs::write(rig.hot("f"), "text").unwrap();
+        std::fs::hard_link(rig.hot("f"), rig.hot("l")).unwrap();
+        let held = File::open(rig.hot("l")).unwrap();
+        std::fs::remove_file(rig.cold("f")).unwrap();
+        rig.outage();
+        assert_eq!(rig.repair().reopened, 1);
+        assert_eq!(held.metadata().unwrap().len(), 4);
+        assert_eq!(std::fs::read_to_string(rig.hot("l")).unwrap(), "text");
+    }
+}
+
+#[test]
+fn an_open_that_is_overtaken_by_a_rename_over_opens_what_it_says() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = rig(traits, 60);
+        std::fs::write(rig.hot("f"), "old").unwrap();
+        std::fs::write(rig.hot("g"), "new!").unwrap();
+        let new = ino(&rig, "g");
+        rig.control().inject(Fault::new(What::Late(WHILE)).on(&[Call::Open]).path("f").times(1));
+        std::thread::scope(|scope| {
+            let opening = scope.spawn(|| File::open(rig.hot("f")).expect("there is always one"));
+            assert!(rig.control().wait_inside(1, PATIENCE));
+            std::fs::rename(rig.hot("g"), rig.hot("f")).unwrap();
+            let file = opening.join().expect("no panic");
+            let mut text = [0; 4];
+            file.read_exact_at(&mut text, 0).unwrap();
+            assert_eq!((file.metadata().unwrap().ino(), &text), (new, b"new!"));
+        });
+    }
+}
+
+#[test]
+fn attributes_are_never_those_of_the_file_that_took_the_place() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = rig(traits, 60);
+        std::fs::write(rig.hot("f"), "old").unwrap();
+        std::fs::write(rig.hot("g"), "new!").unwrap();
+        let new = ino(&rig, "g");
+        // The rename is done, and not yet said to be, when the attributes are read.
+        let rename = rig.control().inject(Fault::new(What::HangAfter).on(&[Call::Rename]).path("g").times(1));
+        std::thread::scope(|scope| {
+            let renaming = scope.spawn(|| std::fs::rename(rig.hot("g"), rig.hot("f")).expect("renamed"));
+            until(|| std::fs::read_to_string(rig.cold("f")).is_ok_and(|text| text == "new!"));
+            let asking = scope.spawn(|| std::fs::metadata(rig.hot("f")).expect("there is always one"));
+            std::thread::sleep(WHILE);
+            rig.control().remove(rename);
+            renaming.join().expect("no panic");
+            let seen = asking.join().expect("no panic");
+            assert_eq!((seen.ino(), seen.len()), (new, 4));
+        });
+    }
+}
+
+#[test]
+fn a_listing_is_complete_although_the_directory_is_renamed_meanwhile() {
+    let rig = rig(SSHFS, 60);
+    std::fs::create_dir_all(rig.hot("a/d")).unwrap();
+    for i in 0..50 {
+        std::fs::write(rig.hot(&format!("a/d/{i:02}")), "").unwrap();
+    }
+    let held = rig.control().inject(Fault::new(What::Hang).on(&[Call::Stat]).path("a/d/").after(10).times(1));
+    std::thread::scope(|scope| {
+        let listing = scope.spawn(|| {
+            let mut directory = Dir::open(&rig.hot("a/d"), OFlag::O_RDONLY, Mode::empty()).expect("opened");
+            directory.iter().filter(|entry| entry.is_ok()).count()
+        });
+        std::thread::sleep(WHILE);
+        assert_eq!(rig.control().inside(), 1, "it is in the middle of it");
+        std::fs::rename(rig.hot("a"), rig.hot("z")).unwrap();
+        // Missed at the old place, and the next one is found there again: none may fall between.
+        let next = rig.control().inject(Fault::new(What::Hang).on(&[Call::Stat]).path("/d/").times(1));
+        rig.control().remove(held);
+        std::thread::sleep(WHILE);
+        std::fs::rename(rig.hot("z"), rig.hot("a")).unwrap();
+        rig.control().remove(next);
+        assert_eq!(listing.join().expect("no panic"), 50 + 2);
+    });
+}
+
+#[test]
+fn a_directory_that_has_gone_is_not_an_empty_one() {
+    let rig = rig(SSHFS, 60);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::write(rig.hot("d/f"), "").unwrap();
+    let listed = rig.control().inject(Fault::new(What::HangAfter).on(&[Call::ReadDir]));
+    std::thread::scope(|scope| {
+        let listing = scope.spawn(|| std::fs::read_dir(rig.hot("d")).expect("opened").next());
+        until(|| rig.control().calls(Call::ReadDir) == 1);
+        std::thread::sleep(WHILE);
+        std::fs::rename(rig.cold("d"), rig.cold("moved away")).unwrap();
+        rig.control().remove(listed);
+        let first = listing.join().expect("no panic").expect("it does not look empty");
+        assert_eq!(first.expect_err("nor is anything in it").raw_os_error(), Some(libc::ESTALE));
+    });
+}
+
+#[test]
+fn a_link_finds_its_source_while_the_directories_above_are_renamed() {
+    let rig = rig(SSHFS, 60);
+    std::fs::create_dir_all(rig.hot("a/b")).unwrap();
+    std::fs::create_dir(rig.hot("t")).unwrap();
+    std::fs::write(rig.hot("a/b/f"), "text").unwrap();
+    rig.control().inject(Fault::new(What::Late(WHILE)).on(&[Call::Link]).times(1));
+    std::thread::scope(|scope| {
+        let linking = scope.spawn(|| std::fs::hard_link(rig.hot("a/b/f"), rig.hot("t/l")));
+        until(|| rig.control().calls(Call::Link) == 1);
+        std::fs::rename(rig.hot("a"), rig.hot("z")).unwrap();
+        linking.join().expect("no panic").expect("it was there all the time");
+    });
+    assert_eq!(std::fs::read_to_string(rig.cold("t/l")).unwrap(), "text");
+}
+
+#[test]
+fn a_directory_that_holds_only_hidden_files_is_renamed_over() {
+    let rig = Rig::new(SSHFS);
+    std::fs::create_dir(rig.hot("new")).unwrap();
+    std::fs::create_dir(rig.hot("old")).unwrap();
+    let file = open(&rig, "old/f");
+    file.write_all_at(b"kept", 0).unwrap();
+    std::fs::remove_file(rig.hot("old/f")).unwrap();
+    assert_eq!(rig.cold_names("old").len(), 1);
+    std::fs::rename(rig.hot("new"), rig.hot("old")).unwrap();
+    rig.outage();
+    assert_eq!(rig.repair().reopened, 1);
+    let mut text = [0; 4];
+    file.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"kept");
+    drop(file);
+    until(|| rig.cold_names("") == ["old"]);
+    std::fs::create_dir(rig.hot("more")).unwrap();
+    std::fs::write(rig.hot("old/g"), "").unwrap();
+    assert_eq!(errno(std::fs::rename(rig.hot("more"), rig.hot("old"))), Some(libc::ENOTEMPTY));
+}
+
+#[test]
+fn extended_attributes_are_set_and_removed_once_only() {
+    let rig = Rig::new(LOCAL);
+    std::fs::write(rig.hot("f"), "").unwrap();
+    let path = std::ffi::CString::new(rig.hot("f").into_os_string().into_encoded_bytes()).unwrap();
+    // SAFETY: the strings end with NUL and the length is that of the value.
+    let set =
+        || unsafe { libc::setxattr(path.as_ptr(), c"user.a".as_ptr(), b"blue".as_ptr().cast(), 4, libc::XATTR_CREATE) };
+    // SAFETY: the strings end with NUL.
+    let remove = || unsafe { libc::removexattr(path.as_ptr(), c"user.a".as_ptr()) };
+    rig.hold_verdicts();
+    let in_doubt = |call: Call, act: &(dyn Fn() -> i32 + Sync)| {
+        rig.control().inject(Fault::new(What::LostReply).on(&[call]).times(1));
+        std::thread::scope(|scope| {
+            let acting = scope.spawn(|| Errno::result(act()));
+            until(|| rig.control().calls(call) > 0);
+            std::thread::sleep(Duration::from_millis(30));
+            rig.outage();
+            rig.repair();
+            acting.join().expect("no panic")
+        })
+    };
+    assert_eq!(in_doubt(Call::SetXattr, &set), Ok(0));
+    assert_eq!(Errno::result(set()), Err(Errno::EEXIST));
+    assert_eq!(in_doubt(Call::RemoveXattr, &remove), Ok(0));
+    assert_eq!(Errno::result(remove()), Err(Errno::ENODATA));
+}
+
+#[test]
+fn what_is_open_is_changed_although_it_has_no_name() {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{PermissionsExt, fchown};
+
+    let rig = Rig::new(LOCAL);
+    let file = open(&rig, "f");
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    assert!(rig.cold_names("").is_empty());
+    file.set_permissions(PermissionsExt::from_mode(0o604)).unwrap();
+    fchown(&file, Some(12), Some(34)).unwrap();
+    let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    file.set_modified(time).unwrap();
+    let seen = file.metadata().unwrap();
+    assert_eq!((seen.mode() & 0o7777, seen.uid(), seen.gid(), seen.modified().unwrap()), (0o604, 12, 34, time));
+    let (fd, name) = (file.as_raw_fd(), c"user.a".as_ptr());
+    let mut buf = [0_u8; 64];
+    // SAFETY: the strings end with NUL and the lengths are those of the buffers.
+    unsafe {
+        assert_eq!(libc::fsetxattr(fd, name, b"blue".as_ptr().cast(), 4, 0), 0);
+        assert_eq!(libc::fgetxattr(fd, name, buf.as_mut_ptr().cast(), 64), 4);
+        assert!(libc::flistxattr(fd, buf.as_mut_ptr().cast(), 64) > 0);
+        assert_eq!(libc::fremovexattr(fd, name), 0);
+        assert_eq!(libc::fgetxattr(fd, name, buf.as_mut_ptr().cast(), 64), -1);
+    }
+    assert_eq!(Errno::last(), Errno::ENODATA);
+    rig.outage();
+    rig.repair();
+    assert_eq!(
+        errno(file.set_permissions(PermissionsExt::from_mode(0o600))),
+        Some(libc::EIO),
+        "a repair finds it no more"
+    );
+}
