@@ -75,7 +75,9 @@ fn strike_each(name: &str) {
     let mut all: Vec<_> = (1..=total).rev().flat_map(|n| [(n, Moment::After), (n, Moment::Before)]).collect();
     let planned = all.len();
     if let Ok(only) = std::env::var("EACH_REQUEST") {
-        all.retain(|(n, moment)| format!("{n}{moment:?}") == only);
+        let (wanted, times) = only.rsplit_once(' ').expect("EACH_REQUEST is like `17 Before 20`");
+        all.retain(|(n, moment)| format!("{n} {moment:?}") == wanted);
+        all = all.repeat(times.parse().unwrap());
     }
     let (queue, failures, missed) = (Mutex::new(all), Mutex::new(Vec::new()), Mutex::new(0));
     std::thread::scope(|scope| {
@@ -96,6 +98,9 @@ fn strike_each(name: &str) {
                         if number + LOOSE_END < total {
                             failures.lock().unwrap().push(format!("{name}: request {number} was never made"));
                         }
+                    }
+                    if !wrong.is_empty() && std::env::var("EACH_REQUEST_LOG").is_ok() {
+                        println!("{}\n{}", mount.log(), mount.relay.seen(run).join("\n"));
                     }
                     if !wrong.is_empty() {
                         let what = request.as_deref().unwrap_or("not struck");

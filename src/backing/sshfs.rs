@@ -4,6 +4,7 @@ pub mod command;
 pub mod failure;
 pub mod group;
 pub mod link;
+pub mod once;
 pub mod reach;
 pub mod tcp;
 
@@ -27,6 +28,7 @@ use super::{
 use command::Arguments;
 use group::Group;
 use link::Link;
+use once::Once;
 use reach::Server;
 
 /// How often a start looks whether it has come further.
@@ -144,13 +146,16 @@ impl Backing for SshfsBacking {
         let mountpoint = self.directory.join(format!("gen-{number}"));
         DirBuilder::new().mode(0o700).create(&mountpoint).map_err(local)?;
         let sink = move |what| exits(ProcessExit { generation: number, what });
-        let group = Group::spawn(self.arguments.sshfs(&mountpoint), sink).map_err(|error| {
+        let once = Once::new(&self.directory, self.arguments.ssh_command());
+        let command = self.arguments.sshfs(&mountpoint, once.as_ref().map(Once::command));
+        let group = Group::spawn(command, sink).map_err(|error| {
             let _ = std::fs::remove_dir(&mountpoint);
             StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
         })?;
         let started = Started { number, mountpoint, group, link: Link::default(), since: Instant::now() };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
+        drop(once);
         match entered {
             Ok((dev, tree)) => Ok(Arc::new(SshfsGeneration { started, dev, tree })),
             Err(error) => {

@@ -39,16 +39,23 @@ impl Arguments {
         Arguments { target: target.to_owned(), options }
     }
 
-    /// The sshfs command for one generation.
-    pub fn sshfs(&self, mountpoint: &Path) -> Command {
+    /// The sshfs command for one generation, with another way to start ssh if there is one.
+    pub fn sshfs(&self, mountpoint: &Path, ssh_command: Option<&str>) -> Command {
         let mut command = Command::new("sshfs");
         command.arg("-f");
-        for option in &self.options {
+        let replaced = |option: &String| ssh_command.is_some() && option.starts_with("ssh_command=");
+        let own = ssh_command.map(|command| format!("ssh_command={command}"));
+        for option in self.options.iter().filter(|option| !replaced(option)).chain(&own) {
             command.arg("-o").arg(escape(option));
         }
         // Nothing that looks like an option can come from the target or the mountpoint.
         command.arg(&self.target).arg(mountpoint).env("LC_ALL", "C").env_remove("SSH_ASKPASS").env_remove("DISPLAY");
         command
+    }
+
+    /// What sshfs starts to reach the server.
+    pub fn ssh_command(&self) -> &str {
+        value_of(&self.options, "ssh_command").unwrap_or("ssh")
     }
 
     /// True when calls do not go through the ssh of this machine's PATH to a server.
@@ -123,8 +130,17 @@ mod tests {
     #[test]
     fn commas_do_not_make_options() {
         let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()]);
-        let command = arguments.sshfs(Path::new("/m"));
+        let command = arguments.sshfs(Path::new("/m"), None);
         assert!(command.get_args().any(|argument| argument == "IdentityFile=/a\\,allow_other"));
+    }
+
+    #[test]
+    fn another_ssh_command_takes_the_place_of_the_users() {
+        let arguments = Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]);
+        assert_eq!(arguments.ssh_command(), "/x/ssh -v");
+        let command = arguments.sshfs(Path::new("/m"), Some("/run/ssh -v"));
+        let given: Vec<_> = command.get_args().filter(|a| a.to_string_lossy().contains("ssh_command")).collect();
+        assert_eq!(given, ["ssh_command=/run/ssh -v"]);
     }
 
     #[test]
