@@ -87,10 +87,8 @@ fn strike_each(name: &str) {
             let mount = first.take();
             scope.spawn(move || {
                 let mut mount = mount.unwrap_or_else(|| Relayed::new(OPTIONS));
-                while let Some((number, moment)) = {
-                    let next = queue.lock().unwrap().pop();
-                    next
-                } {
+                let next = || queue.lock().unwrap().pop();
+                while let Some((number, moment)) = next() {
                     let (run, wrong) = compare(&mut mount, name, model, Some((number, moment)));
                     let request = mount.relay.struck(run);
                     if request.is_none() {

@@ -53,8 +53,11 @@ impl Relayed {
             .stderr(File::create(path("log")).unwrap())
             .spawn()
             .unwrap();
-        let relayed = Relayed { relay, directory, hot, store, daemon, runs: 0 };
-        wait("the mount is there", || mount_of(&relayed.hot).is_some());
+        let mut relayed = Relayed { relay, directory, hot, store, daemon, runs: 0 };
+        wait("the mount is there", || {
+            assert!(matches!(relayed.daemon.try_wait(), Ok(None)), "steadfs does not mount");
+            mount_of(&relayed.hot).is_some()
+        });
         wait("the mount is live", || relayed.status()["state"] == "live");
         relayed
     }
@@ -139,6 +142,9 @@ impl Relayed {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
         process::signal(self.daemon.id().cast_signed(), Signal::SIGKILL);
         let _ = self.daemon.wait();
         sweep::directory(self.directory.path());

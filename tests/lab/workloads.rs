@@ -103,7 +103,7 @@ fn names(s: &mut Steps) {
     s.step("create d/new", || put(&d.join("new"), "the new one, longer"));
     s.step("rename d/new over d/old", || fs::rename(d.join("new"), d.join("old")));
     s.step("read the old one", || all_of(&old));
-    s.step("write the old one", || old.write_all_at(b"THE", 0));
+    s.step("write the old one", || old.write_all_at(b"THE OLD ONE", 0));
     s.step("read the old one again", || all_of(&old));
     s.step("read the new one", || fs::read_to_string(d.join("old")));
     s.step("close the old one", || close(old));
@@ -120,7 +120,7 @@ fn names(s: &mut Steps) {
     s.step("unlink d/gone", || fs::remove_file(d.join("gone")));
     s.step("unlink d/gone again", || fs::remove_file(d.join("gone")));
     s.step("read the unlinked", || all_of(&gone));
-    s.step("write the unlinked", || gone.write_all_at(b"KEPT", 0));
+    s.step("write the unlinked", || gone.write_all_at(b"KEPT WHILE OPEN", 0));
     s.step("read the unlinked again", || all_of(&gone));
     s.step("size of the unlinked", || Ok(gone.metadata()?.len()));
     s.step("create d/gone anew", || put(&d.join("gone"), "another"));

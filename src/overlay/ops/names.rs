@@ -157,11 +157,12 @@ impl Overlay {
             Op::Unlink,
             Class::Meta,
             move |overlay, context| {
+                overlay.let_close(context, parent, &name);
                 if overlay.hide_if_open(context, parent, &name, &hidden)? {
                     return Ok(());
                 }
                 overlay.on_name(context, parent, &name, |tree, path| {
-                    settle::removal(tree.unlink(path), context.in_doubt)
+                    settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)
                 })?;
                 overlay.nodes.removed(parent, &name);
                 Ok(())
@@ -219,6 +220,7 @@ impl Overlay {
                     let (old, stamp) = overlay.nodes.path_of(from.0, &from.1)?;
                     Ok(((old, overlay.nodes.path_of(to.0, &to.1)?.0), stamp))
                 };
+                overlay.let_close(context, to.0, &to.1);
                 overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
                 })
@@ -236,29 +238,27 @@ impl Overlay {
         flags: u32,
         hidden: &OsStr,
     ) -> OpResult<()> {
-        let aside = new.with_file_name(hidden);
-        let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, &aside)? } else { None };
+        let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
-        match settle::rename(tree.rename(old, new, flags), in_doubt, tree, old, new) {
+        let done = self.not_busy(tree.rename(old, new, flags));
+        let result = settle::rename(done, in_doubt, tree, old, new);
+        match result {
             Ok(()) => {
-                if let Some(node) = saved {
-                    // In the table the target goes aside first, then the rename happens.
-                    self.nodes.rename(to.clone(), (to.0, hidden.to_owned())).done(false);
-                    renaming.done(false);
-                    self.files.of_node(node).iter().for_each(|file| file.reopen_later());
-                } else {
-                    renaming.done(flags & libc::RENAME_EXCHANGE != 0);
+                renaming.done(flags & libc::RENAME_EXCHANGE != 0);
+                if saved.is_some() {
+                    self.drop_closed_target(tree, to, new, hidden);
                 }
-                Ok(())
             }
-            Err(error) => {
-                // If the rename may have been done, the second name may be the target's only one.
-                if saved.is_some() && !raises_doubt(error) {
-                    let _ = tree.unlink(&aside);
+            // If the rename may have been done, the second name may be the target's only one.
+            Err(error) if raises_doubt(error) => {}
+            Err(_) => {
+                drop(renaming);
+                if let Some(node) = saved {
+                    self.unsave_open_target(tree, node, to, new, hidden)?;
                 }
-                Err(error)
             }
         }
+        result
     }
 
     /// FUSE_READLINK.
