@@ -139,6 +139,8 @@ impl Core {
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
         let overlay = Overlay::new(Arc::clone(&gate), backing.traits(), config.overlay.clone());
+        let teller = watch.clone();
+        overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
         let (restored, told) = (Arc::clone(&overlay), watch.clone());
         let restore = move |generation: &Arc<dyn Generation>| {
             let report = restored.restore(generation, RESTORE);

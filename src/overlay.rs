@@ -7,6 +7,7 @@ mod convert;
 pub mod files;
 pub mod mount;
 pub mod nodes;
+mod notices;
 mod ops;
 mod restore;
 mod settle;
@@ -19,8 +20,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
@@ -28,6 +29,7 @@ use crate::gate::{Class, Context, Gate, Op};
 use files::Files;
 pub use files::RestoreReport;
 use nodes::Nodes;
+pub use notices::Notices;
 use ops::directories::Directories;
 
 /// Threads that read requests; they only hand them on.
@@ -59,6 +61,7 @@ pub struct Overlay {
     hidden: AtomicU64,
     /// Hidden files whose removal an outage prevented.
     leftovers: Mutex<Vec<PathBuf>>,
+    notices: OnceLock<Notices>,
 }
 
 impl Overlay {
@@ -80,6 +83,7 @@ impl Overlay {
             }),
             hidden: AtomicU64::new(0),
             leftovers: Mutex::default(),
+            notices: OnceLock::new(),
         })
     }
 

@@ -2,6 +2,7 @@
 //! Needs root and /dev/fuse.
 #![allow(clippy::unwrap_used)]
 
+mod doubt;
 mod files;
 mod hidden;
 mod mounting;

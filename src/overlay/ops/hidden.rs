@@ -69,7 +69,8 @@ impl Overlay {
         self.on_name(context, parent, name, |tree, from| {
             let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
             let to = from.with_file_name(hidden);
-            settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to)?;
+            let hidden = settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to);
+            self.settled("unlink", from, hidden)?;
             renaming.done(false);
             Ok(())
         })?;

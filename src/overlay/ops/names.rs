@@ -12,7 +12,6 @@ use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
 use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
-use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::Name;
 use crate::overlay::{Overlay, is_hidden, settle};
 
@@ -75,19 +74,20 @@ impl Overlay {
             move |overlay, context| {
                 overlay.on_name(context, parent, &asked, |tree, path| {
                     let in_doubt = context.in_doubt;
-                    match &what {
+                    let made = match &what {
                         Made::Directory { mode } => {
                             let result = tree.mkdir(path, *mode);
-                            settle::making(result, in_doubt, tree, path, FileKind::Directory)?;
+                            settle::making(result, in_doubt, tree, path, FileKind::Directory)
                         }
                         Made::Node { mode, rdev } => {
                             let result = tree.mknod(path, *mode, *rdev);
-                            settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))?;
+                            settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))
                         }
                         Made::Symlink { target } => {
-                            settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)?;
+                            settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)
                         }
-                    }
+                    };
+                    overlay.settled(op.name(), path, made)?;
                     overlay.give_to_caller(caller, tree, path)
                 })
             },
@@ -131,7 +131,8 @@ impl Overlay {
             move |overlay, context| {
                 overlay.on_name(context, parent, &asked, |tree, to| {
                     let (from, _) = overlay.nodes.path(node)?;
-                    settle::link(tree.link(&from, to), context.in_doubt, tree, &from, to)?;
+                    let made = settle::link(tree.link(&from, to), context.in_doubt, tree, &from, to);
+                    overlay.settled("link", to, made)?;
                     tree.stat(to)
                 })
             },
@@ -212,10 +213,6 @@ impl Overlay {
             Op::Rename,
             Class::Meta,
             move |overlay, context| {
-                // Twice is not at all, and nobody can tell which of the two it would be.
-                if context.in_doubt && flags & libc::RENAME_EXCHANGE != 0 {
-                    return Err(LOST_FILE);
-                }
                 let places = || {
                     let (old, stamp) = overlay.nodes.path_of(from.0, &from.1)?;
                     Ok(((old, overlay.nodes.path_of(to.0, &to.1)?.0), stamp))
@@ -240,11 +237,16 @@ impl Overlay {
     ) -> OpResult<()> {
         let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
-        let done = self.not_busy(tree.rename(old, new, flags));
-        let result = settle::rename(done, in_doubt, tree, old, new);
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let result = if exchange {
+            settle::exchange(|| tree.rename(old, new, flags), in_doubt)
+        } else {
+            settle::rename(self.not_busy(tree.rename(old, new, flags)), in_doubt, tree, old, new)
+        };
+        let result = self.settled("rename", old, result);
         match result {
             Ok(()) => {
-                renaming.done(flags & libc::RENAME_EXCHANGE != 0);
+                renaming.done(exchange);
                 if saved.is_some() {
                     self.drop_closed_target(tree, to, new, hidden);
                 }
