@@ -36,6 +36,8 @@ use ops::directories::Directories;
 const READERS: usize = 2;
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
+/// What libfuse does for the same reason where steadfs did not let go of a file in time; a dead sshfs leaves them behind.
+const LIBFUSE_HIDDEN: &str = ".fuse_hidden";
 
 /// Figures of one overlay, for telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,7 +167,7 @@ impl Overlay {
     }
 }
 
-/// True for names that only steadfs may use.
+/// True for names that only steadfs may use, and those that libfuse gives to what sshfs has open.
 fn is_hidden(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(HIDDEN.as_bytes())
+    [HIDDEN, LIBFUSE_HIDDEN].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }
