@@ -22,6 +22,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
@@ -137,8 +138,8 @@ impl Overlay {
         self.retried(context, &[parent], || self.nodes.path_of(parent, name), |tree, path| call(tree, path))
     }
 
-    /// Runs `call` on what `resolve` made of `nodes`, again if it did not find it and `resolve` says otherwise by now.
-    fn retried<P: PartialEq, T>(
+    /// Runs `call` on what `resolve` made of `nodes`, again if it did not find it while they were being moved about.
+    fn retried<P, T>(
         &self,
         context: &Context<'_>,
         nodes: &[u64],
@@ -153,8 +154,8 @@ impl Overlay {
                 return result;
             }
             match resolve() {
-                Ok((now, at)) if now != place => (place, stamp) = (now, at),
-                // Something else moved: what was not found is really not there.
+                // The place may be the same again: it was another one in between.
+                Ok(found) if Instant::now() < context.deadline => (place, stamp) = found,
                 _ => return result,
             }
         }

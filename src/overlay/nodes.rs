@@ -35,6 +35,8 @@ struct Node {
     /// Handles that could still write or read its data.
     open: u64,
     names: Vec<Name>,
+    /// Version of the table since which it has these names.
+    moved: u64,
 }
 
 #[derive(Debug, Default)]
@@ -65,8 +67,15 @@ pub struct Nodes {
 impl Nodes {
     /// A table with nothing but the root.
     pub fn new(stable_inodes: bool) -> Nodes {
-        let root =
-            Node { kind: FileKind::Directory, identity: (0, 0), lookups: 1, held: 1, open: 0, names: Vec::new() };
+        let root = Node {
+            kind: FileKind::Directory,
+            identity: (0, 0),
+            lookups: 1,
+            held: 1,
+            open: 0,
+            names: Vec::new(),
+            moved: 0,
+        };
         let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, ..Table::default() };
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
@@ -82,16 +91,19 @@ impl Nodes {
         self.path(parent).map(|(path, stamp)| (path.join(name), stamp))
     }
 
-    /// True if something was renamed since `stamp`, so that the path of one of `nodes` from then may have been wrong.
-    /// Waits for a rename that is under way of one of them or of a directory above, until `deadline`.
+    /// True if one of `nodes` or a directory above it was renamed since `stamp`, so that a path from then may have been
+    /// wrong, even if it is right again. Waits for such a rename that is under way, until `deadline`.
     pub fn has_moved_since(&self, stamp: Stamp, nodes: &[u64], deadline: Instant) -> bool {
         let mut table = self.table.lock();
-        while table.version == stamp.0 && nodes.iter().any(|&node| table.is_being_renamed(node)) {
-            if self.renamed.wait_until(&mut table, deadline).timed_out() {
+        loop {
+            if nodes.iter().any(|&node| table.has_moved_since(stamp.0, node)) {
+                return true;
+            }
+            let waits = nodes.iter().any(|&node| table.is_being_renamed(node));
+            if !waits || self.renamed.wait_until(&mut table, deadline).timed_out() {
                 return false;
             }
         }
-        table.version != stamp.0
     }
 
     /// The kernel learns of a name: finds or makes its node and counts the lookup. To be called right before the reply.
@@ -227,10 +239,14 @@ impl Renaming<'_> {
         if let Some(target) = target.filter(|_| exchange) {
             table.name(target, self.from.0, self.from.1.clone());
         }
+        table.version += 1;
+        let version = table.version;
         for node in [moved, target].into_iter().flatten() {
+            if let Some(found) = table.nodes.get_mut(&node) {
+                found.moved = version;
+            }
             table.drop_if_unused(node);
         }
-        table.version += 1;
     }
 }
 
@@ -253,6 +269,19 @@ impl Table {
             }
         }
         Ok(components.into_iter().rev().collect())
+    }
+
+    /// True if the node or a directory above it was renamed since that version.
+    fn has_moved_since(&self, version: u64, mut node: u64) -> bool {
+        for _ in 0..MAX_DEPTH {
+            let Some(found) = self.nodes.get(&node) else { return false };
+            if found.moved > version {
+                return true;
+            }
+            let Some((parent, _)) = found.names.first() else { return false };
+            node = *parent;
+        }
+        false
     }
 
     /// True if the node or a directory above it is being renamed.
@@ -289,7 +318,15 @@ impl Table {
         }
         self.last += 1;
         let node = self.last;
-        let made = Node { kind: attr.kind, identity: attr.identity, lookups: 0, held: 0, open: 0, names: Vec::new() };
+        let made = Node {
+            kind: attr.kind,
+            identity: attr.identity,
+            lookups: 0,
+            held: 0,
+            open: 0,
+            names: Vec::new(),
+            moved: 0,
+        };
         self.nodes.insert(node, made);
         if by_identity {
             self.by_identity.insert(attr.identity, node);

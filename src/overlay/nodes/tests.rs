@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::*;
@@ -106,16 +105,20 @@ fn what_nobody_holds_is_dropped_with_what_it_held() {
 #[test]
 fn a_path_taken_before_a_rename_is_found_to_be_old() {
     let nodes = Nodes::new(false);
-    file(&nodes, ROOT, "f", 1);
-    let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
+    let (a, _) = (dir(&nodes, ROOT, "a"), file(&nodes, ROOT, "f", 1));
+    let b = dir(&nodes, a, "b");
+    let (_, stamp) = nodes.path(b).expect("it has a path");
     let soon = Instant::now() + Duration::from_secs(5);
-    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon));
+    assert!(!nodes.has_moved_since(stamp, &[ROOT, b], soon));
     rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
-    assert!(nodes.has_moved_since(stamp, &[ROOT], soon));
-    let (_, stamp) = nodes.path(ROOT).expect("the root has a path");
-    drop(nodes.rename((ROOT, "g".into()), (ROOT, "h".into())));
-    assert!(!nodes.has_moved_since(stamp, &[ROOT], soon), "a rename that failed moved nothing");
-    assert_eq!(nodes.path_of(ROOT, OsStr::new("g")).map(|(path, _)| path).as_deref(), Ok(Path::new("g")));
+    drop(nodes.rename((ROOT, "a".into()), (ROOT, "z".into())));
+    assert!(!nodes.has_moved_since(stamp, &[ROOT, b], soon), "nothing above it has moved");
+    rename(&nodes, (ROOT, "a"), (ROOT, "z"), false);
+    assert!(nodes.has_moved_since(stamp, &[ROOT, b], soon));
+    rename(&nodes, (ROOT, "z"), (ROOT, "a"), false);
+    assert!(nodes.has_moved_since(stamp, &[ROOT, b], soon), "there and back again is a move");
+    let (_, stamp) = nodes.path(b).expect("it has a path");
+    assert!(!nodes.has_moved_since(stamp, &[ROOT, b], soon));
 }
 
 #[test]
