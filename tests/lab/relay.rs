@@ -63,7 +63,7 @@ impl Relay {
 
     /// What sshfs starts (`ssh_command=`).
     pub fn program(&self) -> PathBuf {
-        self.directory.join("ssh")
+        self.directory.join("instead-of-ssh")
     }
 
     /// From now on requests are counted and noted down, and that one is struck, once.
