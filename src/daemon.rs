@@ -170,10 +170,10 @@ impl Core {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
+        let (traits, mounted) = (backing.traits(), config.overlay.clone());
+        let overlay = Overlay::new(Arc::clone(&gate), traits, mounted, config.log.size, Rescue::new(spool_of(config)));
         let teller = watch.clone();
-        let rescue = Rescue::new(spool_of(config), Box::new(move |detail| teller.publish(Event::Notice { detail })));
-        let (traits, overlay) = (backing.traits(), config.overlay.clone());
-        let overlay = Overlay::new(Arc::clone(&gate), traits, overlay, config.log.size, rescue);
+        overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
         let (restored, told) = (Arc::clone(&overlay), watch.clone());
         let restore = move |generation: &Arc<dyn Generation>| {
             let report = restored.restore(generation, RESTORE)?;

@@ -9,6 +9,7 @@ pub mod files;
 mod inodes;
 pub mod mount;
 pub mod nodes;
+mod notices;
 mod ops;
 pub mod rescue;
 mod restore;
@@ -21,8 +22,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
@@ -33,6 +34,7 @@ use files::Files;
 pub use files::RestoreReport;
 use inodes::Inodes;
 use nodes::Nodes;
+pub use notices::Notices;
 use ops::directories::Directories;
 use rescue::Rescue;
 
@@ -40,6 +42,8 @@ use rescue::Rescue;
 const READERS: usize = 2;
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
+/// What libfuse does for the same reason where steadfs did not let go of a file in time; a dead sshfs leaves them behind.
+const LIBFUSE_HIDDEN: &str = ".fuse_hidden";
 
 /// Figures of one overlay, for telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -81,6 +85,7 @@ pub struct Overlay {
     hidden: AtomicU64,
     /// Hidden files whose removal an outage prevented.
     leftovers: Mutex<Vec<PathBuf>>,
+    notices: OnceLock<Notices>,
 }
 
 impl Overlay {
@@ -107,6 +112,7 @@ impl Overlay {
             }),
             hidden: AtomicU64::new(0),
             leftovers: Mutex::default(),
+            notices: OnceLock::new(),
         })
     }
 
@@ -215,7 +221,7 @@ fn is_lost(error: Errno) -> bool {
     matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)
 }
 
-/// True for names that only steadfs may use.
+/// True for names that only steadfs may use, and those that libfuse gives to what sshfs has open.
 fn is_hidden(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(HIDDEN.as_bytes())
+    [HIDDEN, LIBFUSE_HIDDEN].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }

@@ -4,6 +4,7 @@ pub mod command;
 pub mod failure;
 pub mod group;
 pub mod link;
+pub mod once;
 pub mod orphans;
 pub mod reach;
 pub mod reset;
@@ -29,6 +30,7 @@ use super::{
 use command::Arguments;
 use group::Group;
 use link::Link;
+use once::Once;
 use reach::Lookout;
 use reset::Connections;
 
@@ -161,7 +163,9 @@ impl Backing for SshfsBacking {
         // Before a server that counts connections is asked for one more.
         self.connections.knock();
         let sink = move |what| exits(ProcessExit { generation: number, what });
-        let group = Group::spawn(self.arguments.sshfs(&mountpoint), sink).map_err(|error| {
+        let once = Once::new(&self.directory, self.arguments.ssh_command());
+        let command = self.arguments.sshfs(&mountpoint, once.as_ref().map(Once::command));
+        let group = Group::spawn(command, sink).map_err(|error| {
             let _ = std::fs::remove_dir(&mountpoint);
             StartError::Local(format!("sshfs cannot be started: {error}; is it installed?"))
         })?;
@@ -172,6 +176,7 @@ impl Backing for SshfsBacking {
         let started = Started { number, mountpoint, group, link: Link::default(), connections, since };
         let entered =
             self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
+        drop(once);
         match entered {
             Ok((dev, tree)) => {
                 self.connections.forget();

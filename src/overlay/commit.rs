@@ -399,7 +399,7 @@ impl Overlay {
     /// Saves changes that will not reach the backing.
     fn save(&self, inode: &Inode, changes: Changes, reason: &str) {
         let path = self.nodes.path(inode.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
-        self.rescue.save(&path, reason, changes);
+        self.tell(self.rescue.save(&path, reason, changes));
     }
 
     /// The end: commits what can be committed and saves the rest.

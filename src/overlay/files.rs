@@ -97,10 +97,10 @@ impl OpenFile {
         untold.then_some(error)
     }
 
-    /// Gives the descriptor up, so that the next call opens the file under its present name.
+    /// Closes the descriptor in this thread, so that the next call opens the file under its present name.
     pub fn reopen_later(&self) {
-        *self.slot.lock() = Slot::default();
         self.inode.reopen_later();
+        self.close_here();
     }
 
     /// Closes the descriptor in this thread, unless somebody still uses it: then that one's end does.

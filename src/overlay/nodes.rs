@@ -233,7 +233,14 @@ impl Nodes {
     pub fn open_node(&self, parent: u64, name: &OsStr) -> Option<u64> {
         let table = self.table.lock();
         let node = *table.by_name.get(&(parent, name.to_owned()))?;
-        table.nodes.get(&node).filter(|found| found.open > 0 && found.names.len() == 1).map(|_| node)
+        table.nodes.get(&node).filter(|found| found.open > 0).map(|_| node)
+    }
+
+    /// True if the last handle of the file behind a name is being closed.
+    pub fn is_closing(&self, parent: u64, name: &OsStr) -> bool {
+        let table = self.table.lock();
+        let node = table.by_name.get(&(parent, name.to_owned())).and_then(|node| table.nodes.get(node));
+        node.is_some_and(|found| found.kind != FileKind::Directory && found.open == 0 && found.held > 0)
     }
 
     /// The node behind a name, if there is one.
@@ -293,7 +300,12 @@ impl Renaming<'_> {
         if let Some(target) = target.filter(|_| exchange) {
             table.name(target, self.from.0, self.from.1.clone());
         }
+        table.version += 1;
+        let version = table.version;
         for node in [moved, target].into_iter().flatten() {
+            if let Some(found) = table.nodes.get_mut(&node) {
+                found.moved = version;
+            }
             table.drop_if_unused(node);
         }
     }

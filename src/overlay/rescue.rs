@@ -1,4 +1,4 @@
-//! What becomes of acknowledged changes that cannot be sent again: they are saved, and somebody is told.
+//! What becomes of acknowledged changes that cannot be sent again: they are saved.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,9 +6,6 @@ use std::time::SystemTime;
 
 use crate::log::Changes;
 use crate::spool::{self, Saved};
-
-/// Told of a finding, in words.
-pub type Notices = Box<dyn Fn(String) + Send + Sync>;
 
 /// Where such changes are saved.
 #[derive(Debug, Clone)]
@@ -27,15 +24,14 @@ pub struct Spool {
 #[derive(Default)]
 pub struct Rescue {
     spool: Option<Spool>,
-    notices: Option<Notices>,
     saved: AtomicU64,
     lost: AtomicU64,
 }
 
 impl Rescue {
-    /// Saves to `spool` and tells `notices`.
-    pub fn new(spool: Spool, notices: Notices) -> Rescue {
-        Rescue { spool: Some(spool), notices: Some(notices), ..Rescue::default() }
+    /// Saves to `spool`.
+    pub fn new(spool: Spool) -> Rescue {
+        Rescue { spool: Some(spool), ..Rescue::default() }
     }
 
     /// Files whose changes were saved, and files whose changes are lost because they could not be.
@@ -43,31 +39,22 @@ impl Rescue {
         (self.saved.load(Relaxed), self.lost.load(Relaxed))
     }
 
-    /// Tells of a finding.
-    pub fn tell(&self, words: String) {
-        match &self.notices {
-            Some(notices) => notices(words),
-            None => tracing::warn!("{words}"),
-        }
-    }
-
-    /// Saves changes of the file at that path below the root, which cannot be sent to it for that reason. May take as
-    /// long as an fsync of the local disk.
-    pub fn save(&self, path: &Path, reason: &str, changes: Changes) {
+    /// Saves changes of the file at that path below the root, which cannot be sent to it for that reason, and says so in
+    /// words. May take as long as an fsync of the local disk.
+    pub fn save(&self, path: &Path, reason: &str, changes: Changes) -> String {
         let shown = path.display();
         if changes.is_empty() {
-            return self.tell(format!("{shown}: {reason}"));
+            return format!("{shown}: {reason}");
         }
         let bytes = changes.bytes();
         match self.write(path, reason, changes) {
             Ok(place) => {
                 self.saved.fetch_add(1, Relaxed);
-                let place = place.display();
-                self.tell(format!("{shown}: {reason}; {bytes} uncommitted bytes of it are in {place}"));
+                format!("{shown}: {reason}; {bytes} uncommitted bytes of it are in {}", place.display())
             }
             Err(error) => {
                 self.lost.fetch_add(1, Relaxed);
-                self.tell(format!("{shown}: {reason}; {bytes} uncommitted bytes of it are lost: {error}"));
+                format!("{shown}: {reason}; {bytes} uncommitted bytes of it are lost: {error}")
             }
         }
     }

@@ -8,6 +8,10 @@ use nix::errno::Errno;
 
 use crate::backing::{FileKind, OpResult, Tree};
 
+/// Nobody can tell whether the call was done. Callers are told EIO, and an event says which call it was; no backing gives
+/// this errno.
+pub const UNSETTLED: Errno = Errno::ENOTRECOVERABLE;
+
 /// unlink or rmdir: gone is what was wanted.
 pub fn removal(result: OpResult<()>, in_doubt: bool) -> OpResult<()> {
     match result {
@@ -19,7 +23,7 @@ pub fn removal(result: OpResult<()>, in_doubt: bool) -> OpResult<()> {
 /// mkdir or mknod: the kernel had looked before and found nothing, so what is there now was made by us.
 pub fn making(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, path: &Path, kind: FileKind) -> OpResult<()> {
     match result {
-        Err(Errno::EEXIST) if in_doubt && tree.stat(path)?.kind == kind => Ok(()),
+        Err(Errno::EEXIST) if in_doubt => ours(seen(tree.stat(path))?.kind == kind),
         result => result,
     }
 }
@@ -27,7 +31,11 @@ pub fn making(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, path: &Path
 /// symlink: the same target says that it was us.
 pub fn symlink(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, path: &Path, target: &OsStr) -> OpResult<()> {
     match result {
-        Err(Errno::EEXIST) if in_doubt && tree.read_link(path)? == target => Ok(()),
+        Err(Errno::EEXIST) if in_doubt => match seen(tree.read_link(path)) {
+            // No symlink at all.
+            Err(Errno::EINVAL) => ours(false),
+            found => ours(found? == target),
+        },
         result => result,
     }
 }
@@ -36,10 +44,14 @@ pub fn symlink(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, path: &Pat
 pub fn link(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, from: &Path, to: &Path) -> OpResult<()> {
     match result {
         Err(Errno::EEXIST) if in_doubt => {
-            let (from, to) = (tree.stat(from)?, tree.stat(to)?);
-            let same = (from.kind, from.size, from.mtime) == (to.kind, to.size, to.mtime);
-            if same { Ok(()) } else { Err(Errno::EEXIST) }
+            let (from, to) = (seen(tree.stat(from))?, seen(tree.stat(to))?);
+            ours((from.kind, from.size, from.mtime) == (to.kind, to.size, to.mtime))
         }
+        // There is nothing any more that the new name could be compared with.
+        Err(Errno::ENOENT) if in_doubt => match tree.stat(to) {
+            Ok(_) => Err(UNSETTLED),
+            Err(error) => Err(error),
+        },
         result => result,
     }
 }
@@ -47,68 +59,30 @@ pub fn link(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, from: &Path, 
 /// rename: the source is gone and the target is there.
 pub fn rename(result: OpResult<()>, in_doubt: bool, tree: &dyn Tree, from: &Path, to: &Path) -> OpResult<()> {
     match result {
-        Err(Errno::ENOENT | Errno::EEXIST) if in_doubt => {
-            if tree.stat(from) == Err(Errno::ENOENT) && tree.stat(to).is_ok() { Ok(()) } else { result }
-        }
+        Err(Errno::ENOENT) if in_doubt => match (tree.stat(from), tree.stat(to)) {
+            (Err(Errno::ENOENT), Ok(_)) => Ok(()),
+            (Err(Errno::ENOENT), Err(Errno::ENOENT)) => Err(UNSETTLED),
+            (Err(error), _) | (_, Err(error)) if error != Errno::ENOENT => Err(error),
+            _ => result,
+        },
         result => result,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backing::posix::PosixTree;
-
-    fn tree() -> (tempfile::TempDir, PosixTree) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let root = std::fs::File::open(directory.path()).expect("it opens");
-        (directory, PosixTree::new(root.into()))
-    }
-
-    #[test]
-    fn gone_is_success_only_in_doubt() {
-        assert_eq!(removal(Err(Errno::ENOENT), true), Ok(()));
-        assert_eq!(removal(Err(Errno::ENOENT), false), Err(Errno::ENOENT));
-        assert_eq!(removal(Err(Errno::ENOTEMPTY), true), Err(Errno::ENOTEMPTY));
-    }
-
-    #[test]
-    fn what_exists_is_ours_only_if_it_is_of_the_kind() {
-        let (_directory, tree) = tree();
-        tree.mkdir(Path::new("d"), 0o755).expect("made");
-        let exists = Err(Errno::EEXIST);
-        assert_eq!(making(exists, true, &tree, Path::new("d"), FileKind::Directory), Ok(()));
-        assert_eq!(making(exists, true, &tree, Path::new("d"), FileKind::Fifo), exists);
-        assert_eq!(making(exists, false, &tree, Path::new("d"), FileKind::Directory), exists);
-    }
-
-    #[test]
-    fn a_symlink_with_another_target_is_not_ours() {
-        let (_directory, tree) = tree();
-        tree.symlink(OsStr::new("here"), Path::new("s")).expect("made");
-        let exists = Err(Errno::EEXIST);
-        assert_eq!(symlink(exists, true, &tree, Path::new("s"), OsStr::new("here")), Ok(()));
-        assert_eq!(symlink(exists, true, &tree, Path::new("s"), OsStr::new("there")), exists);
-    }
-
-    #[test]
-    fn a_link_is_ours_if_it_is_the_same_file_as_far_as_can_be_seen() {
-        let (directory, tree) = tree();
-        std::fs::write(directory.path().join("f"), "four").expect("written");
-        std::fs::write(directory.path().join("other"), "something else").expect("written");
-        tree.link(Path::new("f"), Path::new("l")).expect("linked");
-        let exists = Err(Errno::EEXIST);
-        assert_eq!(link(exists, true, &tree, Path::new("f"), Path::new("l")), Ok(()));
-        assert_eq!(link(exists, true, &tree, Path::new("f"), Path::new("other")), exists);
-    }
-
-    #[test]
-    fn a_rename_is_done_when_only_the_target_is_there() {
-        let (directory, tree) = tree();
-        std::fs::write(directory.path().join("to"), "").expect("written");
-        let missing = Err(Errno::ENOENT);
-        assert_eq!(rename(missing, true, &tree, Path::new("from"), Path::new("to")), Ok(()));
-        assert_eq!(rename(missing, true, &tree, Path::new("from"), Path::new("nowhere")), missing);
-        assert_eq!(rename(missing, false, &tree, Path::new("from"), Path::new("to")), missing);
-    }
+/// rename with RENAME_EXCHANGE: twice is not at all, and nobody can tell which of the two it would be.
+pub fn exchange(rename: impl FnOnce() -> OpResult<()>, in_doubt: bool) -> OpResult<()> {
+    if in_doubt { Err(UNSETTLED) } else { rename() }
 }
+
+/// What was there a moment ago and is not any more says nothing.
+fn seen<T>(result: OpResult<T>) -> OpResult<T> {
+    result.map_err(|error| if error == Errno::ENOENT { UNSETTLED } else { error })
+}
+
+/// What is there was made by this call, or by somebody else.
+fn ours(yes: bool) -> OpResult<()> {
+    if yes { Ok(()) } else { Err(Errno::EEXIST) }
+}
+
+#[cfg(test)]
+mod tests;

@@ -8,10 +8,16 @@ pub mod agents;
 pub mod container;
 pub mod net;
 pub mod process;
+pub mod program;
+pub mod relay;
+pub mod relayed;
 pub mod scenario;
+pub mod sftp;
 pub mod sshd;
 pub mod sweep;
 pub mod tools;
+pub mod tree;
+pub mod workloads;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use super::process::{descendants, name, signal};
 use super::{PATIENCE, run, run_ok, wait};
 
 /// A program of its own, so that it can be frozen while its connection lives.
-const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
+pub const SFTP_SERVER: &str = "/usr/lib/openssh/sftp-server";
 
 /// The server, inside the namespace.
 pub struct Sshd {

@@ -97,6 +97,7 @@ fn a_directory_goes_although_a_crash_left_hidden_files_in_it() {
     let rig = Rig::new(SSHFS);
     std::fs::create_dir(rig.hot("d")).unwrap();
     std::fs::write(rig.cold("d/.steadfs-hidden-000000000000000000000001deadbeef"), "x").unwrap();
+    std::fs::write(rig.cold("d/.fuse_hidden0000000400000001"), "left by a dead sshfs").unwrap();
     assert!(names(&rig.hot("d")).is_empty());
     // sshfs says EPERM where it means ENOTEMPTY.
     rig.control().inject(Fault::new(What::Errno(Errno::EPERM)).on(&[Call::Rmdir]).times(1));

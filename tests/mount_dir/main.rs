@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod below;
+mod doubt;
 mod files;
 mod hidden;
 mod log;

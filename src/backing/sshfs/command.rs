@@ -39,11 +39,13 @@ impl Arguments {
         Arguments { target: target.to_owned(), options }
     }
 
-    /// The sshfs command for one generation.
-    pub fn sshfs(&self, mountpoint: &Path) -> Command {
+    /// The sshfs command for one generation, with another way to start ssh if there is one.
+    pub fn sshfs(&self, mountpoint: &Path, ssh_command: Option<&str>) -> Command {
         let mut command = Command::new("sshfs");
         command.arg("-f");
-        for option in &self.options {
+        let replaced = |option: &String| ssh_command.is_some() && option.starts_with("ssh_command=");
+        let own = ssh_command.map(|command| format!("ssh_command={command}"));
+        for option in self.options.iter().filter(|option| !replaced(option)).chain(&own) {
             command.arg("-o").arg(escape(option));
         }
         // Nothing that looks like an option can come from the target or the mountpoint.
@@ -56,10 +58,14 @@ impl Arguments {
         !self.options.iter().any(|option| option == "sshfs_sync" || option == "sync")
     }
 
+    /// What sshfs starts to reach the server.
+    pub fn ssh_command(&self) -> &str {
+        value_of(&self.options, "ssh_command").unwrap_or("ssh")
+    }
+
     /// The program that sshfs runs as ssh.
     pub fn ssh_program(&self) -> String {
-        let command = value_of(&self.options, "ssh_command").unwrap_or("ssh");
-        tokens(command).next().unwrap_or("ssh".into()).to_string()
+        tokens(self.ssh_command()).next().unwrap_or("ssh".into()).to_string()
     }
 
     /// True when calls go to a server by something else than an ssh, wherever that lies.
@@ -149,7 +155,7 @@ mod tests {
     #[test]
     fn commas_do_not_make_options() {
         let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()]);
-        let command = arguments.sshfs(Path::new("/m"));
+        let command = arguments.sshfs(Path::new("/m"), None);
         assert!(command.get_args().any(|argument| argument == "IdentityFile=/a\\,allow_other"));
     }
 
@@ -160,6 +166,15 @@ mod tests {
         assert!(!own("ssh"));
         assert!(own("/usr/lib/sftp-server") && own("./ssh-like"));
         assert_eq!(Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]).ssh_program(), "/x/ssh");
+    }
+
+    #[test]
+    fn another_ssh_command_takes_the_place_of_the_users() {
+        let arguments = Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]);
+        assert_eq!(arguments.ssh_command(), "/x/ssh -v");
+        let command = arguments.sshfs(Path::new("/m"), Some("/run/ssh -v"));
+        let given: Vec<_> = command.get_args().filter(|a| a.to_string_lossy().contains("ssh_command")).collect();
+        assert_eq!(given, ["ssh_command=/run/ssh -v"]);
     }
 
     #[test]

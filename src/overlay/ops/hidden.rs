@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -10,7 +11,25 @@ use crate::gate::Context;
 use crate::overlay::nodes::{Name, Stamp};
 use crate::overlay::{Overlay, is_hidden, settle};
 
+/// How long a file that is being closed may take to be so before its name is taken away all the same.
+const CLOSING: Duration = Duration::from_millis(250);
+
 impl Overlay {
+    /// Waits for the end of a close that is under way: sshfs would take the file for open and hide it in its own way
+    /// (`.fuse_hidden…`), and nobody would remove that if it died before the close.
+    pub(super) fn let_close(&self, context: &Context<'_>, parent: u64, name: &OsStr) {
+        let until = context.deadline.min(Instant::now() + CLOSING);
+        while !self.traits.keeps_unlinked && self.nodes.is_closing(parent, name) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// What sshfs says when it cannot hide a file in its own way, which is because it is dying: to be judged like any
+    /// error of a lost link. No server can say EBUSY.
+    pub(super) fn not_busy(&self, result: OpResult<()>) -> OpResult<()> {
+        result.map_err(|error| if error == Errno::EBUSY && !self.traits.keeps_unlinked { Errno::EIO } else { error })
+    }
+
     /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, those
     /// that a crash left behind are removed. True if it did something.
     pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> bool {
@@ -50,7 +69,8 @@ impl Overlay {
         self.on_name(context, parent, name, |tree, from| {
             let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
             let to = from.with_file_name(hidden);
-            settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to)?;
+            let hidden = settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to);
+            self.settled("unlink", from, hidden)?;
             renaming.done(false);
             Ok(())
         })?;
@@ -71,37 +91,85 @@ impl Overlay {
         self.nodes.names(node).into_iter().find(|(_, name)| is_hidden(name))
     }
 
-    /// Removes a node's hidden name, if it has one, wherever it has been moved to by now.
+    /// Removes a node's hidden names, one for each name that it lost while open, wherever they have been moved to by now.
     pub(super) fn remove_hidden(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
-        let result = self.retried(context, &[node], || self.hidden_path(node), |tree, path| tree.unlink(path));
-        settle::removal(result, true)?;
-        if let Some((parent, name)) = self.hidden_name_of(node) {
-            self.nodes.removed(parent, &name);
+        while self.hidden_name_of(node).is_some() {
+            let result = self.retried(context, &[node], || self.hidden_path(node), |tree, path| tree.unlink(path));
+            settle::removal(result, true)?;
+            if let Some((parent, name)) = self.hidden_name_of(node) {
+                self.nodes.removed(parent, &name);
+            }
         }
         Ok(())
     }
 
     /// A file that is open and about to be renamed over gets a second, hidden name first, so that the target name
-    /// exists at every moment. Returns its node.
+    /// exists at every moment, and goes on under that. Returns its node.
     pub(super) fn save_open_target(
         &self,
         tree: &dyn Tree,
         in_doubt: bool,
         to: &Name,
         path: &Path,
-        aside: &Path,
+        hidden: &OsStr,
     ) -> OpResult<Option<u64>> {
+        // An earlier run of this very call has done it.
+        if let Some(node) = self.nodes.node(to.0, hidden) {
+            return Ok(Some(node));
+        }
+        let aside = path.with_file_name(hidden);
         let Some(node) = self.nodes.open_node(to.0, &to.1).filter(|_| !self.traits.keeps_unlinked) else {
+            if in_doubt && !self.traits.keeps_unlinked {
+                // It was open in an earlier run, which may have made the name.
+                settle::removal(tree.unlink(&aside), true)?;
+            }
             return Ok(None);
         };
-        match tree.link(path, aside) {
-            Ok(()) => Ok(Some(node)),
+        match tree.link(path, &aside) {
+            Ok(()) => {}
             // The name is of this very call, so an earlier run made it.
-            Err(Errno::EEXIST) if in_doubt => Ok(Some(node)),
+            Err(Errno::EEXIST) if in_doubt => {}
             // Without hard links the descriptor lives until the next repair; better than no rename at all. The same if
             // somebody else has removed the target.
-            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT) => Ok(None),
-            Err(error) => Err(error),
+            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        // Before the rename: what sshfs has open under a name that is replaced it would hide in its own way.
+        self.move_open(node, to.clone(), (to.0, hidden.to_owned()));
+        Ok(Some(node))
+    }
+
+    /// Undoes [`Overlay::save_open_target`], the rename having failed.
+    pub(super) fn unsave_open_target(
+        &self,
+        tree: &dyn Tree,
+        node: u64,
+        to: &Name,
+        path: &Path,
+        hidden: &OsStr,
+    ) -> OpResult<()> {
+        if self.nodes.node(to.0, hidden) == Some(node) {
+            self.move_open(node, (to.0, hidden.to_owned()), to.clone());
+        }
+        settle::removal(tree.unlink(&path.with_file_name(hidden)), true)
+    }
+
+    /// Removes the hidden name of a target that was closed for the last time while it was being saved.
+    pub(super) fn drop_closed_target(&self, tree: &dyn Tree, to: &Name, path: &Path, hidden: &OsStr) {
+        if self.nodes.open_node(to.0, hidden).is_none() && self.nodes.node(to.0, hidden).is_some() {
+            let aside = path.with_file_name(hidden);
+            match settle::removal(tree.unlink(&aside), true) {
+                Ok(()) => self.nodes.removed(to.0, hidden),
+                Err(_) => self.leftovers.lock().push(aside),
+            }
+        }
+    }
+
+    /// The table and the descriptors of an open file follow it to another name.
+    fn move_open(&self, node: u64, from: Name, to: Name) {
+        self.nodes.rename(from, to).done(false);
+        for file in self.files.of_node(node) {
+            file.reopen_later();
         }
     }
 }

@@ -12,7 +12,6 @@ use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
 use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
-use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::Name;
 use crate::overlay::{Overlay, is_hidden, settle};
 
@@ -82,19 +81,20 @@ impl Overlay {
             move |overlay, context| {
                 overlay.on_name(context, parent, &asked, |tree, path| {
                     let in_doubt = context.in_doubt;
-                    match &what {
+                    let made = match &what {
                         Made::Directory { mode } => {
                             let result = tree.mkdir(path, *mode);
-                            settle::making(result, in_doubt, tree, path, FileKind::Directory)?;
+                            settle::making(result, in_doubt, tree, path, FileKind::Directory)
                         }
                         Made::Node { mode, rdev } => {
                             let result = tree.mknod(path, *mode, *rdev);
-                            settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))?;
+                            settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))
                         }
                         Made::Symlink { target } => {
-                            settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)?;
+                            settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)
                         }
-                    }
+                    };
+                    overlay.settled(op.name(), path, made)?;
                     let attr = overlay.give_to_caller(caller, tree, path)?;
                     overlay.nodes.made(parent, &asked, &attr);
                     Ok(attr)
@@ -148,7 +148,8 @@ impl Overlay {
                     Ok(((from, overlay.nodes.path_of(parent, &asked)?.0), stamp))
                 };
                 overlay.retried(context, &[node, parent], places, |tree, (from, to)| {
-                    settle::link(tree.link(from, to), context.in_doubt, tree, from, to)?;
+                    let made = settle::link(tree.link(from, to), context.in_doubt, tree, from, to);
+                    overlay.settled("link", to, made)?;
                     tree.stat(to)
                 })
             },
@@ -174,11 +175,12 @@ impl Overlay {
             Op::Unlink,
             Class::Meta,
             move |overlay, context| {
+                overlay.let_close(context, parent, &name);
                 if overlay.hide_if_open(context, parent, &name, &hidden)? {
                     return Ok(());
                 }
                 overlay.on_name(context, parent, &name, |tree, path| {
-                    settle::removal(tree.unlink(path), context.in_doubt)
+                    settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)
                 })?;
                 overlay.nodes.removed(parent, &name);
                 Ok(())
@@ -228,14 +230,11 @@ impl Overlay {
             Op::Rename,
             Class::Meta,
             move |overlay, context| {
-                // Twice is not at all, and nobody can tell which of the two it would be.
-                if context.in_doubt && flags & libc::RENAME_EXCHANGE != 0 {
-                    return Err(LOST_FILE);
-                }
                 let places = || {
                     let (old, stamp) = overlay.nodes.path_of(from.0, &from.1)?;
                     Ok(((old, overlay.nodes.path_of(to.0, &to.1)?.0), stamp))
                 };
+                overlay.let_close(context, to.0, &to.1);
                 overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
                 })
@@ -253,38 +252,41 @@ impl Overlay {
         flags: u32,
         hidden: &OsStr,
     ) -> OpResult<()> {
-        let aside = new.with_file_name(hidden);
-        let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, &aside)? } else { None };
+        let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
-        let result = match tree.rename(old, new, flags) {
-            // A directory that is empty for everybody but us; EPERM as for rmdir.
-            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new) =>
-            {
-                tree.rename(old, new, flags)
-            }
-            result => result,
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let result = if exchange {
+            settle::exchange(|| tree.rename(old, new, flags), in_doubt)
+        } else {
+            let result = match tree.rename(old, new, flags) {
+                // A directory that is empty for everybody but us; EPERM as for rmdir.
+                Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
+                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new) =>
+                {
+                    tree.rename(old, new, flags)
+                }
+                result => result,
+            };
+            settle::rename(self.not_busy(result), in_doubt, tree, old, new)
         };
-        match settle::rename(result, in_doubt, tree, old, new) {
+        let result = self.settled("rename", old, result);
+        match result {
             Ok(()) => {
-                if let Some(node) = saved {
-                    // In the table the target goes aside first, then the rename happens.
-                    self.nodes.rename(to.clone(), (to.0, hidden.to_owned())).done(false);
-                    renaming.done(false);
-                    self.files.of_node(node).iter().for_each(|file| file.reopen_later());
-                } else {
-                    renaming.done(flags & libc::RENAME_EXCHANGE != 0);
+                renaming.done(exchange);
+                if saved.is_some() {
+                    self.drop_closed_target(tree, to, new, hidden);
                 }
-                Ok(())
             }
-            Err(error) => {
-                // If the rename may have been done, the second name may be the target's only one.
-                if saved.is_some() && !raises_doubt(error) {
-                    let _ = tree.unlink(&aside);
+            // If the rename may have been done, the second name may be the target's only one.
+            Err(error) if raises_doubt(error) => {}
+            Err(_) => {
+                drop(renaming);
+                if let Some(node) = saved {
+                    self.unsave_open_target(tree, node, to, new, hidden)?;
                 }
-                Err(error)
             }
         }
+        result
     }
 
     /// FUSE_READLINK.

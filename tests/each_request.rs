@@ -1,0 +1,172 @@
+//! Kills a real sftp-server at each request of a program in turn, before it sees the request and after it has done it.
+//! The outage is short, so nothing may show: every call has the result that a local directory gives, and afterwards the
+//! store holds what the local directory holds. Needs root, /dev/fuse, sshfs and sftp-server.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use lab::program::{self, Step};
+use lab::relay::Moment;
+use lab::relayed::Relayed;
+use lab::tree::{self, Tree};
+
+/// Mounts that are struck at the same time: most of a run is waiting.
+const MOUNTS: usize = 3;
+/// Requests at the end of a program that may come or not: descriptors are closed when there is time.
+const LOOSE_END: usize = 4;
+/// Data is sent again after a repair, and a read that a dead link cut short is no end of file. Until then the program of data
+/// is left out, and what the others read is not compared.
+const DATA_SURVIVES: bool = false;
+const OPTIONS: &str = "backoff_min=100ms";
+
+#[test]
+#[ignore = "a process of other tests, not a test"]
+fn relay_process() {
+    lab::relay::main();
+}
+
+#[test]
+#[ignore = "a process of other tests, not a test"]
+fn program_process() {
+    program::main();
+}
+
+/// What a program does to a plain directory.
+struct Model {
+    steps: Vec<Step>,
+    tree: Tree,
+}
+
+fn model(name: &str) -> Model {
+    let (outside, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let steps = program::run(name, plain.path(), outside.path()).unwrap();
+    Model { steps, tree: tree::of(plain.path()) }
+}
+
+/// Runs a program on a mount, struck or not; what was not as it should be.
+fn compare(mount: &mut Relayed, name: &str, model: &Model, strike: Option<(usize, Moment)>) -> (u64, Vec<String>) {
+    let fresh = mount.fresh();
+    mount.relay.arm(fresh.run, strike);
+    let steps = program::run(name, &fresh.hot, mount.directory.path());
+    let mut wrong: Vec<_> = mount.settle().err().into_iter().collect();
+    match steps {
+        Ok(steps) => {
+            let differing = program::differences(&model.steps, &steps);
+            wrong.extend(differing.into_iter().filter(|line| DATA_SURVIVES || !line.starts_with("read ")));
+        }
+        Err(error) => wrong.push(error),
+    }
+    mount.relay.disarm();
+    wrong.extend(tree::differences(&model.tree, &tree::of(&fresh.store)));
+    wrong.extend(mount.strangers().into_iter().map(|name| format!("{name} is left on the store")));
+    (fresh.run, wrong)
+}
+
+/// What is to be struck yet, and what came of the strikes so far.
+struct Score<'a> {
+    name: &'a str,
+    model: Model,
+    total: usize,
+    queue: Mutex<Vec<(usize, Moment)>>,
+    failures: Mutex<Vec<String>>,
+    struck: AtomicUsize,
+}
+
+impl Score<'_> {
+    fn fail(&self, words: String) {
+        self.failures.lock().unwrap().push(words);
+    }
+
+    /// Strikes one request after another on one mount. Each costs one generation, and no more than that.
+    fn work(&self, mut mount: Relayed) {
+        let mut generations = 1;
+        let next = || self.queue.lock().unwrap().pop();
+        while let Some((number, moment)) = next() {
+            let (run, wrong) = compare(&mut mount, self.name, &self.model, Some((number, moment)));
+            let place = format!("{}: {number} of {}, {moment:?}", self.name, self.total);
+            match mount.relay.struck(run) {
+                Some(request) if !wrong.is_empty() => {
+                    self.fail(format!("{place}: {request}\n    {}", wrong.join("\n    ")));
+                }
+                Some(_) => {}
+                None if number + LOOSE_END < self.total || !wrong.is_empty() => {
+                    self.fail(format!("{place}: not struck\n    {}", wrong.join("\n    ")));
+                }
+                None => continue,
+            }
+            generations += 1;
+            self.struck.fetch_add(1, Relaxed);
+            if !wrong.is_empty() && std::env::var("EACH_REQUEST").is_ok() {
+                println!("{}\n{}", mount.log(), mount.relay.seen(run).join("\n"));
+            }
+        }
+        lab::wait("the last generation is live", || {
+            let status = mount.status();
+            status["state"] == "live" && status["generation"] == generations
+        });
+        mount.umount();
+    }
+}
+
+fn strike_each(name: &str) {
+    let begun = Instant::now();
+    let (model, mut first) = (model(name), Relayed::new(OPTIONS));
+    let (run, wrong) = compare(&mut first, name, &model, None);
+    assert!(wrong.is_empty(), "{name}, undisturbed:\n{}", wrong.join("\n"));
+    let requests = first.relay.seen(run);
+    assert!(requests.len() > 20, "{name}: only {requests:?} were seen");
+    // Popped from the end: from the first request to the last.
+    let mut all: Vec<_> = (1..=requests.len()).rev().flat_map(|n| moments(n, &requests[n - 1])).collect();
+    // For looking into one failure.
+    if let Ok(only) = std::env::var("EACH_REQUEST") {
+        let (wanted, times) = only.rsplit_once(' ').expect("EACH_REQUEST is like `17 Before 20`");
+        all.retain(|(n, moment)| format!("{n} {moment:?}") == wanted);
+        all = all.repeat(times.parse().unwrap());
+    }
+    let planned = all.len();
+    let (queue, failures, struck) = (Mutex::new(all), Mutex::default(), AtomicUsize::new(0));
+    let score = Score { name, model, total: requests.len(), queue, failures, struck };
+    std::thread::scope(|scope| {
+        scope.spawn(|| score.work(first));
+        for _ in 1..MOUNTS {
+            scope.spawn(|| score.work(Relayed::new(OPTIONS)));
+        }
+    });
+    let failures = score.failures.into_inner().unwrap();
+    println!(
+        "{name}: {} requests, {} of {planned} strikes, {} failed, {:.1} s",
+        requests.len(),
+        score.struck.into_inner(),
+        failures.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// In which ways a request is struck. Only writes are followed by others that do not wait for them.
+fn moments(number: usize, request: &str) -> Vec<(usize, Moment)> {
+    let burst = (DATA_SURVIVES && request == "WRITE").then_some(Moment::Burst);
+    burst.into_iter().chain([Moment::After, Moment::Before]).map(|moment| (number, moment)).collect()
+}
+
+#[test]
+fn names_agree_after_the_death_of_each_request() {
+    strike_each("names");
+}
+
+#[test]
+fn data_agrees_after_the_death_of_each_request() {
+    if !DATA_SURVIVES {
+        return println!("left out");
+    }
+    strike_each("data");
+}
+
+#[test]
+fn a_crawl_agrees_after_the_death_of_each_request() {
+    strike_each("crawl");
+}

@@ -1,0 +1,152 @@
+//! A steadfs mount whose sshfs reaches a real sftp-server through a [`Relay`]: no network, no keys.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::relay::Relay;
+use super::{PATIENCE, mount_of, process, sweep, wait};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(3);
+
+/// One mount.
+pub struct Relayed {
+    pub relay: Relay,
+    pub directory: tempfile::TempDir,
+    hot: PathBuf,
+    store: PathBuf,
+    daemon: Child,
+    runs: u64,
+}
+
+/// A directory that nothing has looked into yet, here and on the store.
+pub struct Fresh {
+    pub run: u64,
+    pub hot: PathBuf,
+    pub store: PathBuf,
+}
+
+impl Relayed {
+    /// Mounts, with these options on top, and waits until it is live.
+    pub fn new(options: &str) -> Relayed {
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root: run them as root");
+        let prefix = format!("{}{}-", sweep::PREFIX, std::process::id());
+        let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (hot, store, relay) = (path("hot"), path("store"), Relay::new(directory.path()));
+        std::fs::create_dir(&hot).unwrap();
+        std::fs::create_dir(&store).unwrap();
+        let daemon = Command::new(env!("CARGO_BIN_EXE_steadfs"))
+            .args(["mount", "-f", &format!("localhost:{}", store.display())])
+            .arg(&hot)
+            .args(["-o", &format!("guard=no,ssh_command={},{options}", relay.program().display())])
+            .env("STEADFS_RUNTIME_DIR", path("run"))
+            .env("STEADFS_STATE_DIR", path("state"))
+            .stdin(Stdio::null())
+            .stderr(File::create(path("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut relayed = Relayed { relay, directory, hot, store, daemon, runs: 0 };
+        wait("the mount is there", || {
+            assert!(matches!(relayed.daemon.try_wait(), Ok(None)), "steadfs does not mount");
+            mount_of(&relayed.hot).is_some()
+        });
+        wait("the mount is live", || relayed.status()["state"] == "live");
+        relayed
+    }
+
+    /// A directory for the next run.
+    pub fn fresh(&mut self) -> Fresh {
+        self.runs += 1;
+        let name = format!("run-{}", self.runs);
+        let fresh = Fresh { run: self.runs, hot: self.hot.join(&name), store: self.store.join(&name) };
+        std::fs::create_dir(&fresh.store).unwrap();
+        fresh
+    }
+
+    /// What `steadfs status` shows, without starting it; null if nobody answers.
+    pub fn status(&self) -> Value {
+        self.ask().unwrap_or_default()
+    }
+
+    fn ask(&self) -> std::io::Result<Value> {
+        let run =
+            std::fs::read_dir(self.directory.path().join("run"))?.next().ok_or(std::io::ErrorKind::NotFound)??;
+        let mut socket = UnixStream::connect(run.path().join("control.sock"))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.write_all(b"{\"request\":\"status\"}\n")?;
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Waits until the mount is live, nothing is open in it and nothing is under way; what is left otherwise.
+    pub fn settle(&self) -> Result<(), String> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            let calm = ["/open_files", "/open_dirs", "/calls/waiting"];
+            let calm = calm.iter().all(|field| status.pointer(field) == Some(&0.into())) && status["state"] == "live";
+            let open = if calm { self.open_on_server() } else { Vec::new() };
+            if calm && open.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(format!("never calm: open on the server {open:?}, {status}"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Files of the store that an sftp-server has open.
+    fn open_on_server(&self) -> Vec<PathBuf> {
+        let all = process::descendants(self.daemon.id().cast_signed()).into_iter();
+        let servers = all.filter(|&pid| process::name(pid) == "sftp-server");
+        let files =
+            servers.flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten());
+        files
+            .filter_map(|file| std::fs::read_link(file.path()).ok())
+            .filter(|path| path.starts_with(&self.store))
+            .collect()
+    }
+
+    /// Names in the store that no run has asked for.
+    pub fn strangers(&self) -> Vec<String> {
+        let names = std::fs::read_dir(&self.store).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter_map(|name| name.into_string().ok()).filter(|name| !name.starts_with("run-")).collect()
+    }
+
+    /// What the daemon said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Unmounts as a user would; the daemon must end well.
+    pub fn umount(mut self) {
+        super::run_ok("umount", &[self.hot.to_str().unwrap()]);
+        let mut ended = None;
+        wait("the daemon ends", || {
+            ended = self.daemon.try_wait().unwrap();
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}\n{}", self.log());
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        process::signal(self.daemon.id().cast_signed(), Signal::SIGKILL);
+        let _ = self.daemon.wait();
+        sweep::directory(self.directory.path());
+    }
+}
