@@ -65,7 +65,7 @@ impl Arguments {
 
     /// The program that sshfs runs as ssh.
     pub fn ssh_program(&self) -> String {
-        tokens(self.ssh_command()).next().unwrap_or("ssh".into()).to_string()
+        tokens(self.ssh_command()).next().unwrap_or("ssh").to_string()
     }
 
     /// True when calls go to a server by something else than an ssh, wherever that lies.
