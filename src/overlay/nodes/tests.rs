@@ -1,6 +1,8 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+
 use super::*;
 
 fn attr(kind: FileKind, ino: u64) -> Attr {
