@@ -140,13 +140,8 @@ impl Group {
         entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|&pid| self.has(pid))
+            .filter(|&pid| getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader))
             .collect()
-    }
-
-    /// True if that process is a member now.
-    pub fn has(&self, pid: i32) -> bool {
-        getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader)
     }
 }
 
