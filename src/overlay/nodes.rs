@@ -3,18 +3,17 @@
 //! A node lives while the kernel holds lookups of it, a handle is open on it, or a known name hangs below it. Paths are
 //! made by walking up; a call that raced with a rename finds out afterwards and resolves its path again.
 
+mod table;
+
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex};
 
 use crate::backing::{Attr, FileKind, OpResult};
-
-/// No path of PATH_MAX bytes has more components; a walk that is longer goes in a circle.
-const MAX_DEPTH: usize = 4096;
+use table::{Node, Table};
 
 /// Node id of the root in the FUSE protocol (FUSE_ROOT_ID).
 pub const ROOT: u64 = 1;
@@ -24,34 +23,6 @@ pub const NO_IDENTITY: (u64, u64) = (0, 0);
 
 /// A name: the directory's node and the last component.
 pub type Name = (u64, OsString);
-
-#[derive(Debug)]
-struct Node {
-    kind: FileKind,
-    identity: (u64, u64),
-    lookups: u64,
-    /// Names below it and handles open on it.
-    held: u64,
-    /// Handles that could still write or read its data.
-    open: u64,
-    /// The one that was seen last comes first.
-    names: Vec<Name>,
-    /// State of the table when its names were last changed.
-    moved: u64,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    nodes: HashMap<u64, Node>,
-    by_name: HashMap<Name, u64>,
-    by_identity: HashMap<(u64, u64), u64>,
-    last: u64,
-    /// Renames that are under way, by ticket.
-    renaming: HashMap<u64, (Name, Name)>,
-    last_rename: u64,
-    /// Counts changes of names.
-    version: u64,
-}
 
 /// Says which state of the tree a path was taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -315,146 +286,6 @@ impl Drop for Renaming<'_> {
     fn drop(&mut self) {
         self.nodes.table.lock().renaming.remove(&self.ticket);
         self.nodes.renamed.notify_all();
-    }
-}
-
-impl Node {
-    fn new(kind: FileKind, identity: (u64, u64)) -> Node {
-        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Vec::new(), moved: 0 }
-    }
-}
-
-impl Table {
-    fn path(&self, mut node: u64) -> OpResult<PathBuf> {
-        let mut components: Vec<&OsStr> = Vec::new();
-        while node != ROOT {
-            let (parent, name) = self.names(node).next().ok_or(Errno::ENOENT)?;
-            components.push(name);
-            node = *parent;
-            if components.len() > MAX_DEPTH {
-                return Err(Errno::ELOOP);
-            }
-        }
-        Ok(components.into_iter().rev().collect())
-    }
-
-    fn path_of(&self, (parent, name): &Name) -> OpResult<PathBuf> {
-        self.path(*parent).map(|path| path.join(name))
-    }
-
-    fn names(&self, node: u64) -> impl Iterator<Item = &Name> {
-        self.nodes.get(&node).into_iter().flat_map(|found| &found.names)
-    }
-
-    /// The node and the directories above it, by the names that make its path.
-    fn chain(&self, node: u64) -> impl Iterator<Item = (&Node, Option<&Name>)> {
-        let step = |node: u64| self.nodes.get(&node).map(|found| (found, found.names.first()));
-        std::iter::successors(step(node), move |(_, name)| step(name.as_ref()?.0)).take(MAX_DEPTH)
-    }
-
-    /// True if the path of a node has changed since.
-    fn has_moved(&self, node: u64, since: Stamp) -> bool {
-        self.version != since.0 && self.chain(node).any(|(found, _)| found.moved > since.0)
-    }
-
-    /// True if a rename is under way that concerns, as `concerns` says, a name in the node's path.
-    fn is_in_rename(&self, node: u64, concerns: impl Fn(&Name, &(Name, Name)) -> bool) -> bool {
-        let concerned = |name| self.renaming.values().any(|rename| concerns(name, rename));
-        !self.renaming.is_empty() && self.chain(node).filter_map(|(_, name)| name).any(concerned)
-    }
-
-    fn enter(&mut self, parent: u64, name: &OsStr, attr: &Attr, by_identity: bool) -> u64 {
-        if let Some(&node) = self.by_name.get(&(parent, name.to_owned())) {
-            let same = self
-                .nodes
-                .get(&node)
-                .is_some_and(|found| found.kind == attr.kind && (!by_identity || found.identity == attr.identity));
-            if same {
-                self.seen(node, parent, name);
-                return node;
-            }
-            // Replaced behind our back: the old file, if it is still held, goes on without this name.
-            self.unname(parent, name);
-            self.drop_if_unused(node);
-        }
-        if let Some(&node) = self.by_identity.get(&attr.identity).filter(|_| by_identity)
-            && attr.kind != FileKind::Directory
-            && self.nodes.get(&node).is_some_and(|found| found.kind == attr.kind)
-        {
-            self.name(node, parent, name.to_owned());
-            self.seen(node, parent, name);
-            return node;
-        }
-        self.last += 1;
-        let node = self.last;
-        self.nodes.insert(node, Node::new(attr.kind, attr.identity));
-        if by_identity {
-            self.by_identity.insert(attr.identity, node);
-        }
-        self.name(node, parent, name.to_owned());
-        node
-    }
-
-    /// Of several names the one that is known to lead to the file makes its path.
-    fn seen(&mut self, node: u64, parent: u64, name: &OsStr) {
-        if let Some(found) = self.nodes.get_mut(&node)
-            && let Some(at) = found.names.iter().position(|(its, other)| *its == parent && other == name)
-        {
-            found.names[..=at].rotate_right(1);
-        }
-    }
-
-    fn name(&mut self, node: u64, parent: u64, name: OsString) {
-        if let Some(found) = self.nodes.get_mut(&node) {
-            self.version += 1;
-            found.moved = self.version;
-            found.names.push((parent, name.clone()));
-            self.by_name.insert((parent, name), node);
-            if let Some(directory) = self.nodes.get_mut(&parent) {
-                directory.held += 1;
-            }
-        }
-    }
-
-    fn unname(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
-        let key = (parent, name.to_owned());
-        let node = self.by_name.remove(&key)?;
-        if let Some(found) = self.nodes.get_mut(&node) {
-            self.version += 1;
-            found.moved = self.version;
-            found.names.retain(|name| *name != key);
-        }
-        if let Some(directory) = self.nodes.get_mut(&parent) {
-            directory.held = directory.held.saturating_sub(1);
-        }
-        Some(node)
-    }
-
-    /// A name is gone, and with it what nothing else kept.
-    fn lose(&mut self, parent: u64, name: &OsStr) {
-        if let Some(node) = self.unname(parent, name) {
-            self.drop_if_unused(node);
-            self.drop_if_unused(parent);
-        }
-    }
-
-    fn drop_if_unused(&mut self, node: u64) {
-        // Upwards: the last name below a forgotten directory may have kept it.
-        let mut doubtful = vec![node];
-        while let Some(node) = doubtful.pop() {
-            let Some(found) = self.nodes.get(&node).filter(|found| found.lookups == 0 && found.held == 0) else {
-                continue;
-            };
-            let (names, identity) = (found.names.clone(), found.identity);
-            for (parent, name) in names {
-                self.unname(parent, &name);
-                doubtful.push(parent);
-            }
-            self.nodes.remove(&node);
-            if self.by_identity.get(&identity) == Some(&node) {
-                self.by_identity.remove(&identity);
-            }
-        }
     }
 }
 

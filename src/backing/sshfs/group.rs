@@ -141,11 +141,6 @@ impl Group {
     pub fn members(&self) -> Vec<i32> {
         members_of(self.leader)
     }
-
-    /// True if that process is a member now.
-    pub fn has(&self, pid: i32) -> bool {
-        getpgid(Some(Pid::from_raw(pid))) == Ok(self.leader)
-    }
 }
 
 /// The pids of a group's members. /proc is only listed: to read another process's files there waits for its execve(2),

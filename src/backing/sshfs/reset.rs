@@ -22,6 +22,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getpeername, getsockname, setsockopt, socket,
     sockopt,
 };
+use nix::unistd::{Pid, getpgid};
 use parking_lot::Mutex;
 
 use super::group::Group;
@@ -42,7 +43,7 @@ impl Connections {
     /// be done is said in the debug log.
     pub fn arm(&self, group: &Group) {
         for pid in group.members() {
-            match arm(pid, || group.has(pid)) {
+            match arm(pid, || is_member(group, pid)) {
                 Ok(armed) => self.remember(armed),
                 // No such descriptors to be had: Linux before 5.6, or a process that may not be traced.
                 Err(error) => tracing::debug!(pid, %error, "the sockets of a process cannot be borrowed"),
@@ -53,7 +54,7 @@ impl Connections {
     /// As [`Connections::arm`], right before the group is killed: connections that could not be armed are destroyed.
     pub fn cut(&self, group: &Group) {
         for pid in group.members() {
-            let error = match arm(pid, || group.has(pid)) {
+            let error = match arm(pid, || is_member(group, pid)) {
                 Ok(armed) => {
                     self.remember(armed);
                     continue;
@@ -89,6 +90,10 @@ impl Connections {
     pub fn forget(&self) {
         self.0.lock().clear();
     }
+}
+
+fn is_member(group: &Group, pid: i32) -> bool {
+    getpgid(Some(Pid::from_raw(pid))) == Ok(Pid::from_raw(group.leader()))
 }
 
 /// Sets SO_LINGER on the TCP sockets of a process, if it is `the_right_one` at the time its pid is pinned down.

@@ -1,5 +1,7 @@
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
+
 use super::*;
 
 fn attr(kind: FileKind, ino: u64) -> Attr {

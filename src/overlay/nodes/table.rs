@@ -1,0 +1,181 @@
+//! The table itself: what every change of names has in common, under one lock.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use super::{Name, ROOT, Stamp};
+use crate::backing::{Attr, FileKind, OpResult};
+
+/// No path of PATH_MAX bytes has more components; a walk that is longer goes in a circle.
+const MAX_DEPTH: usize = 4096;
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) kind: FileKind,
+    pub(super) identity: (u64, u64),
+    pub(super) lookups: u64,
+    /// Names below it and handles open on it.
+    pub(super) held: u64,
+    /// Handles that could still write or read its data.
+    pub(super) open: u64,
+    /// The one that was seen last comes first.
+    pub(super) names: Vec<Name>,
+    /// State of the table when its names were last changed.
+    pub(super) moved: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) nodes: HashMap<u64, Node>,
+    pub(super) by_name: HashMap<Name, u64>,
+    pub(super) by_identity: HashMap<(u64, u64), u64>,
+    pub(super) last: u64,
+    /// Renames that are under way, by ticket.
+    pub(super) renaming: HashMap<u64, (Name, Name)>,
+    pub(super) last_rename: u64,
+    /// Counts changes of names.
+    pub(super) version: u64,
+}
+
+impl Node {
+    pub(super) fn new(kind: FileKind, identity: (u64, u64)) -> Node {
+        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Vec::new(), moved: 0 }
+    }
+}
+
+impl Table {
+    pub(super) fn path(&self, mut node: u64) -> OpResult<PathBuf> {
+        let mut components: Vec<&OsStr> = Vec::new();
+        while node != ROOT {
+            let (parent, name) = self.names(node).next().ok_or(Errno::ENOENT)?;
+            components.push(name);
+            node = *parent;
+            if components.len() > MAX_DEPTH {
+                return Err(Errno::ELOOP);
+            }
+        }
+        Ok(components.into_iter().rev().collect())
+    }
+
+    pub(super) fn path_of(&self, (parent, name): &Name) -> OpResult<PathBuf> {
+        self.path(*parent).map(|path| path.join(name))
+    }
+
+    pub(super) fn names(&self, node: u64) -> impl Iterator<Item = &Name> {
+        self.nodes.get(&node).into_iter().flat_map(|found| &found.names)
+    }
+
+    /// The node and the directories above it, by the names that make its path.
+    pub(super) fn chain(&self, node: u64) -> impl Iterator<Item = (&Node, Option<&Name>)> {
+        let step = |node: u64| self.nodes.get(&node).map(|found| (found, found.names.first()));
+        std::iter::successors(step(node), move |(_, name)| step(name.as_ref()?.0)).take(MAX_DEPTH)
+    }
+
+    /// True if the path of a node has changed since.
+    pub(super) fn has_moved(&self, node: u64, since: Stamp) -> bool {
+        self.version != since.0 && self.chain(node).any(|(found, _)| found.moved > since.0)
+    }
+
+    /// True if a rename is under way that concerns, as `concerns` says, a name in the node's path.
+    pub(super) fn is_in_rename(&self, node: u64, concerns: impl Fn(&Name, &(Name, Name)) -> bool) -> bool {
+        let concerned = |name| self.renaming.values().any(|rename| concerns(name, rename));
+        !self.renaming.is_empty() && self.chain(node).filter_map(|(_, name)| name).any(concerned)
+    }
+
+    pub(super) fn enter(&mut self, parent: u64, name: &OsStr, attr: &Attr, by_identity: bool) -> u64 {
+        if let Some(&node) = self.by_name.get(&(parent, name.to_owned())) {
+            let same = self
+                .nodes
+                .get(&node)
+                .is_some_and(|found| found.kind == attr.kind && (!by_identity || found.identity == attr.identity));
+            if same {
+                self.seen(node, parent, name);
+                return node;
+            }
+            // Replaced behind our back: the old file, if it is still held, goes on without this name.
+            self.unname(parent, name);
+            self.drop_if_unused(node);
+        }
+        if let Some(&node) = self.by_identity.get(&attr.identity).filter(|_| by_identity)
+            && attr.kind != FileKind::Directory
+            && self.nodes.get(&node).is_some_and(|found| found.kind == attr.kind)
+        {
+            self.name(node, parent, name.to_owned());
+            self.seen(node, parent, name);
+            return node;
+        }
+        self.last += 1;
+        let node = self.last;
+        self.nodes.insert(node, Node::new(attr.kind, attr.identity));
+        if by_identity {
+            self.by_identity.insert(attr.identity, node);
+        }
+        self.name(node, parent, name.to_owned());
+        node
+    }
+
+    /// Of several names the one that is known to lead to the file makes its path.
+    pub(super) fn seen(&mut self, node: u64, parent: u64, name: &OsStr) {
+        if let Some(found) = self.nodes.get_mut(&node)
+            && let Some(at) = found.names.iter().position(|(its, other)| *its == parent && other == name)
+        {
+            found.names[..=at].rotate_right(1);
+        }
+    }
+
+    pub(super) fn name(&mut self, node: u64, parent: u64, name: OsString) {
+        if let Some(found) = self.nodes.get_mut(&node) {
+            self.version += 1;
+            found.moved = self.version;
+            found.names.push((parent, name.clone()));
+            self.by_name.insert((parent, name), node);
+            if let Some(directory) = self.nodes.get_mut(&parent) {
+                directory.held += 1;
+            }
+        }
+    }
+
+    pub(super) fn unname(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
+        let key = (parent, name.to_owned());
+        let node = self.by_name.remove(&key)?;
+        if let Some(found) = self.nodes.get_mut(&node) {
+            self.version += 1;
+            found.moved = self.version;
+            found.names.retain(|name| *name != key);
+        }
+        if let Some(directory) = self.nodes.get_mut(&parent) {
+            directory.held = directory.held.saturating_sub(1);
+        }
+        Some(node)
+    }
+
+    /// A name is gone, and with it what nothing else kept.
+    pub(super) fn lose(&mut self, parent: u64, name: &OsStr) {
+        if let Some(node) = self.unname(parent, name) {
+            self.drop_if_unused(node);
+            self.drop_if_unused(parent);
+        }
+    }
+
+    pub(super) fn drop_if_unused(&mut self, node: u64) {
+        // Upwards: the last name below a forgotten directory may have kept it.
+        let mut doubtful = vec![node];
+        while let Some(node) = doubtful.pop() {
+            let Some(found) = self.nodes.get(&node).filter(|found| found.lookups == 0 && found.held == 0) else {
+                continue;
+            };
+            let (names, identity) = (found.names.clone(), found.identity);
+            for (parent, name) in names {
+                self.unname(parent, &name);
+                doubtful.push(parent);
+            }
+            self.nodes.remove(&node);
+            if self.by_identity.get(&identity) == Some(&node) {
+                self.by_identity.remove(&identity);
+            }
+        }
+    }
+}
