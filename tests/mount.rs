@@ -147,7 +147,8 @@ fn an_unreachable_server_is_waited_for_in_outage_unless_asked_not_to() {
 #[test]
 fn a_login_that_takes_longer_than_the_deadline_is_waited_for_without_a_soft_start() {
     let lab = Lab::unmounted();
-    let slow = lab.path("ssh");
+    let slow = lab.path("slow/ssh");
+    std::fs::create_dir(lab.path("slow")).unwrap();
     std::fs::write(&slow, "#!/bin/sh\ncase $1 in -G) ;; *) sleep 3 ;; esac\nexec ssh \"$@\"\n").unwrap();
     std::fs::set_permissions(&slow, std::fs::Permissions::from_mode(0o755)).unwrap();
     let options = format!("soft_start=no,deadline=1s,sync_deadline=2s,ssh_command={}", slow.display());

@@ -144,9 +144,10 @@ fn a_missing_directory_is_named_and_nothing_is_left() {
 }
 
 #[test]
-fn what_a_killed_predecessor_left_is_swept() {
+fn what_a_killed_predecessor_left_is_swept_though_it_is_frozen() {
     let rig = rig();
     let generation = rig.start(1);
+    rig.processes().iter().for_each(|&pid| kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap());
     // As after a kill -9 of the daemon: nobody retires it.
     std::mem::forget(generation);
     assert_eq!(rig.mounts(), 1);

@@ -100,6 +100,9 @@ impl Gate {
 
     /// Runs a call once.
     fn run(&self, call: &Arc<Call>, generation: &Arc<dyn super::Generation>) -> Run {
+        if call.is_answered() && !call.internal {
+            return Run::TooLate;
+        }
         let in_doubt = call.in_doubt.load(Relaxed);
         let deadline = call.arrived + call.limit;
         let run = call.run(&Context { generation, in_doubt, deadline, call, live: &self.live });
