@@ -232,3 +232,45 @@ fn a_file_that_may_not_be_written_any_more_is_replayed_all_the_same() {
     file.sync_all().unwrap();
     assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"object");
 }
+
+#[test]
+fn a_synchronous_write_is_committed_before_it_is_acknowledged() {
+    let rig = Rig::new(SSHFS);
+    let mut options = OpenOptions::new();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_DSYNC);
+    let file = options.write(true).create(true).truncate(false).open(rig.hot("f")).unwrap();
+    file.write_at(b"data", 0).unwrap();
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+    assert!(rig.control().calls(Call::Sync) > 0);
+}
+
+#[test]
+fn nothing_is_sent_after_a_write_whose_fate_is_unknown() {
+    let rig = Rig::with(SSHFS, Duration::from_millis(400), |_| {});
+    let (file, other) = (open(&rig, "f"), open(&rig, "g"));
+    let hang = rig.control().inject(Fault::new(What::Hang).on(&[Call::Write]).path("f").times(1));
+    assert_eq!(errno(file.write_at(b"old", 0)), Some(libc::ETIMEDOUT));
+    // It is still inside, and may land at any time: what comes later waits, and other files do not.
+    assert_eq!(errno(file.write_at(b"new", 0)), Some(libc::ETIMEDOUT));
+    other.write_at(b"x", 0).unwrap();
+    assert_eq!(rig.control().calls(Call::Write), 2, "the second write of that file was not sent");
+    rig.control().remove(hang);
+    until(|| file.write_at(b"new", 0).is_ok());
+    file.sync_all().unwrap();
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"new");
+}
+
+#[test]
+fn what_was_closed_in_an_outage_is_committed_after_it() {
+    let rig = Rig::with(SSHFS, Duration::from_millis(400), |_| {});
+    let file = open(&rig, "f");
+    file.write_at(b"data", 0).unwrap();
+    rig.outage();
+    forget(&rig, "f", b"");
+    assert_eq!(nix::unistd::close(file), Err(Errno::ENOTCONN), "nobody can say that it is there");
+    until(|| rig.overlay.counts().open_files == 0);
+    assert!(rig.overlay.counts().log_bytes > 0, "it is kept all the same");
+    assert_eq!(rig.repair().replayed, 1);
+    assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"data");
+    assert_eq!(rig.overlay.counts().log_bytes, 0);
+}
