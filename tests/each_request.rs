@@ -20,7 +20,7 @@ const MOUNTS: usize = 3;
 const LOOSE_END: usize = 4;
 /// Data is sent again after a repair, and a read that a dead link cut short is no end of file. Until then the program of data
 /// is left out, and what the others read is not compared.
-const DATA_SURVIVES: bool = false;
+const DATA_SURVIVES: bool = true;
 const OPTIONS: &str = "backoff_min=100ms";
 
 #[test]
