@@ -21,7 +21,8 @@ const LOOSE_END: usize = 4;
 /// Data is sent again after a repair, and a read that a dead link cut short is no end of file. Until then the program of data
 /// is left out, and what the others read is not compared.
 const DATA_SURVIVES: bool = false;
-const OPTIONS: &str = "backoff_min=100ms";
+/// A generation that dies young makes the next one wait, and here all of them do.
+const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms";
 
 #[test]
 #[ignore = "a process of other tests, not a test"]
