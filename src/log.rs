@@ -22,4 +22,4 @@ pub mod file;
 
 pub use budget::Budget;
 pub use changes::{Change, Changes};
-pub use file::FileLog;
+pub use file::{FileLog, Intent};

@@ -86,6 +86,41 @@ pub enum Mismatch {
     },
 }
 
+/// A change that is about to be handed to the backing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// So many bytes at that offset.
+    Write(u64, u64),
+    /// ftruncate(2) to that size.
+    SetSize(u64),
+}
+
+/// What changes whose fate is unknown may have done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Doubt {
+    least: u64,
+    most: u64,
+    /// Everything before this is as it was.
+    from: u64,
+}
+
+impl Doubt {
+    fn of(intent: Intent) -> Doubt {
+        match intent {
+            Intent::Write(offset, length) => Doubt { least: u64::MAX, most: offset + length, from: offset },
+            Intent::SetSize(size) => Doubt { least: size, most: size, from: size },
+        }
+    }
+
+    fn and(self, other: Doubt) -> Doubt {
+        Doubt {
+            least: self.least.min(other.least),
+            most: self.most.max(other.most),
+            from: self.from.min(other.from),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct FileLog {
@@ -98,6 +133,10 @@ pub struct FileLog {
     /// The size that the last commit covered.
     size: Option<u64>,
     block: Option<Block>,
+    /// Handed over, and not recorded yet.
+    intended: Option<Doubt>,
+    /// Handed over, and never recorded.
+    doubt: Option<Doubt>,
 }
 
 impl FileLog {
@@ -121,11 +160,27 @@ impl FileLog {
         self.size.is_none() && self.is_clean()
     }
 
-    /// The file had that size when nothing was unstable.
+    /// The file has that size while nothing is unstable, in a generation that nothing of an earlier one can reach.
     pub fn learn_size(&mut self, size: u64) {
         if self.is_clean() {
             self.size = Some(size);
+            (self.intended, self.doubt) = (None, None);
         }
+    }
+
+    /// A change is about to be handed over: until it is recorded, nobody knows what has become of it.
+    pub fn intend(&mut self, intent: Intent) {
+        self.doubt = self.all_doubt();
+        self.intended = Some(Doubt::of(intent));
+    }
+
+    /// True if there was a change of which nobody knows what has become.
+    pub fn is_in_doubt(&self) -> bool {
+        self.all_doubt().is_some()
+    }
+
+    fn all_doubt(&self) -> Option<Doubt> {
+        self.doubt.into_iter().chain(self.intended).reduce(Doubt::and)
     }
 
     /// The size of the file with everything in it, if that is known.
@@ -148,6 +203,7 @@ impl FileLog {
             return Err(Superseded);
         }
         self.unstable.push(change);
+        self.intended = None;
         Ok(())
     }
 
@@ -223,7 +279,8 @@ impl FileLog {
     pub fn certain_block(&self) -> Option<Block> {
         let all = self.committing.iter().map(Arc::as_ref).chain([&self.unstable]);
         let untouched = |block: &Block| all.clone().all(|changes| !changes.touch(block.offset, block.length as u64));
-        self.block.filter(untouched)
+        let certain = |block: &Block| self.all_doubt().is_none_or(|d| block.offset + block.length as u64 <= d.from);
+        self.block.filter(untouched).filter(certain)
     }
 
     /// Fails if a file of that size cannot be the one that was written to. Of a file that nothing is unstable of, somebody
@@ -236,6 +293,9 @@ impl FileLog {
             let (low, high) = changes.sizes_on_the_way(size);
             (least, most) = (least.min(low), most.max(high));
             size = changes.size_after(size);
+        }
+        if let Some(doubt) = self.all_doubt() {
+            (least, most) = (least.min(doubt.least), most.max(doubt.most));
         }
         if self.is_clean() {
             most = u64::MAX;
@@ -337,6 +397,30 @@ mod tests {
         assert!(log.certain_block().is_some());
         log.record(1, Change::SetSize(4999)).expect("live");
         assert_eq!(log.certain_block(), None);
+    }
+
+    #[test]
+    fn a_change_of_unknown_fate_may_have_been_done_or_not() {
+        let mut log = FileLog::default();
+        log.learn_size(100);
+        write(&mut log, 1, 0, &[7; 100]).expect("live");
+        let commit = ticket(log.begin());
+        log.committed(&commit, 1).expect("live");
+        log.intend(Intent::Write(100, 50));
+        assert!(log.is_in_doubt() && log.certain_block().is_some());
+        write(&mut log, 1, 100, b"recorded").expect("live");
+        assert!(!log.is_in_doubt());
+        log.intend(Intent::Write(108, 50));
+        assert_eq!((log.check_size(158), log.check_size(159).is_ok()), (Ok(()), false));
+        log.intend(Intent::SetSize(10));
+        assert_eq!((log.check_size(158), log.check_size(10), log.check_size(9).is_ok()), (Ok(()), Ok(()), false));
+        assert_eq!(log.certain_block(), None, "it may have been cut off");
+        write(&mut log, 1, 0, b"x").expect("live");
+        assert!(log.is_in_doubt(), "the earlier one was never recorded");
+        let replay = log.begin_replay();
+        log.committed(&replay, 2).expect("live");
+        log.learn_size(158);
+        assert!(!log.is_in_doubt() && log.check_size(157).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::inodes::{Inode, Order, Writer};
 use crate::backing::{File, FileKind, Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Context, Op};
-use crate::log::{Change, Changes, file};
+use crate::log::{Change, Changes, Intent, file};
 
 /// What is written at once in a replay: progress is seen in steps of this.
 const PIECE: usize = 128 << 10;
@@ -49,7 +49,8 @@ impl Overlay {
     ) -> OpResult<usize> {
         self.make_room(context, &file.inode, data.len() as u64)?;
         let generation = context.generation.number();
-        let written = self.changing(context, &file.inode, |writer| {
+        let intent = Intent::Write(offset, data.len() as u64);
+        let written = self.changing(context, &file.inode, intent, |writer| {
             let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
             let mut rest = data.split_off(written);
             let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
@@ -67,7 +68,7 @@ impl Overlay {
 
     /// ftruncate(2) through the log.
     pub(super) fn set_size_logged(&self, context: &Context<'_>, inode: &Arc<Inode>, size: u64) -> OpResult<()> {
-        self.changing(context, inode, |writer| {
+        self.changing(context, inode, Intent::SetSize(size), |writer| {
             writer.set_size(size)?;
             inode.record(&self.budget, context.generation.number(), Change::SetSize(size))
         })
@@ -85,6 +86,8 @@ impl Overlay {
         self.prepare(context, inode, &order)?;
         self.commit_in_order(context, inode, false, &order)?;
         let writer = self.writer(&**context.generation, inode)?;
+        // It may move the end anywhere.
+        inode.intend(Intent::SetSize(0));
         let result = change(&**writer.descriptor)?;
         writer.descriptor.sync(false)?;
         let size = writer.descriptor.stat()?.size;
@@ -97,6 +100,7 @@ impl Overlay {
         &self,
         context: &Context<'_>,
         inode: &Arc<Inode>,
+        intent: Intent,
         change: impl FnOnce(&dyn File) -> OpResult<T>,
     ) -> OpResult<T> {
         let order = inode.order(context)?;
@@ -110,6 +114,7 @@ impl Overlay {
         if context.is_abandoned() {
             return Err(Errno::ENOTCONN);
         }
+        inode.intend(intent);
         change(&**writer.descriptor)
     }
 
@@ -242,9 +247,11 @@ impl Overlay {
     pub(super) fn replay(&self, generation: &dyn Generation, inode: &Arc<Inode>, _order: &Order<'_>) -> OpResult<()> {
         let ticket = inode.with_log(&self.budget, crate::log::FileLog::begin_replay);
         match self.send_again(generation, inode, &ticket.changes) {
-            Ok(()) => {
+            Ok(size) => {
                 self.replayed_bytes.fetch_add(ticket.changes.bytes(), Relaxed);
-                inode.committed(&self.budget, &ticket, generation.number())
+                inode.committed(&self.budget, &ticket, generation.number())?;
+                inode.with_log(&self.budget, |log| log.learn_size(size));
+                Ok(())
             }
             Err(Refusal::Lost(reason)) => {
                 self.lose(inode, &reason);
@@ -263,7 +270,8 @@ impl Overlay {
         }
     }
 
-    fn send_again(&self, generation: &dyn Generation, inode: &Arc<Inode>, changes: &Changes) -> Result<(), Refusal> {
+    /// Returns the size that the file has then.
+    fn send_again(&self, generation: &dyn Generation, inode: &Arc<Inode>, changes: &Changes) -> Result<u64, Refusal> {
         let writer = self.writer(generation, inode)?;
         let file = &**writer.descriptor;
         if let Some(cut) = changes.cut() {
@@ -281,12 +289,12 @@ impl Overlay {
             file.set_size(size)?;
         }
         file.sync(false)?;
-        let (found, wanted) = (file.stat()?.size, inode.with_log(&self.budget, |log| log.size()));
-        match wanted {
-            Some(wanted) if wanted != found => Err(Refusal::Lost(format!(
-                "its size is {found} bytes after everything was written again, not {wanted}"
-            ))),
-            _ => Ok(()),
+        let found = file.stat()?.size;
+        match inode.with_log(&self.budget, |log| log.size().filter(|_| !log.is_in_doubt())) {
+            Some(wanted) if wanted != found => {
+                Err(Refusal::Lost(format!("its size is {found} bytes after everything was written again, not {wanted}")))
+            }
+            _ => Ok(found),
         }
     }
 
@@ -364,6 +372,12 @@ impl Overlay {
             }
         }
         inode.verified(number);
+        inode.with_log(&self.budget, |log| {
+            // Nothing of an earlier generation arrives any more.
+            if log.is_in_doubt() {
+                log.learn_size(attr.size);
+            }
+        });
         Ok(())
     }
 

@@ -21,6 +21,9 @@ pub const ROOT: u64 = 1;
 /// Identity of a file whose attributes could not be read.
 pub const NO_IDENTITY: (u64, u64) = (0, 0);
 
+/// More renames than that are not in doubt at once: each has a caller.
+const MOST_DOUBTFUL: usize = 1024;
+
 /// A name: the directory's node and the last component.
 pub type Name = (u64, OsString);
 
@@ -243,6 +246,14 @@ impl Nodes {
         Renaming { nodes: self, ticket, from, to }
     }
 
+    /// Renames that may have been done by a generation that died, those included that are still in it.
+    pub fn doubtful_renames(&self) -> Vec<(Name, Name)> {
+        let mut table = self.table.lock();
+        let mut all = std::mem::take(&mut table.doubtful);
+        all.extend(table.renaming.values().cloned());
+        all
+    }
+
     /// Number of nodes.
     pub fn count(&self) -> usize {
         self.table.lock().nodes.len()
@@ -263,6 +274,10 @@ impl Renaming<'_> {
         let mut table = self.nodes.table.lock();
         let moved = table.by_name.get(&self.from).copied();
         let target = table.by_name.get(&self.to).copied();
+        // The kernel knows what it renames, so the table does: unless a repair has found it under its new name already.
+        if moved.is_none() && !exchange {
+            return;
+        }
         table.unname(self.from.0, &self.from.1);
         table.unname(self.to.0, &self.to.1);
         if let Some(moved) = moved {
@@ -278,6 +293,16 @@ impl Renaming<'_> {
                 found.moved = version;
             }
             table.drop_if_unused(node);
+        }
+    }
+}
+
+impl Renaming<'_> {
+    /// Nobody knows whether the backing did it: the next generation is looked at.
+    pub fn in_doubt(self) {
+        let mut table = self.nodes.table.lock();
+        if table.doubtful.len() < MOST_DOUBTFUL {
+            table.doubtful.push((self.from.clone(), self.to.clone()));
         }
     }
 }

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use super::Overlay;
 use super::files::{LOST_FILE, OpenFile, RestoreReport};
 use super::inodes::Inode;
+use super::nodes::Name;
 use crate::backing::{Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 
@@ -45,6 +46,7 @@ impl Overlay {
         generation: &Arc<dyn Generation>,
         limit: Duration,
     ) -> Result<RestoreReport, String> {
+        self.settle_renames(&**generation).map_err(|errno| format!("a rename cannot be settled: {}", errno.desc()))?;
         let (dirty, files) = (self.inodes.dirty(), self.files.all());
         let (mut replays, total) = (dirty.len(), files.len());
         let threads = THREADS.min((replays + total).max(usize::from(!self.leftovers.lock().is_empty())));
@@ -100,6 +102,23 @@ impl Overlay {
             Some(words) => Err(words),
             None => Ok(report),
         }
+    }
+
+    /// Files are looked for under the names that they have: renames that a dead generation may have done come first,
+    /// whether their callers still wait or not.
+    fn settle_renames(&self, generation: &dyn Generation) -> OpResult<()> {
+        let tree = generation.tree();
+        for (from, to) in self.nodes.doubtful_renames() {
+            let path = |name: &Name| self.nodes.path_of(name.0, &name.1).map(|(path, _)| path);
+            // Names below a directory that is gone are nobody's any more.
+            let (Ok(old), Ok(new)) = (path(&from), path(&to)) else { continue };
+            match (tree.stat(&old), tree.stat(&new)) {
+                (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from, to).done(false),
+                (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Removes hidden files that were closed for the last time during an outage.

@@ -274,3 +274,78 @@ fn what_was_closed_in_an_outage_is_committed_after_it() {
     assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"data");
     assert_eq!(rig.overlay.counts().log_bytes, 0);
 }
+
+/// A rename whose reply is lost, of a file that has something uncommitted: the repair finds it under its new name, whether
+/// the caller still waits or was told that it failed.
+#[test]
+fn a_repair_finds_what_was_renamed_when_nobody_knew() {
+    for (deadline, waits) in [(PATIENCE, true), (Duration::from_millis(300), false)] {
+        let rig = Rig::with(SSHFS, deadline, |_| {});
+        let (file, doomed) = (open(&rig, "f"), open(&rig, "doomed"));
+        file.write_at(b"data", 0).unwrap();
+        doomed.write_at(b"kept", 0).unwrap();
+        rig.hold_verdicts();
+        rig.control().inject(Fault::new(What::LostReply).on(&[Call::Rename]));
+        std::thread::scope(|scope| {
+            let renaming = scope.spawn(|| std::fs::rename(rig.hot("f"), rig.hot("g")));
+            let removing = scope.spawn(|| std::fs::remove_file(rig.hot("doomed")));
+            until(|| rig.control().calls(Call::Rename) == 2);
+            std::thread::sleep(Duration::from_millis(30));
+            if !waits {
+                assert_eq!(errno(renaming.join().unwrap()), Some(libc::ETIMEDOUT));
+                assert_eq!(errno(removing.join().unwrap()), Some(libc::ETIMEDOUT));
+                rig.outage();
+                rig.control().clear_faults();
+                rig.repair();
+            } else {
+                rig.outage();
+                rig.control().clear_faults();
+                rig.repair();
+                renaming.join().unwrap().unwrap();
+                removing.join().unwrap().unwrap();
+            }
+        });
+        for (file, content) in [(&file, b"data"), (&doomed, b"kept")] {
+            file.sync_all().unwrap();
+            let mut read = [0; 4];
+            file.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(&read, content);
+        }
+        assert_eq!(std::fs::read(rig.cold("g")).unwrap(), b"data");
+        drop((file, doomed));
+        until(|| rig.cold_names("") == ["g"]);
+    }
+}
+
+#[test]
+fn a_change_of_unknown_fate_does_not_make_a_file_another_one() {
+    for done in [true, false] {
+        let rig = Rig::new(SSHFS);
+        let (grown, cut) = (open(&rig, "grown"), open(&rig, "cut"));
+        for file in [&grown, &cut] {
+            file.write_at(b"committed", 0).unwrap();
+            file.sync_all().unwrap();
+            file.write_at(b"+", 9).unwrap();
+        }
+        rig.hold_verdicts();
+        let what = if done { What::LostReply } else { What::Errno(Errno::ENOTCONN) };
+        rig.control().inject(Fault::new(what).on(&[Call::Write]).times(1));
+        rig.control().inject(Fault::new(what).on(&[Call::FileSetSize]).times(1));
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| grown.write_at(b"more", 10));
+            let cutting = scope.spawn(|| cut.set_len(4));
+            until(|| rig.gate.load().waiting == 2 && rig.control().inside() == 0);
+            std::thread::sleep(Duration::from_millis(30));
+            rig.outage();
+            rig.control().clear_faults();
+            rig.repair();
+            writing.join().unwrap().unwrap();
+            cutting.join().unwrap().unwrap();
+        });
+        for file in [&grown, &cut] {
+            file.sync_all().unwrap();
+        }
+        assert_eq!(std::fs::read(rig.cold("grown")).unwrap(), b"committed+more");
+        assert_eq!(std::fs::read(rig.cold("cut")).unwrap(), b"comm");
+    }
+}

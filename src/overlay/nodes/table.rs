@@ -36,6 +36,8 @@ pub(super) struct Table {
     /// Renames that are under way, by ticket.
     pub(super) renaming: HashMap<u64, (Name, Name)>,
     pub(super) last_rename: u64,
+    /// Renames that may have been done by a generation that died.
+    pub(super) doubtful: Vec<(Name, Name)>,
     /// Counts changes of names.
     pub(super) version: u64,
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use crate::backing::{OpResult, Tree};
 use crate::gate::Context;
+use crate::gate::policy::raises_doubt;
 use crate::overlay::nodes::{Name, Stamp};
 use crate::overlay::{Overlay, is_hidden, settle};
 
@@ -70,8 +71,14 @@ impl Overlay {
             let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
             let to = from.with_file_name(hidden);
             let hidden = settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to);
-            self.settled("unlink", from, hidden)?;
-            renaming.done(false);
+            match self.settled("unlink", from, hidden) {
+                Ok(()) => renaming.done(false),
+                Err(error) if raises_doubt(error) => {
+                    renaming.in_doubt();
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            }
             Ok(())
         })?;
         // Closed for the last time while it was being hidden: nobody else will remove it.

@@ -278,7 +278,7 @@ impl Overlay {
                 }
             }
             // If the rename may have been done, the second name may be the target's only one.
-            Err(error) if raises_doubt(error) => {}
+            Err(error) if raises_doubt(error) => renaming.in_doubt(),
             Err(_) => {
                 drop(renaming);
                 if let Some(node) = saved {
