@@ -40,7 +40,10 @@ pub fn run(program: &Program, seed: u64) -> Result<(), String> {
         hung
     });
     let mut run = Run { real: Real::new(world.hot()), model: Model::new(), orphans: false, world: &world, program };
-    let result = run.all();
+    let result = run.all().map_err(|words| match world.notices().as_slice() {
+        [] => words,
+        notices => format!("{words}\nthe overlay said: {}", notices.join("; ")),
+    });
     drop(over);
     drop(run);
     drop(world);

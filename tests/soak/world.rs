@@ -14,7 +14,7 @@ use steadfs::config::{CallPolicy, OverlayConfig};
 use steadfs::gate::Gate;
 use steadfs::overlay::Overlay;
 use steadfs::overlay::mount::Mount;
-use steadfs::overlay::rescue::Rescue;
+use steadfs::overlay::rescue::{Rescue, Spool};
 
 use crate::dice::Dice;
 use crate::keeper::{Hand, Keeper, Word};
@@ -36,6 +36,9 @@ pub struct World {
     gate: Arc<Gate>,
     session: Option<JoinHandle<()>>,
     mountpoint: tempfile::TempDir,
+    _spool: tempfile::TempDir,
+    /// What the overlay has told of files.
+    notices: Arc<Mutex<Vec<String>>>,
     store: tempfile::TempDir,
 }
 
@@ -68,7 +71,20 @@ impl World {
             drop(complaints.lock().send(Word::Complaint(generation, complaint)));
         })
         .expect("a thread can be started");
-        let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone(), program.log, Rescue::default());
+        let spool = tempfile::Builder::new().prefix("steadfs-spool-").tempdir().expect("a directory");
+        std::fs::set_permissions(spool.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
+        let notices: Arc<Mutex<Vec<String>>> = Arc::default();
+        let kept = Arc::clone(&notices);
+        let rescue = Rescue::new(
+            Spool {
+                directory: spool.path().to_owned(),
+                limit: 1 << 30,
+                overlay: mountpoint.path().to_owned(),
+                backing: "host:/dir".into(),
+            },
+            Box::new(move |words| kept.lock().push(words)),
+        );
+        let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone(), program.log, rescue);
         let (device, mount) = Mount::attach(&config, "host:/dir", mountpoint.path()).expect("mounted");
         let (sender, initialised) = sync_channel(1);
         let served = Arc::clone(&overlay);
@@ -79,11 +95,16 @@ impl World {
         let parts = (Arc::clone(&gate), Arc::clone(&overlay), backing);
         let hand = Some(Keeper::begin(parts, (me, words), dice, program.long));
         let (mount, session) = (Arc::new(mount), Some(session));
-        World { hand, overlay, mount, control, gate, session, mountpoint, store }
+        World { hand, overlay, mount, control, gate, session, mountpoint, _spool: spool, notices, store }
     }
 
     pub fn hand(&self) -> &Hand {
         self.hand.as_ref().expect("it is there until the end")
+    }
+
+    /// What the overlay has told of files.
+    pub fn notices(&self) -> Vec<String> {
+        self.notices.lock().clone()
     }
 
     pub fn hot(&self) -> &Path {

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -137,14 +138,16 @@ impl Disk {
             }
         }
         file.set_len(new.len() as u64)?;
-        file.write_all_at(&new, 0)
+        file.write_all_at(&new, 0)?;
+        // What a crash has left is on the disk.
+        self.synced(Some(file.as_raw_fd()));
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn what_was_synced_is_there_after_a_crash_and_nothing_that_was_never_written() {
