@@ -1,12 +1,14 @@
 # make demo | test | lint | bench | install; each installs what it lacks first (see scripts/deps).
+# make soak: random programs and faults for ten minutes, or for SOAK_SECONDS.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
 # mount(8) looks for its helpers here and nowhere else.
 HELPERDIR ?= /usr/sbin
 CARGO ?= cargo
+SOAK_SECONDS ?= 600
 
-.PHONY: all build demo test lint bench install uninstall deps deny
+.PHONY: all build demo test soak lint bench install uninstall deps deny
 
 all: build
 
@@ -27,6 +29,9 @@ test: deps
 	$(CARGO) test --locked --doc
 	$(CARGO) test --locked --test '*' -- --test-threads=1
 	./scripts/leftovers check target/leftovers.before
+
+soak: deps
+	STEADFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
 
 lint: deps
 	$(CARGO) fmt --check

@@ -1,19 +1,25 @@
-//! In the supervisor's place: sees to it that there is a live generation, and lets generations die when it is told to.
+//! The fake backing, and in the supervisor's place somebody who sees to it that there is a live generation, and lets
+//! generations die when told to.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use steadfs::backing::fake::{Call, FakeBacking, FakeControl, Fault, FaultId, What};
-use steadfs::backing::{Backing, ExitSink, Generation};
+use steadfs::backing::{Backing, ExitSink, Generation, Traits};
 use steadfs::gate::{Complaint, Gate};
 use steadfs::overlay::Overlay;
 
 use crate::dice::Dice;
-use crate::program::Mishap;
+use crate::program::{Mishap, Program};
+use crate::world::{Plan, Stage};
 
+const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
+const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false };
 /// How often it looks whether something hangs.
 const LOOK: Duration = Duration::from_millis(1);
 /// As many looks in a row that find somebody inside the backing are a hang.
@@ -49,7 +55,7 @@ const CALLS: [Call; 23] = [
 ];
 
 /// What the keeper is told.
-pub enum Word {
+enum Word {
     /// A call spoke against a generation.
     Complaint(u64, Complaint),
     /// A generation died.
@@ -69,16 +75,16 @@ enum Then {
 }
 
 /// The thread's own.
-pub struct Keeper {
-    pub gate: Arc<Gate>,
-    pub overlay: Arc<Overlay>,
-    pub backing: FakeBacking,
-    pub words: Receiver<Word>,
+struct Keeper {
+    gate: Arc<Gate>,
+    overlay: Arc<Overlay>,
+    backing: FakeBacking,
+    words: Receiver<Word>,
     /// For the sink of exits.
-    pub me: Sender<Word>,
-    pub dice: Dice,
+    me: Sender<Word>,
+    dice: Dice,
     /// Outages outlive the deadline.
-    pub long: bool,
+    long: bool,
     present: Option<Arc<dyn Generation>>,
     number: u64,
     down: bool,
@@ -89,22 +95,81 @@ pub struct Keeper {
 }
 
 /// The hand that tells it.
-pub struct Hand {
+struct Hand {
     words: Sender<Word>,
     thread: Option<JoinHandle<()>>,
+    control: FakeControl,
+    store: tempfile::TempDir,
 }
 
-impl Hand {
-    /// Lets something go wrong.
-    pub fn mishap(&self, mishap: Mishap) {
+impl Stage for Hand {
+    fn mishap(&self, mishap: Mishap) {
         self.ask(|answer| Word::Mishap(mishap, answer));
     }
 
-    /// Sees to it that everything is well.
-    pub fn heal(&self) {
+    fn heal(&self) {
         self.ask(Word::Heal);
     }
 
+    fn is_busy(&self) -> bool {
+        self.control.inside() > 0
+    }
+
+    fn on_disk(&self, name: &str) -> std::io::Result<Vec<u8>> {
+        self.control.on_disk(&self.store.path().join(name))
+    }
+
+    fn store(&self) -> PathBuf {
+        self.store.path().to_owned()
+    }
+
+    fn blurs_errors(&self) -> bool {
+        false
+    }
+}
+
+/// A store that forgets, for that program.
+pub fn plan(program: &Program, dice: Dice) -> Plan {
+    // In memory if possible: the fake really syncs.
+    let memory = Path::new("/dev/shm");
+    let at = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let store = tempfile::Builder::new().prefix("steadfs-store-").tempdir_in(at).expect("a directory");
+    std::fs::set_permissions(store.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let traits = if program.like_sshfs { SSHFS } else { LOCAL };
+    let backing = FakeBacking::over(store.path().to_owned()).with_traits(traits);
+    backing.control().write_behind();
+    let (me, words) = channel();
+    let (complaints, long) = (Mutex::new(me.clone()), program.long);
+    Plan {
+        traits,
+        complain: Box::new(move |generation, complaint| {
+            drop(complaints.lock().send(Word::Complaint(generation, complaint)));
+        }),
+        begin: Box::new(move |gate, overlay| {
+            let (hand, control) = (me.clone(), backing.control());
+            let (number, next) = (0, None);
+            let mut keeper = Keeper {
+                gate,
+                overlay,
+                backing,
+                words,
+                me,
+                dice,
+                long,
+                present: None,
+                number,
+                down: false,
+                hang: None,
+                fault: None,
+                next,
+            };
+            keeper.renew();
+            Box::new(Hand { words: hand, thread: Some(std::thread::spawn(move || keeper.run())), control, store })
+        }),
+    }
+}
+
+impl Hand {
     fn ask(&self, word: impl FnOnce(Sender<()>) -> Word) {
         let (answer, answered) = channel();
         let _ = self.words.send(word(answer));
@@ -122,33 +187,6 @@ impl Drop for Hand {
 }
 
 impl Keeper {
-    /// With a first generation; the gate is open.
-    pub fn begin(
-        (gate, overlay, backing): (Arc<Gate>, Arc<Overlay>, FakeBacking),
-        (me, words): (Sender<Word>, Receiver<Word>),
-        dice: Dice,
-        long: bool,
-    ) -> Hand {
-        let hand = me.clone();
-        let mut keeper = Keeper {
-            gate,
-            overlay,
-            backing,
-            words,
-            me,
-            dice,
-            long,
-            present: None,
-            number: 0,
-            down: false,
-            hang: None,
-            fault: None,
-            next: None,
-        };
-        keeper.renew();
-        Hand { words: hand, thread: Some(std::thread::spawn(move || keeper.run())) }
-    }
-
     fn control(&self) -> FakeControl {
         self.backing.control()
     }

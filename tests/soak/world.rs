@@ -1,62 +1,65 @@
-//! A mounted overlay in front of a store that forgets.
+//! A mounted overlay in front of a backing in trouble.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use steadfs::backing::Traits;
-use steadfs::backing::fake::{FakeBacking, FakeControl};
 use steadfs::config::{CallPolicy, OverlayConfig};
-use steadfs::gate::Gate;
+use steadfs::gate::{Complaint, Gate};
 use steadfs::overlay::Overlay;
 use steadfs::overlay::mount::Mount;
 use steadfs::overlay::rescue::{Rescue, Spool};
 
-use crate::dice::Dice;
-use crate::keeper::{Hand, Keeper, Word};
-use crate::program::Program;
+use crate::program::{Mishap, Program};
 
-const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
-const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false };
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The deadline of programs whose outages outlive it.
 const SHORT: Duration = Duration::from_millis(150);
 
+/// A backing, whoever starts its generations, and the hand that lets it come to harm. Dropping it ends all of that.
+pub trait Stage {
+    /// Lets something go wrong.
+    fn mishap(&self, mishap: Mishap);
+    /// Sees to it that everything is well.
+    fn heal(&self);
+    /// True while calls are under way behind the gate's back.
+    fn is_busy(&self) -> bool;
+    /// What a server that crashes now would have of a file.
+    fn on_disk(&self, name: &str) -> std::io::Result<Vec<u8>>;
+    /// The directory behind it.
+    fn store(&self) -> PathBuf;
+    /// Errors lose their number on the way.
+    fn blurs_errors(&self) -> bool;
+}
+
+/// What a stage needs before it can begin, and how it does.
+pub struct Plan {
+    pub traits: Traits,
+    pub complain: Box<dyn Fn(u64, Complaint) + Send + Sync>,
+    pub begin: Box<dyn FnOnce(Arc<Gate>, Arc<Overlay>) -> Box<dyn Stage>>,
+}
+
 /// Removes itself, even when a program fails.
 pub struct World {
-    pub hand: Option<Hand>,
+    stage: Option<Box<dyn Stage>>,
     pub overlay: Arc<Overlay>,
     pub mount: Arc<Mount>,
-    control: FakeControl,
     gate: Arc<Gate>,
     session: Option<JoinHandle<()>>,
     mountpoint: tempfile::TempDir,
     _spool: tempfile::TempDir,
     /// What the overlay has told of files.
     notices: Arc<Mutex<Vec<String>>>,
-    store: tempfile::TempDir,
-}
-
-/// In memory if possible: the fake really syncs.
-fn store() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    let at = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let store = tempfile::Builder::new().prefix("steadfs-store-").tempdir_in(at).expect("a directory");
-    std::fs::set_permissions(store.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
-    store
 }
 
 impl World {
-    pub fn new(program: &Program, dice: Dice) -> World {
-        let (store, traits) = (store(), if program.like_sshfs { SSHFS } else { LOCAL });
-        let backing = FakeBacking::over(store.path().to_owned()).with_traits(traits);
-        let control = backing.control();
-        control.write_behind();
+    pub fn new(program: &Program, plan: Plan) -> World {
         let mountpoint = tempfile::Builder::new().prefix("steadfs-hot-").tempdir().expect("a directory");
         let mut config = OverlayConfig { guard: false, ..OverlayConfig::default() };
         if !program.caching || program.long {
@@ -65,12 +68,8 @@ impl World {
         }
         let deadline = if program.long { SHORT } else { PATIENCE };
         let policy = CallPolicy { deadline, sync_deadline: deadline * 2, ..CallPolicy::default() };
-        let (me, words) = channel();
-        let complaints = Mutex::new(me.clone());
-        let gate = Gate::new(policy, move |generation, complaint| {
-            drop(complaints.lock().send(Word::Complaint(generation, complaint)));
-        })
-        .expect("a thread can be started");
+        let Plan { traits, complain, begin } = plan;
+        let gate = Gate::new(policy, complain).expect("a thread can be started");
         let spool = tempfile::Builder::new().prefix("steadfs-spool-").tempdir().expect("a directory");
         std::fs::set_permissions(spool.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
         let notices: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -92,14 +91,13 @@ impl World {
             served.serve(device, move || sender.send(()).expect("it is waited for")).expect("a clean end");
         });
         initialised.recv_timeout(PATIENCE).expect("the kernel begins the session");
-        let parts = (Arc::clone(&gate), Arc::clone(&overlay), backing);
-        let hand = Some(Keeper::begin(parts, (me, words), dice, program.long));
+        let stage = Some(begin(Arc::clone(&gate), Arc::clone(&overlay)));
         let (mount, session) = (Arc::new(mount), Some(session));
-        World { hand, overlay, mount, control, gate, session, mountpoint, _spool: spool, notices, store }
+        World { stage, overlay, mount, gate, session, mountpoint, _spool: spool, notices }
     }
 
-    pub fn hand(&self) -> &Hand {
-        self.hand.as_ref().expect("it is there until the end")
+    pub fn stage(&self) -> &dyn Stage {
+        &**self.stage.as_ref().expect("it is there until the end")
     }
 
     /// What the overlay has told of files.
@@ -111,21 +109,12 @@ impl World {
         self.mountpoint.path()
     }
 
-    pub fn cold(&self) -> PathBuf {
-        self.store.path().to_owned()
-    }
-
-    /// What the server's disk has of a file.
-    pub fn on_disk(&self, name: &str) -> std::io::Result<Vec<u8>> {
-        self.control.on_disk(&self.store.path().join(name))
-    }
-
     /// Makes everything well and waits until nothing is under way; false if that does not come about.
     pub fn settle(&self) -> bool {
-        self.hand().heal();
+        self.stage().heal();
         self.until(|world| {
             let load = world.gate.load();
-            load.waiting == 0 && load.stuck == 0 && world.control.inside() == 0
+            load.waiting == 0 && load.stuck == 0 && !world.stage().is_busy()
         })
     }
 
@@ -144,7 +133,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.hand = None;
+        self.gate.stop();
+        self.stage = None;
         let _ = self.mount.unmount(true);
         self.mount.abort();
         if let Some(session) = self.session.take() {
