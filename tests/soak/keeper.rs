@@ -323,7 +323,7 @@ impl Keeper {
         self.control().clear_faults();
         self.control().thaw();
         self.hang = None;
-        if self.down || !self.present.as_ref().is_some_and(|present| present.probe().is_ok()) {
+        if self.down || self.present.as_ref().is_none_or(|present| present.probe().is_err()) {
             self.down = false;
             self.renew();
         }

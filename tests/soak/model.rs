@@ -197,6 +197,24 @@ impl Model {
         self.slots[slot] = None;
     }
 
+    /// The same with that content of a slot's file, if a write of `length` bytes, done in part, may have left it.
+    pub fn with_part_of(&self, slot: usize, at: Option<usize>, length: usize, now: Vec<u8>) -> Option<Model> {
+        let (open, old) = (self.slots[slot]?, self.content(slot)?);
+        let start = if open.how.append { old.len() } else { at.unwrap_or(open.offset) };
+        let end = start + length;
+        let outside = |content: &[u8], at: usize| if at < start || at >= end { content.get(at).copied() } else { None };
+        let common = (0..now.len()).all(|at| {
+            let zero = at >= old.len() && now[at] == 0;
+            zero || outside(&now, at) == outside(old, at)
+        });
+        let sized = now.len() >= old.len() && now.len() <= end.max(old.len());
+        (common && sized).then(|| {
+            let mut model = self.clone();
+            *model.content_mut(open.inode) = now;
+            model
+        })
+    }
+
     fn seen(&self, inode: usize) -> Seen {
         let Inode { body, mode, links } = &self.inodes[inode];
         match body {
@@ -294,7 +312,7 @@ impl Model {
         Ok(inode)
     }
 
-    pub fn write(&mut self, slot: usize, at: Option<usize>, data: &[u8]) -> Outcome {
+    fn write(&mut self, slot: usize, at: Option<usize>, data: &[u8]) -> Outcome {
         let Some(mut descriptor) = self.slots[slot] else { return Ok(Value::Nothing) };
         if !descriptor.how.write {
             return Err(Errno::EBADF);

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::model::Model;
 use crate::outcome::{Outcome, Seen, Value};
-use crate::program::{Op, Program, SLOTS, bytes};
+use crate::program::{Op, Program, SLOTS};
 use crate::real::{Real, tree};
 use crate::world::{Plan, World};
 
@@ -153,18 +153,13 @@ impl Run<'_> {
                 let _ = made.apply(&Op::Open { slot: 0, name, how });
                 candidates.push(made);
             }
-            Op::Write { slot, length, tone } | Op::WriteAt { slot, length, tone, .. } => {
-                // Any part from its beginning.
-                let whole = bytes(*tone, *length);
-                for part in 1..whole.len() {
-                    let mut some = before.clone();
-                    let offset = match op {
-                        Op::WriteAt { offset, .. } => Some(*offset),
-                        _ => None,
-                    };
-                    let _ = some.write(*slot, offset, &whole[..part]);
-                    candidates.push(some);
-                }
+            Op::Write { slot, length, .. } | Op::WriteAt { slot, length, .. } => {
+                // Any part of it, and where the file had no bytes before, zeros: what is there now, if nothing else is.
+                let at = if let Op::WriteAt { offset, .. } = op { Some(*offset) } else { None };
+                let place = before.name_of(*slot).and_then(|name| found.0.iter().find(|(at, ..)| *at == name));
+                let now = place.map(|(.., content)| content.clone()).or_else(|| found.1[*slot].clone());
+                let some = now.and_then(|now| before.with_part_of(*slot, at, *length, now));
+                candidates.extend(some);
             }
             _ => {}
         }
@@ -185,6 +180,10 @@ impl Run<'_> {
             _ => {}
         }
         self.model = truth;
+        // Nobody was promised that it stays.
+        if let Op::Write { slot, .. } | Op::WriteAt { slot, .. } | Op::SetLength { slot, .. } = op {
+            let _ = self.real.apply(&Op::Sync { slot: *slot, data_only: false });
+        }
         Ok(())
     }
 

@@ -38,11 +38,14 @@ pub trait Stage {
     fn blurs_errors(&self) -> bool;
 }
 
+/// How a stage begins, closed gate and all.
+pub type Begin = Box<dyn FnOnce(Arc<Gate>, Arc<Overlay>) -> Box<dyn Stage>>;
+
 /// What a stage needs before it can begin, and how it does.
 pub struct Plan {
     pub traits: Traits,
     pub complain: Box<dyn Fn(u64, Complaint) + Send + Sync>,
-    pub begin: Box<dyn FnOnce(Arc<Gate>, Arc<Overlay>) -> Box<dyn Stage>>,
+    pub begin: Begin,
 }
 
 /// Removes itself, even when a program fails.
