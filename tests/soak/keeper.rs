@@ -258,6 +258,10 @@ impl Keeper {
             Then::Renew => self.renew(),
             Then::Thaw => {
                 self.hang = None;
+                // A hang that was armed before would last for ever.
+                if let Some(fault) = self.fault.take() {
+                    self.control().remove(fault);
+                }
                 self.control().thaw();
             }
         }
