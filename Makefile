@@ -1,11 +1,13 @@
 # make [build] | demo | test | lint | bench | install. demo, test, lint and bench install what they lack first (see
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
+# make soak: random programs and faults for ten minutes, or for SOAK_SECONDS.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
 # mount(8) looks for its helpers here and nowhere else.
 HELPERDIR ?= /usr/sbin
 CARGO ?= cargo
+SOAK_SECONDS ?= 600
 
 # The tests mount and make namespaces. Built as whoever runs make, they run as root: cargo starts them through this.
 ifneq ($(shell id -u),0)
@@ -13,7 +15,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 AS_ROOT := env CARGO_TARGET_$(HOST)_RUNNER="sudo -E"
 endif
 
-.PHONY: all build demo test lint bench install uninstall deps deny
+.PHONY: all build demo test soak lint bench install uninstall deps deny
 
 all: build
 
@@ -36,6 +38,9 @@ test: deps
 	$(CARGO) test --locked --doc
 	$(AS_ROOT) $(CARGO) test --locked --test '*' -- --test-threads=1
 	./scripts/leftovers check target/leftovers.before
+
+soak: deps
+	STEADFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
 
 lint: deps
 	$(CARGO) fmt --check

@@ -14,12 +14,15 @@
 //! ```
 //!
 //! Nothing in here does I/O or knows of files of the overlay: [`changes`] is what a sequence of writes and truncations
-//! comes to, [`file`] is the log of one file, [`budget`] bounds all logs together.
+//! comes to, [`doubt`] is what may
+//! have been done besides, [`file`] is the log of one file, [`budget`] bounds all logs together.
 
 pub mod budget;
 pub mod changes;
+pub mod doubt;
 pub mod file;
 
 pub use budget::Budget;
 pub use changes::{Change, Changes};
-pub use file::{FileLog, Intent};
+pub use doubt::Attempt;
+pub use file::FileLog;

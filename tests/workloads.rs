@@ -138,7 +138,8 @@ fn git_finds_every_object() {
     println!("== git: {} commits through three outages", said(&lab, "git").trim());
     let store = lab.store.join("repository").display().to_string();
     let safe = format!("safe.directory={store}");
-    for arguments in [&["fsck", "--full", "--strict"][..], &["status", "--porcelain"], &["log", "--stat", "--oneline"]] {
+    for arguments in [&["fsck", "--full", "--strict"][..], &["status", "--porcelain"], &["log", "--stat", "--oneline"]]
+    {
         let output = run("git", &[&["-c", &safe, "-C", &store], arguments].concat());
         assert!(output.status.success(), "{output:?}");
         assert!(arguments[0] != "status" || output.stdout.is_empty(), "{output:?}");

@@ -5,6 +5,7 @@
 //! any thread. Faults are for calls; a start obeys the switches only, and makes no probe.
 
 mod control;
+mod disk;
 mod fault;
 mod file;
 mod slot;

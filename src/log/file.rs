@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use super::changes::{Change, Changes};
+use super::doubt::{Attempt, Doubt};
 
 /// Most bytes of the last committed block that are remembered by their checksum.
 const BLOCK: usize = 4096;
@@ -86,41 +87,6 @@ pub enum Mismatch {
     },
 }
 
-/// A change that is about to be handed to the backing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Intent {
-    /// So many bytes at that offset.
-    Write(u64, u64),
-    /// ftruncate(2) to that size.
-    SetSize(u64),
-}
-
-/// What changes whose fate is unknown may have done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Doubt {
-    least: u64,
-    most: u64,
-    /// Everything before this is as it was.
-    from: u64,
-}
-
-impl Doubt {
-    fn of(intent: Intent) -> Doubt {
-        match intent {
-            Intent::Write(offset, length) => Doubt { least: u64::MAX, most: offset + length, from: offset },
-            Intent::SetSize(size) => Doubt { least: size, most: size, from: size },
-        }
-    }
-
-    fn and(self, other: Doubt) -> Doubt {
-        Doubt {
-            least: self.least.min(other.least),
-            most: self.most.max(other.most),
-            from: self.from.min(other.from),
-        }
-    }
-}
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct FileLog {
@@ -133,10 +99,7 @@ pub struct FileLog {
     /// The size that the last commit covered.
     size: Option<u64>,
     block: Option<Block>,
-    /// Handed over, and not recorded yet.
-    intended: Option<Doubt>,
-    /// Handed over, and never recorded.
-    doubt: Option<Doubt>,
+    doubt: Doubt,
 }
 
 impl FileLog {
@@ -155,32 +118,54 @@ impl FileLog {
         !self.is_clean() && self.sent_to != generation
     }
 
-    /// True if the size that the file had before the log is needed and not known.
+    /// True if the file's size has to be looked at before the next change, for [`FileLog::found`].
     pub fn wants_size(&self) -> bool {
-        self.size.is_none() && self.is_clean()
+        (self.size.is_none() && self.is_clean()) || !self.doubt.is_none()
     }
 
-    /// The file has that size while nothing is unstable, in a generation that nothing of an earlier one can reach.
-    pub fn learn_size(&mut self, size: u64) {
+    /// The file has that size in that generation, and nothing is under way: what was in doubt is done or not done. What is
+    /// done is not committed, so it is kept as if it had been acknowledged.
+    pub fn found(&mut self, generation: u64, size: u64) -> Result<(), Superseded> {
+        match self.size() {
+            Some(known) if known != size => self.record(generation, Change::SetSize(size))?,
+            _ => self.learn_size(size),
+        }
+        self.end_doubt();
+        Ok(())
+    }
+
+    /// As [`FileLog::found`], after an fsync that covers it.
+    pub fn found_committed(&mut self, size: u64) {
         if self.is_clean() {
             self.size = Some(size);
-            (self.intended, self.doubt) = (None, None);
         }
+        self.end_doubt();
     }
 
-    /// A change is about to be handed over: until it is recorded, nobody knows what has become of it.
-    pub fn intend(&mut self, intent: Intent) {
-        self.doubt = self.all_doubt();
-        self.intended = Some(Doubt::of(intent));
+    fn end_doubt(&mut self) {
+        self.block = self.block.filter(|block| !self.doubt.touches(block.offset, block.length as u64));
+        self.doubt.end();
     }
 
-    /// True if there was a change of which nobody knows what has become.
-    pub fn is_in_doubt(&self) -> bool {
-        self.all_doubt().is_some()
+    /// A change is about to be handed to the live generation; see [`super::doubt`]. [`FileLog::record`] says that it was
+    /// done.
+    pub fn attempt(&mut self, attempt: Attempt) {
+        self.doubt.begin(attempt);
     }
 
-    fn all_doubt(&self) -> Option<Doubt> {
-        self.doubt.into_iter().chain(self.intended).reduce(Doubt::and)
+    /// True if a file of that size may be what a replay of everything leaves.
+    pub fn may_end_with(&self, found: u64) -> bool {
+        self.size().is_none_or(|size| {
+            let (least, most) = self.doubt.sizes(size, size);
+            (least..=most).contains(&found)
+        })
+    }
+
+    /// The file had that size when nothing was unstable. What is known already is newer.
+    pub fn learn_size(&mut self, size: u64) {
+        if self.is_clean() && self.size.is_none() {
+            self.size = Some(size);
+        }
     }
 
     /// The size of the file with everything in it, if that is known.
@@ -202,8 +187,11 @@ impl FileLog {
         } else if self.sent_to != generation && self.sent_to != AGAIN {
             return Err(Superseded);
         }
+        self.doubt.done(match &change {
+            Change::Write(offset, data) => Attempt::Write(*offset, *offset + data.len() as u64),
+            Change::SetSize(size) => Attempt::SetSize(*size),
+        });
         self.unstable.push(change);
-        self.intended = None;
         Ok(())
     }
 
@@ -279,7 +267,7 @@ impl FileLog {
     pub fn certain_block(&self) -> Option<Block> {
         let all = self.committing.iter().map(Arc::as_ref).chain([&self.unstable]);
         let untouched = |block: &Block| all.clone().all(|changes| !changes.touch(block.offset, block.length as u64));
-        let certain = |block: &Block| self.all_doubt().is_none_or(|d| block.offset + block.length as u64 <= d.from);
+        let certain = |block: &Block| !self.doubt.touches(block.offset, block.length as u64);
         self.block.filter(untouched).filter(certain)
     }
 
@@ -294,9 +282,7 @@ impl FileLog {
             (least, most) = (least.min(low), most.max(high));
             size = changes.size_after(size);
         }
-        if let Some(doubt) = self.all_doubt() {
-            (least, most) = (least.min(doubt.least), most.max(doubt.most));
-        }
+        (least, most) = self.doubt.sizes(least, most);
         if self.is_clean() {
             most = u64::MAX;
         }
@@ -400,30 +386,6 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_unknown_fate_may_have_been_done_or_not() {
-        let mut log = FileLog::default();
-        log.learn_size(100);
-        write(&mut log, 1, 0, &[7; 100]).expect("live");
-        let commit = ticket(log.begin());
-        log.committed(&commit, 1).expect("live");
-        log.intend(Intent::Write(100, 50));
-        assert!(log.is_in_doubt() && log.certain_block().is_some());
-        write(&mut log, 1, 100, b"recorded").expect("live");
-        assert!(!log.is_in_doubt());
-        log.intend(Intent::Write(108, 50));
-        assert_eq!((log.check_size(158), log.check_size(159).is_ok()), (Ok(()), false));
-        log.intend(Intent::SetSize(10));
-        assert_eq!((log.check_size(158), log.check_size(10), log.check_size(9).is_ok()), (Ok(()), Ok(()), false));
-        assert_eq!(log.certain_block(), None, "it may have been cut off");
-        write(&mut log, 1, 0, b"x").expect("live");
-        assert!(log.is_in_doubt(), "the earlier one was never recorded");
-        let replay = log.begin_replay();
-        log.committed(&replay, 2).expect("live");
-        log.learn_size(158);
-        assert!(!log.is_in_doubt() && log.check_size(157).is_err());
-    }
-
-    #[test]
     fn what_is_given_up_is_returned_whole() {
         let mut log = FileLog::default();
         write(&mut log, 1, 0, b"one").expect("live");
@@ -433,5 +395,39 @@ mod tests {
         assert_eq!(all.extents().map(|(_, data)| data.to_vec()).collect::<Vec<_>>().concat(), b"onetwo");
         assert_eq!(log.committed(&commit, 1), Err(Superseded));
         assert!(log.is_clean() && log.cost() == 0);
+    }
+
+    #[test]
+    fn a_change_that_was_never_acknowledged_may_be_there_or_not() {
+        let mut log = FileLog::default();
+        log.learn_size(0);
+        write(&mut log, 1, 0, &[7; 100]).expect("live");
+        let commit = ticket(log.begin());
+        log.committed(&commit, 1).expect("live");
+        log.attempt(Attempt::Write(50, 150));
+        assert_eq!(log.certain_block(), None);
+        assert_eq!((log.check_size(99).is_ok(), log.check_size(150).is_ok()), (false, true));
+        log.attempt(Attempt::SetSize(10));
+        assert!(log.wants_size() && log.check_size(10).is_ok() && log.check_size(9).is_err());
+        log.found(2, 10).expect("live");
+        assert_eq!((log.size(), log.is_clean()), (Some(10), false), "it is done and not committed");
+        assert!(!log.wants_size() && log.check_size(100).is_ok(), "so a server that crashes may forget it");
+        let replay = log.begin_replay();
+        assert!(log.may_end_with(10) && !log.may_end_with(11));
+        log.committed(&replay, 3).expect("live");
+        log.found_committed(10);
+        assert_eq!((log.size(), log.is_clean(), log.check_size(9).is_err()), (Some(10), true, true));
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_not_in_doubt() {
+        let mut log = FileLog::default();
+        log.learn_size(0);
+        log.attempt(Attempt::Write(0, 4));
+        write(&mut log, 1, 0, b"four").expect("live");
+        assert!(!log.wants_size());
+        log.attempt(Attempt::Write(4, 8));
+        write(&mut log, 1, 4, b"tw").expect("live");
+        assert!(log.wants_size(), "nobody knows of the rest");
     }
 }

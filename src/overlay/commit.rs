@@ -13,7 +13,7 @@ use super::inodes::{Inode, Order, Writer};
 use crate::backing::{File, FileKind, Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Context, Op};
-use crate::log::{Change, Changes, Intent, file};
+use crate::log::{Attempt, Change, Changes, file};
 
 /// What is written at once in a replay: progress is seen in steps of this.
 const PIECE: usize = 128 << 10;
@@ -49,8 +49,8 @@ impl Overlay {
     ) -> OpResult<usize> {
         self.make_room(context, &file.inode, data.len() as u64)?;
         let generation = context.generation.number();
-        let intent = Intent::Write(offset, data.len() as u64);
-        let written = self.changing(context, &file.inode, intent, |writer| {
+        let attempt = Attempt::Write(offset, offset + data.len() as u64);
+        let written = self.changing(context, &file.inode, attempt, |writer| {
             let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
             let mut rest = data.split_off(written);
             let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
@@ -68,7 +68,7 @@ impl Overlay {
 
     /// ftruncate(2) through the log.
     pub(super) fn set_size_logged(&self, context: &Context<'_>, inode: &Arc<Inode>, size: u64) -> OpResult<()> {
-        self.changing(context, inode, Intent::SetSize(size), |writer| {
+        self.changing(context, inode, Attempt::SetSize(size), |writer| {
             writer.set_size(size)?;
             inode.record(&self.budget, context.generation.number(), Change::SetSize(size))
         })
@@ -86,12 +86,11 @@ impl Overlay {
         self.prepare(context, inode, &order)?;
         self.commit_in_order(context, inode, false, &order)?;
         let writer = self.writer(&**context.generation, inode)?;
-        // It may move the end anywhere.
-        inode.intend(Intent::SetSize(0));
+        self.attempt(context, inode, Attempt::Any, || Ok(writer.descriptor.stat()?.size))?;
         let result = change(&**writer.descriptor)?;
         writer.descriptor.sync(false)?;
         let size = writer.descriptor.stat()?.size;
-        inode.with_log(&self.budget, |log| log.learn_size(size));
+        inode.with_log(&self.budget, |log| log.found_committed(size));
         Ok(result)
     }
 
@@ -100,22 +99,34 @@ impl Overlay {
         &self,
         context: &Context<'_>,
         inode: &Arc<Inode>,
-        intent: Intent,
+        attempt: Attempt,
         change: impl FnOnce(&dyn File) -> OpResult<T>,
     ) -> OpResult<T> {
         let order = inode.order(context)?;
         self.prepare(context, inode, &order)?;
         let writer = self.writer(&**context.generation, inode)?;
+        self.attempt(context, inode, attempt, || Ok(writer.descriptor.stat()?.size))?;
+        change(&**writer.descriptor)
+    }
+
+    /// Right before a change is handed to a generation that has seen everything before it, with the file's order held.
+    pub(super) fn attempt(
+        &self,
+        context: &Context<'_>,
+        inode: &Inode,
+        attempt: Attempt,
+        size: impl FnOnce() -> OpResult<u64>,
+    ) -> OpResult<()> {
         if inode.with_log(&self.budget, |log| log.wants_size()) {
-            let size = writer.descriptor.stat()?.size;
-            inode.with_log(&self.budget, |log| log.learn_size(size));
+            let (generation, size) = (context.generation.number(), size()?);
+            inode.with_log(&self.budget, |log| log.found(generation, size)).map_err(|_| Errno::ENOTCONN)?;
         }
         // Somebody may have been told that this failed and may have gone on: it must not be done now.
         if context.is_abandoned() {
             return Err(Errno::ENOTCONN);
         }
-        inode.intend(intent);
-        change(&**writer.descriptor)
+        inode.with_log(&self.budget, |log| log.attempt(attempt));
+        Ok(())
     }
 
     /// Sees to it that a generation has seen everything that is unstable of a file.
@@ -250,7 +261,7 @@ impl Overlay {
             Ok(size) => {
                 self.replayed_bytes.fetch_add(ticket.changes.bytes(), Relaxed);
                 inode.committed(&self.budget, &ticket, generation.number())?;
-                inode.with_log(&self.budget, |log| log.learn_size(size));
+                inode.with_log(&self.budget, |log| log.found_committed(size));
                 Ok(())
             }
             Err(Refusal::Lost(reason)) => {
@@ -270,7 +281,7 @@ impl Overlay {
         }
     }
 
-    /// Returns the size that the file has then.
+    /// Returns the size of the file in the end.
     fn send_again(&self, generation: &dyn Generation, inode: &Arc<Inode>, changes: &Changes) -> Result<u64, Refusal> {
         let writer = self.writer(generation, inode)?;
         let file = &**writer.descriptor;
@@ -290,10 +301,10 @@ impl Overlay {
         }
         file.sync(false)?;
         let found = file.stat()?.size;
-        match inode.with_log(&self.budget, |log| log.size().filter(|_| !log.is_in_doubt())) {
-            Some(wanted) if wanted != found => {
-                Err(Refusal::Lost(format!("its size is {found} bytes after everything was written again, not {wanted}")))
-            }
+        match inode.with_log(&self.budget, |log| (log.may_end_with(found), log.size())) {
+            (false, Some(wanted)) => Err(Refusal::Lost(format!(
+                "its size is {found} bytes after everything was written again, not {wanted}"
+            ))),
             _ => Ok(found),
         }
     }
@@ -372,12 +383,6 @@ impl Overlay {
             }
         }
         inode.verified(number);
-        inode.with_log(&self.budget, |log| {
-            // Nothing of an earlier generation arrives any more.
-            if log.is_in_doubt() {
-                log.learn_size(attr.size);
-            }
-        });
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::closer::Descriptor;
 use super::files::LOST_FILE;
 use crate::backing::OpResult;
 use crate::gate::Context;
-use crate::log::{Budget, Change, Changes, FileLog, Intent, file};
+use crate::log::{Budget, Change, Changes, FileLog, file};
 
 /// How often somebody who waits asks whether waiting still makes sense.
 const ASK: Duration = Duration::from_millis(50);
@@ -121,7 +121,7 @@ impl Inode {
     /// Its size with everything in the log, if something is and the size is known.
     pub fn unstable_size(&self) -> Option<u64> {
         let state = self.state.lock();
-        state.log.size().filter(|_| !state.log.is_clean() && !state.log.is_in_doubt())
+        state.log.size().filter(|_| !state.log.is_clean() && !state.log.wants_size())
     }
 
     /// True if uncommitted changes are old enough to be committed in the background.
@@ -199,11 +199,6 @@ impl Inode {
             _ => {}
         }
         result
-    }
-
-    /// A change is about to be handed over.
-    pub fn intend(&self, intent: Intent) {
-        self.state.lock().log.intend(intent);
     }
 
     /// A change was handed to that generation.

@@ -1,5 +1,7 @@
 //! The switches of a [`super::FakeBacking`].
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +80,22 @@ impl FakeControl {
     /// What generations say of themselves from now on.
     pub fn set_vitals(&self, vitals: Vitals) {
         self.shared.change(|state| state.vitals = vitals);
+    }
+
+    /// From now on the server writes behind: see [`FakeControl::crash`].
+    pub fn write_behind(&self) {
+        self.shared.disk.watch();
+    }
+
+    /// What the disk of a server that writes behind has of the file at that path of this machine.
+    pub fn on_disk(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.shared.disk.content(path)
+    }
+
+    /// Between two generations: the server crashes, and of every file below that directory of this machine it keeps what
+    /// was synced and some of what was not. `dice` gives numbers below its argument.
+    pub fn crash(&self, below: &Path, dice: &mut dyn FnMut(u64) -> u64) -> io::Result<()> {
+        self.shared.disk.crash(below, dice)
     }
 
     /// Calls of a kind that have come in since the beginning, in all generations, whatever became of them.

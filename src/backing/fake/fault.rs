@@ -58,6 +58,10 @@ pub enum What {
     Late(Duration),
     /// Is done, then says ENOTCONN.
     LostReply,
+    /// Is not done: the generation dies of it, as with [`super::FakeControl::kill_generation`].
+    Die,
+    /// Is done, then the generation dies of it.
+    DieAfter,
     /// Moves at most so many bytes: 0 for a read is an end of file that is none. Only for reads, writes and copies.
     Short(usize),
 }

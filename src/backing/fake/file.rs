@@ -40,7 +40,11 @@ impl File for FakeFile {
     }
 
     fn sync(&self, data_only: bool) -> OpResult<()> {
-        self.slot.call(Call::Sync, &self.path, || self.inner.sync(data_only))
+        self.slot.call(Call::Sync, &self.path, || {
+            self.inner.sync(data_only)?;
+            self.slot.disk().synced(self.inner.as_raw_fd());
+            Ok(())
+        })
     }
 
     fn set_size(&self, size: u64) -> OpResult<()> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::disk::Disk;
 use super::fault::{Call, What};
 use super::state::{Fate, Shared, State};
 use crate::backing::{OpResult, Vitals};
@@ -64,6 +65,15 @@ impl Slot {
                 let _ = self.work(|| work(None));
                 Err(Errno::ENOTCONN)
             }
+            Some((_, What::Die)) => {
+                self.shared.kill();
+                Err(Errno::ENOTCONN)
+            }
+            Some((_, What::DieAfter)) => {
+                let _ = self.work(|| work(None));
+                self.shared.kill();
+                Err(Errno::ENOTCONN)
+            }
             Some((_, What::Short(most))) => self.finish(self.work(|| work(Some(most)))),
         }
     }
@@ -104,6 +114,10 @@ impl Slot {
                 None => self.shared.changed.wait(&mut state),
             }
         }
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.shared.disk
     }
 
     pub fn vitals(&self) -> Vitals {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::disk::Disk;
 use super::fault::{Call, Fault, FaultId, What};
 use super::slot::Slot;
 use crate::backing::{ExitSink, OpResult, ProcessExit, StartError, Vitals};
@@ -16,12 +17,13 @@ use crate::backing::{ExitSink, OpResult, ProcessExit, StartError, Vitals};
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    pub disk: Disk,
     pub changed: Condvar,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Shared { state: Mutex::new(State::default()), changed: Condvar::new() }
+        Shared { state: Mutex::new(State::default()), disk: Disk::default(), changed: Condvar::new() }
     }
 }
 

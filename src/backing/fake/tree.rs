@@ -28,7 +28,13 @@ impl Tree for FakeGeneration {
     }
 
     fn set_size(&self, path: &Path, size: u64) -> OpResult<()> {
-        self.slot.call(Call::SetSize, path, || self.tree.set_size(path, size))
+        self.slot.call(Call::SetSize, path, || {
+            self.tree.set_size(path, size)?;
+            if let Ok(file) = self.tree.open(path, libc::O_RDONLY) {
+                self.slot.disk().cut(file.as_raw_fd(), size);
+            }
+            Ok(())
+        })
     }
 
     fn set_times(&self, path: &Path, atime: SetTime, mtime: SetTime) -> OpResult<()> {
@@ -68,7 +74,15 @@ impl Tree for FakeGeneration {
     }
 
     fn open(&self, path: &Path, flags: i32) -> OpResult<Box<dyn File>> {
-        self.slot.call(Call::Open, path, || self.tree.open(path, flags)).map(|file| self.file(path, file))
+        self.slot
+            .call(Call::Open, path, || {
+                let file = self.tree.open(path, flags)?;
+                if flags & libc::O_TRUNC != 0 {
+                    self.slot.disk().cut(file.as_raw_fd(), 0);
+                }
+                Ok(file)
+            })
+            .map(|file| self.file(path, file))
     }
 
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>> {

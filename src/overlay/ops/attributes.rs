@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op};
-use crate::log::{Change, Intent};
+use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
 use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
@@ -162,7 +162,8 @@ impl Overlay {
                 (None, Some(inode)) => {
                     let order = inode.order(context)?;
                     self.prepare(context, &inode, &order)?;
-                    inode.intend(Intent::SetSize(size));
+                    let found = || Ok(self.on_path(context, node, |tree, path| tree.stat(path))?.size);
+                    self.attempt(context, &inode, Attempt::SetSize(size), found)?;
                     self.on_path(context, node, |tree, path| tree.set_size(path, size))?;
                     inode.record(&self.budget, context.generation.number(), Change::SetSize(size))?;
                 }

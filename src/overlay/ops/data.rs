@@ -13,7 +13,7 @@ use super::Caller;
 use super::names::reply_empty;
 use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
-use crate::log::{Change, Intent};
+use crate::log::{Attempt, Change};
 use crate::overlay::convert::{errno, file_attr, node_errno};
 use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
 use crate::overlay::inodes::Inode;
@@ -46,7 +46,8 @@ impl Overlay {
             Some(inode) => {
                 let order = inode.order(context)?;
                 self.prepare(context, &inode, &order)?;
-                inode.intend(Intent::SetSize(0));
+                let size = || Ok(self.on_path(context, node, |tree, path| tree.stat(path))?.size);
+                self.attempt(context, &inode, Attempt::SetSize(0), size)?;
                 let file = open()?;
                 inode.record(&self.budget, generation, Change::SetSize(0))?;
                 Ok((generation, file))
