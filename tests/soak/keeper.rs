@@ -18,8 +18,8 @@ use crate::dice::Dice;
 use crate::program::{Mishap, Program};
 use crate::world::{Plan, Stage};
 
-const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true };
-const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false };
+const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
+const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous: false };
 /// How often it looks whether something hangs.
 const LOOK: Duration = Duration::from_millis(1);
 /// As many looks in a row that find somebody inside the backing are a hang.

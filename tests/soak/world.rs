@@ -77,16 +77,14 @@ impl World {
         std::fs::set_permissions(spool.path(), PermissionsExt::from_mode(0o700)).expect("it is ours");
         let notices: Arc<Mutex<Vec<String>>> = Arc::default();
         let kept = Arc::clone(&notices);
-        let rescue = Rescue::new(
-            Spool {
-                directory: spool.path().to_owned(),
-                limit: 1 << 30,
-                overlay: mountpoint.path().to_owned(),
-                backing: "host:/dir".into(),
-            },
-            Box::new(move |words| kept.lock().push(words)),
-        );
+        let rescue = Rescue::new(Spool {
+            directory: spool.path().to_owned(),
+            limit: 1 << 30,
+            overlay: mountpoint.path().to_owned(),
+            backing: "host:/dir".into(),
+        });
         let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone(), program.log, rescue);
+        overlay.on_notice(Box::new(move |words| kept.lock().push(words)));
         let (device, mount) = Mount::attach(&config, "host:/dir", mountpoint.path()).expect("mounted");
         let (sender, initialised) = sync_channel(1);
         let served = Arc::clone(&overlay);
