@@ -278,6 +278,7 @@ impl Renaming<'_> {
         if moved.is_none() && !exchange {
             return;
         }
+        table.doubtful.retain(|(from, to)| (from, to) != (&self.from, &self.to));
         table.unname(self.from.0, &self.from.1);
         table.unname(self.to.0, &self.to.1);
         if let Some(moved) = moved {

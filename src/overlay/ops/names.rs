@@ -252,6 +252,11 @@ impl Overlay {
         flags: u32,
         hidden: &OsStr,
     ) -> OpResult<()> {
+        // The kernel knows what it renames, so the table does: unless a repair has seen that it was done.
+        if in_doubt && flags & libc::RENAME_EXCHANGE == 0 && self.nodes.node(from.0, &from.1).is_none() {
+            self.drop_closed_target(tree, to, new, hidden);
+            return Ok(());
+        }
         let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
