@@ -47,3 +47,33 @@ fn a_slow_link_that_is_saturated_is_no_outage() {
     lab.net.unshape();
     lab.umount();
 }
+
+#[test]
+fn two_writers_share_a_slow_link_and_a_stat_does_not_wait_for_them() {
+    let lab = Lab::new("");
+    lab.net.shape("1mbit");
+    let start = |path: &str| Agent::start("bulk", &lab.hot.join(path), lab.directory());
+    let first = start("first").at_work();
+    lab::sleep_secs(5.0);
+    let second = start("second").at_work();
+    let known = lab.hot.join("another");
+    let stats = Agent::start("stat", &known, lab.directory()).at_work();
+    lab::sleep_secs(30.0);
+    let (stats, second, first) = (stats.finish(), second.finish(), first.finish());
+    let longest = stats.longest(|call| call.name == "stat");
+    println!(
+        "== 1 Mbit/s, two writers: {} and {} KiB; a stat of another file took {longest:.2} s at most, {} calls",
+        first.synced >> 10,
+        second.synced >> 10,
+        stats.calls.len()
+    );
+    for report in [&first, &second, &stats] {
+        assert_eq!((&report.hanging, report.errors()), (&vec![], vec![]));
+    }
+    assert!(longest <= 2.0, "{longest:.2}");
+    // The first had 5 s more; of 30 s a fair share would be half.
+    assert!(second.synced * 3 >= first.synced, "{} and {}", first.synced, second.synced);
+    assert_eq!(lab.status()["outages_total"], 0);
+    lab.net.unshape();
+    lab.umount();
+}

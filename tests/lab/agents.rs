@@ -105,6 +105,7 @@ pub fn main() {
         "streams" => streams(&target, STREAMS, &desk),
         "unpaced" => unpaced(&target, &desk),
         "prober" => prober(&target, &desk),
+        "stat" => stats(&target, &desk),
         "crowd" => crowd(&target, &desk),
         "forker" => forker(&target, &desk),
         other => panic!("no such agent: {other}"),
@@ -262,6 +263,17 @@ fn probe(known: &Path, path: &Path, desk: &Desk) {
         desk.timed("fsync", || file.sync_all());
         desk.close(file);
         desk.timed("unlink", || std::fs::remove_file(path));
+    }
+}
+
+/// Looks at one file that nobody else uses, with no cache to answer it.
+fn stats(path: &Path, desk: &Desk) {
+    desk.timed("create", || std::fs::write(path, "here"));
+    desk.ready();
+    while !desk.stopped() {
+        // Attributes are believed for a second.
+        sleep(Duration::from_millis(1500));
+        desk.timed("stat", || std::fs::metadata(path));
     }
 }
 

@@ -107,7 +107,9 @@ impl Machine {
         let state = if hopeless {
             State::Halted
         } else {
-            State::Waiting { until: sight.now + delay, asking: false, last: sight.now, lost }
+            // The first look comes soon: whatever failed the start may be gone by then, and come back later.
+            let last = sight.now.checked_sub(look_interval(lost) - UNREACHED_INTERVAL).unwrap_or(sight.now);
+            State::Waiting { until: sight.now + delay, asking: false, last, lost }
         };
         self.enter(state, sight.now);
     }

@@ -115,6 +115,18 @@ fn a_start_that_fell_silent_is_tried_again_when_the_link_is_back() {
     assert!(matches!(rig.put(Input::Reached)[..], [Action::Start(_)]));
 }
 
+/// A mount below that is gone when a start fails, and back two seconds later, is used then and not after the back-off.
+#[test]
+fn what_is_gone_after_a_failed_start_is_missed_at_once_and_noticed_when_it_is_back() {
+    let mut rig = Rig::waiting(StartError::Unreachable(String::new()));
+    rig.pass(30 * S);
+    rig.put(Input::StartFailed(rig.machine.newest(), StartError::Unreachable("gone".into())));
+    assert_eq!(rig.pass(S / 2), [Action::Reach]);
+    rig.put(Input::Unreached);
+    assert_eq!(rig.pass(S / 2), [Action::Reach]);
+    assert!(matches!(rig.put(Input::Reached)[..], [Action::Start(_)]));
+}
+
 #[test]
 fn a_server_on_which_every_start_falls_silent_is_not_hammered() {
     let mut rig = Rig::starting();
