@@ -203,11 +203,13 @@ fn records(path: &Path, pause: Duration, desk: &Desk) {
 /// What failed is written again.
 fn streams(path: &Path, count: usize, desk: &Desk) {
     let most = STREAM_BYTES / count as u64 / RECORD as u64;
+    // Before any of them writes: a fault must find them all at work.
+    let paths = (0..count).map(|number| path.with_extension(number.to_string()));
+    let files = paths.filter_map(|path| Some((desk.timed("open", || File::create(&path))?, path)));
+    let files: Vec<_> = files.collect();
     std::thread::scope(|scope| {
-        for number in 0..count {
-            let path = path.with_extension(number.to_string());
+        for (number, (file, path)) in files.into_iter().enumerate() {
             scope.spawn(move || {
-                let Some(file) = desk.timed("open", || File::create(&path)) else { return };
                 let mut next = 0;
                 let mut put = |pause: bool| {
                     let done = desk.timed("write", || file.write_all_at(&record(next), next * RECORD as u64)).is_some();

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use nix::mount::{MntFlags, umount2};
+use steadfs::backing::mountinfo;
 
 use super::{net, process, run};
 
@@ -46,7 +47,7 @@ pub fn directory(directory: &Path) {
 
 /// Mountpoints below a directory, the newest first.
 pub fn mounts_below(directory: &Path) -> Vec<String> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let places = table.lines().rev().filter_map(|line| line.split(' ').nth(4));
-    places.filter(|place| Path::new(place).starts_with(directory)).map(str::to_owned).collect()
+    let table = mountinfo::entries().unwrap();
+    let below = table.iter().rev().filter(|entry| entry.mountpoint.starts_with(directory));
+    below.map(|entry| entry.mountpoint.display().to_string()).collect()
 }
