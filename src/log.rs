@@ -15,7 +15,7 @@
 //!
 //! Nothing in here does I/O or knows of files of the overlay: [`changes`] is what a sequence of writes and truncations
 //! comes to, [`doubt`] is what may
-//! have been done besides, [`file`] is the log of one file, [`budget`] bounds all logs together.
+//! have been done besides, [`mod@file`] is the log of one file, [`budget`] bounds all logs together.
 
 pub mod budget;
 pub mod changes;
