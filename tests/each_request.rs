@@ -18,6 +18,10 @@ use lab::tree::{self, Tree};
 const MOUNTS: usize = 3;
 /// Requests at the end of a program that may come or not: descriptors are closed when there is time.
 const LOOSE_END: usize = 4;
+/// Strikes of a program that may leave a name of libfuse's (`.fuse_hidden…`) on the store, and nothing else: close(2) does not
+/// wait for the FUSE_RELEASE below, so now and then sshfs takes a file for open that is being removed, and dies before it
+/// removes its own name for it. It is a stray file that nobody sees; docs/semantics.md says so.
+const STRAYS: usize = 4;
 /// A generation that dies young makes the next one wait, and here all of them do.
 const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms";
 
@@ -71,6 +75,7 @@ struct Score<'a> {
     total: usize,
     queue: Mutex<Vec<(usize, Moment)>>,
     failures: Mutex<Vec<String>>,
+    strays: AtomicUsize,
     struck: AtomicUsize,
 }
 
@@ -87,6 +92,10 @@ impl Score<'_> {
             let (run, wrong) = compare(&mut mount, self.name, &self.model, Some((number, moment)));
             let place = format!("{}: {number} of {}, {moment:?}", self.name, self.total);
             match mount.relay.struck(run) {
+                Some(request) if !wrong.is_empty() && wrong.iter().all(|line| line.contains("/.fuse_hidden")) => {
+                    println!("{place}: {request}\n    {}", wrong.join("\n    "));
+                    self.strays.fetch_add(1, Relaxed);
+                }
                 Some(request) if !wrong.is_empty() => {
                     self.fail(format!("{place}: {request}\n    {}", wrong.join("\n    ")));
                 }
@@ -126,8 +135,9 @@ fn strike_each(name: &str) {
         all = all.repeat(times.parse().unwrap());
     }
     let planned = all.len();
-    let (queue, failures, struck) = (Mutex::new(all), Mutex::default(), AtomicUsize::new(0));
-    let score = Score { name, model, total: requests.len(), queue, failures, struck };
+    let (queue, failures) = (Mutex::new(all), Mutex::default());
+    let (strays, struck) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let score = Score { name, model, total: requests.len(), queue, failures, strays, struck };
     std::thread::scope(|scope| {
         scope.spawn(|| score.work(first));
         for _ in 1..MOUNTS {
@@ -143,6 +153,8 @@ fn strike_each(name: &str) {
         begun.elapsed().as_secs_f64()
     );
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let strays = score.strays.into_inner();
+    assert!(strays <= STRAYS, "{strays} strikes left a name of libfuse's on the store");
 }
 
 /// In which ways a request is struck. Only writes are followed by others that do not wait for them.
