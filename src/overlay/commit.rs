@@ -442,7 +442,7 @@ enum Ended {
 }
 
 /// An fsync or a write failed: true if it was a live backing that refused it.
-fn is_refused(generation: &dyn Generation, error: Errno) -> bool {
+pub(super) fn is_refused(generation: &dyn Generation, error: Errno) -> bool {
     error != LOST_FILE && (!raises_doubt(error) || generation.probe().is_ok())
 }
 

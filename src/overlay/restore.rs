@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::Overlay;
+use super::commit::is_refused;
 use super::files::{LOST_FILE, OpenFile, RestoreReport};
 use super::inodes::Inode;
 use super::nodes::Name;
@@ -84,7 +85,8 @@ impl Overlay {
                     match result {
                         Ok(()) => report.replayed += 1,
                         Err(LOST_FILE) => {}
-                        Err(errno) if is_refusal(errno, &**generation) => {}
+                        // A file that a live backing does not take keeps nobody else waiting: its holders learn of it.
+                        Err(errno) if is_refused(&**generation, errno) => {}
                         Err(errno) => {
                             failure = Some(format!("{} cannot be written again: {}", path.display(), errno.desc()));
                             break;
@@ -133,11 +135,6 @@ impl Overlay {
             }
         }
     }
-}
-
-/// A file that a live backing does not take keeps nobody else waiting: its holders learn of it.
-fn is_refusal(errno: Errno, generation: &dyn Generation) -> bool {
-    !raises_doubt(errno) || generation.probe().is_ok()
 }
 
 impl Job {
