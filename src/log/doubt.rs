@@ -52,6 +52,14 @@ impl Doubt {
         self.attempts.clear();
     }
 
+    /// The size that the last of them sets.
+    pub fn truncation(&self) -> Option<u64> {
+        match self.attempts.last() {
+            Some(&Attempt::SetSize(size)) => Some(size),
+            _ => None,
+        }
+    }
+
     /// True if a range may hold other data than without them.
     pub fn touches(&self, offset: u64, length: u64) -> bool {
         self.attempts.iter().any(|attempt| attempt.touches(offset, offset + length))

@@ -206,6 +206,24 @@ impl FileLog {
         Begin::Commit(self.take())
     }
 
+    /// True if [`FileLog::settle_truncation`] wants to know the size before a replay.
+    pub fn is_truncation_in_doubt(&self) -> bool {
+        self.doubt.truncation().is_some()
+    }
+
+    /// The file has that size in a new generation and nothing has been sent again yet. A truncation in doubt that alone
+    /// explains the size was done, after everything that is kept: sending that again without it would fill with zeros
+    /// what it cut off.
+    pub fn settle_truncation(&mut self, found: u64) {
+        let done = self.doubt.truncation() == Some(found)
+            && self.sizes_without_doubt().is_some_and(|(least, _)| found < least);
+        if done {
+            self.put_back();
+            self.unstable.push(Change::SetSize(found));
+            self.end_doubt();
+        }
+    }
+
     /// A replay begins: whatever was under way does not count any more.
     pub fn begin_replay(&mut self) -> Ticket {
         self.put_back();
@@ -271,18 +289,23 @@ impl FileLog {
         self.block.filter(untouched).filter(certain)
     }
 
-    /// Fails if a file of that size cannot be the one that was written to. Of a file that nothing is unstable of, somebody
-    /// else may have made more.
-    pub fn check_size(&self, found: u64) -> Result<(), Mismatch> {
-        let Some(before) = self.size else { return Ok(()) };
-        let (mut least, mut most) = (before, before);
-        let mut size = before;
+    /// Smallest and largest size that the file had on the way from its last commit, by what was acknowledged.
+    fn sizes_without_doubt(&self) -> Option<(u64, u64)> {
+        let before = self.size?;
+        let (mut least, mut most, mut size) = (before, before, before);
         for changes in self.committing.iter().map(Arc::as_ref).chain([&self.unstable]) {
             let (low, high) = changes.sizes_on_the_way(size);
             (least, most) = (least.min(low), most.max(high));
             size = changes.size_after(size);
         }
-        (least, most) = self.doubt.sizes(least, most);
+        Some((least, most))
+    }
+
+    /// Fails if a file of that size cannot be the one that was written to. Of a file that nothing is unstable of, somebody
+    /// else may have made more.
+    pub fn check_size(&self, found: u64) -> Result<(), Mismatch> {
+        let Some((least, most)) = self.sizes_without_doubt() else { return Ok(()) };
+        let (least, mut most) = self.doubt.sizes(least, most);
         if self.is_clean() {
             most = u64::MAX;
         }
@@ -429,5 +452,38 @@ mod tests {
         log.attempt(Attempt::Write(4, 8));
         write(&mut log, 1, 4, b"tw").expect("live");
         assert!(log.wants_size(), "nobody knows of the rest");
+    }
+
+    #[test]
+    fn a_truncation_in_doubt_that_was_done_is_part_of_the_replay() {
+        let before = || {
+            let mut log = FileLog::default();
+            log.learn_size(1000);
+            write(&mut log, 1, 1000, &[7; 1000]).expect("live");
+            log.attempt(Attempt::SetSize(500));
+            log
+        };
+        let mut done = before();
+        done.settle_truncation(500);
+        let changes = done.begin_replay().changes;
+        assert_eq!((changes.cut(), changes.size(), changes.bytes()), (Some(500), Some(500), 0));
+        assert!(done.may_end_with(500) && !done.may_end_with(2000));
+        for found in [1000, 1500, 2000] {
+            let mut not_done = before();
+            not_done.settle_truncation(found);
+            let changes = not_done.begin_replay().changes;
+            assert_eq!((changes.cut(), changes.bytes()), (None, 1000), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_truncation_that_a_size_does_not_prove_is_left_in_doubt() {
+        let mut log = FileLog::default();
+        log.learn_size(1000);
+        log.record(1, Change::SetSize(0)).expect("live");
+        write(&mut log, 1, 0, &[7; 100]).expect("live");
+        log.attempt(Attempt::SetSize(0));
+        log.settle_truncation(0);
+        assert_eq!(log.begin_replay().changes.bytes(), 100, "everything is in the log: it is complete without it");
     }
 }

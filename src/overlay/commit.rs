@@ -256,8 +256,9 @@ impl Overlay {
 
     /// Sends everything unstable of a file to a generation and commits it there.
     pub(super) fn replay(&self, generation: &dyn Generation, inode: &Arc<Inode>, _order: &Order<'_>) -> OpResult<()> {
+        let settled = self.settle_truncation(generation, inode);
         let ticket = inode.with_log(&self.budget, crate::log::FileLog::begin_replay);
-        match self.send_again(generation, inode, &ticket.changes) {
+        match settled.and_then(|()| self.send_again(generation, inode, &ticket.changes)) {
             Ok(size) => {
                 self.replayed_bytes.fetch_add(ticket.changes.bytes(), Relaxed);
                 inode.committed(&self.budget, &ticket, generation.number())?;
@@ -279,6 +280,15 @@ impl Overlay {
                 Err(error)
             }
         }
+    }
+
+    /// Before anything is sent again: a truncation whose caller was told an error may have been done.
+    fn settle_truncation(&self, generation: &dyn Generation, inode: &Arc<Inode>) -> Result<(), Refusal> {
+        if inode.with_log(&self.budget, |log| log.is_truncation_in_doubt()) {
+            let found = self.writer(generation, inode)?.descriptor.stat()?.size;
+            inode.with_log(&self.budget, |log| log.settle_truncation(found));
+        }
+        Ok(())
     }
 
     /// Returns the size of the file in the end.

@@ -135,6 +135,11 @@ impl Inode {
         self.state.lock().handles > 0
     }
 
+    /// True if more than one has it open, or is opening it.
+    pub fn is_shared(&self) -> bool {
+        self.state.lock().handles > 1
+    }
+
     /// True if a generation has not seen everything in its log.
     pub fn needs_replay(&self, budget: &Budget, generation: u64) -> bool {
         self.with_log(budget, |log| log.needs_replay(generation))

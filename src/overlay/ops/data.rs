@@ -39,21 +39,38 @@ impl Overlay {
     }
 
     fn open_on_backing(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Opened> {
-        let generation = context.generation.number();
         let open = || self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags)));
-        match self.inodes.get(node).filter(|_| flags & libc::O_TRUNC != 0) {
-            // What was written before is cut off, and stays so after a repair.
-            Some(inode) => {
-                let order = inode.order(context)?;
-                self.prepare(context, &inode, &order)?;
-                let size = || Ok(self.on_path(context, node, |tree, path| tree.stat(path))?.size);
-                self.attempt(context, &inode, Attempt::SetSize(0), size)?;
-                let file = open()?;
-                inode.record(&self.budget, generation, Change::SetSize(0))?;
-                Ok((generation, file))
-            }
-            None => Ok((generation, open()?)),
+        if flags & libc::O_TRUNC == 0 {
+            return Ok((context.generation.number(), open()?));
         }
+        // Known from here on, so that the truncation has its place among the changes of whoever else opens the file.
+        let inode = self.inodes.enter(node, || self.nodes.hold(node));
+        let opened = self.open_truncating(context, &inode, open);
+        self.inodes.leave(&inode);
+        self.let_go(&inode);
+        opened
+    }
+
+    /// What was written before is cut off, and stays so after a repair.
+    fn open_truncating(
+        &self,
+        context: &Context<'_>,
+        inode: &Arc<Inode>,
+        open: impl FnOnce() -> OpResult<Box<dyn File>>,
+    ) -> OpResult<Opened> {
+        let generation = context.generation.number();
+        let order = inode.order(context)?;
+        self.prepare(context, inode, &order)?;
+        let size = || Ok(self.on_path(context, inode.node, |tree, path| tree.stat(path))?.size);
+        self.attempt(context, inode, Attempt::SetSize(0), size)?;
+        let file = open()?;
+        if inode.is_clean() && !inode.is_shared() {
+            // Nobody was promised anything that would have to be sent again.
+            inode.with_log(&self.budget, |log| log.found_committed(0));
+        } else {
+            inode.record(&self.budget, generation, Change::SetSize(0))?;
+        }
+        Ok((generation, file))
     }
 
     fn keep(&self, node: u64, flags: i32, (generation, file): Opened) -> u64 {
