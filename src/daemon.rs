@@ -309,7 +309,14 @@ impl Core {
                 notify::status(&self.watch.snapshot());
             }
             match self.inbox.recv_timeout(every) {
-                Ok(Wakeup::Unmounted(Ok(()))) => return,
+                Ok(Wakeup::Unmounted(Ok(()))) => {
+                    // Somebody has ended the connection and left the mount: every call on it would fail for ever.
+                    if mount.is_at_its_place() {
+                        tracing::error!("the FUSE connection was aborted; the overlay is unmounted");
+                        let _ = mount.unmount(true);
+                    }
+                    return;
+                }
                 Ok(Wakeup::Unmounted(Err(error))) => {
                     tracing::error!(%error, "the FUSE session failed");
                     let _ = mount.unmount(true);

@@ -41,7 +41,7 @@ fn back_at_the_prompt_when_the_overlay_answers_and_ended_by_each_kind_of_unmount
     let lab = Lab::unmounted();
     let hot = lab.hot.to_str().unwrap().to_owned();
     std::fs::write(lab.store.join("file"), "content").unwrap();
-    for way in ["umount", "fusermount3", "steadfs", "SIGTERM", "busy SIGTERM"] {
+    for way in ["umount", "fusermount3", "steadfs", "SIGTERM", "busy SIGTERM", "abort"] {
         mount_in_background(&lab, "");
         assert_eq!(std::fs::read_to_string(lab.hot.join("file")).unwrap(), "content", "{way}");
         let pid = daemon(&lab);
@@ -51,6 +51,8 @@ fn back_at_the_prompt_when_the_overlay_answers_and_ended_by_each_kind_of_unmount
             "umount" => assert!(run("umount", &[&hot]).status.success()),
             "fusermount3" => assert!(run("fusermount3", &["-u", &hot]).status.success()),
             "steadfs" => assert!(lab.steadfs(&["umount", &hot]).status().unwrap().success()),
+            // Says EBUSY and ends the connection, not the mount.
+            "abort" => _ = run("umount", &["-f", &hot]),
             _ => kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap(),
         }
         assert_gone(&lab, pid);

@@ -32,7 +32,7 @@ pub struct Mount {
     fstype: String,
     source: String,
     mountpoint: PathBuf,
-    /// It was seen to be mounted nowhere any more: whoever has its numbers now is somebody else.
+    /// It is mounted nowhere any more: whoever has its numbers now is somebody else.
     gone: AtomicBool,
 }
 
@@ -71,7 +71,13 @@ impl Mount {
 
     /// True while it is mounted in this mount namespace.
     pub fn is_mounted(&self) -> bool {
-        mountinfo::entries().is_ok_and(|entries| entries.iter().any(|entry| self.is(entry)))
+        !self.gone.load(Relaxed) && mountinfo::entries().is_ok_and(|entries| entries.iter().any(|entry| self.is(entry)))
+    }
+
+    /// True while it is mounted where it was mounted first.
+    pub fn is_at_its_place(&self) -> bool {
+        let here = |entry: &mountinfo::Entry| self.is(entry) && entry.mountpoint == self.mountpoint;
+        !self.gone.load(Relaxed) && mountinfo::entries().is_ok_and(|entries| entries.iter().any(here))
     }
 
     /// The kernel gives a st_dev that has become free to the next filesystem, so type and source count too.
@@ -82,6 +88,9 @@ impl Mount {
     /// Where it is mounted and can be reached, last mounted first; the flag says that there are others, over which
     /// somebody else has mounted: unmounting these by path would unmount the stranger's.
     fn places(&self) -> io::Result<(Vec<PathBuf>, bool)> {
+        if self.gone.load(Relaxed) {
+            return Ok((Vec::new(), false));
+        }
         let entries = mountinfo::entries()?;
         let ours: Vec<_> = entries.iter().rev().filter(|entry| self.is(entry)).collect();
         if self.gone.fetch_or(ours.is_empty(), Relaxed) {
@@ -105,7 +114,12 @@ impl Mount {
                 Err(errno) => return Err(errno.into()),
             }
         }
-        if covered { Err(Errno::EBUSY.into()) } else { Ok(()) }
+        if covered {
+            return Err(Errno::EBUSY.into());
+        }
+        // The next mount of the same source may get the same st_dev within the millisecond.
+        self.gone.store(true, Relaxed);
+        Ok(())
     }
 
     /// Ends the FUSE connection: whoever still has the mount gets ENOTCONN from now on.
