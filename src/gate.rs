@@ -55,7 +55,7 @@ pub enum Class {
 pub struct Context<'a> {
     /// The generation to run in.
     pub generation: &'a Arc<dyn Generation>,
-    /// An earlier generation died while this call was inside it: it may have been done there.
+    /// An earlier generation, or a steadfs before this one, died while this call was inside: it may have been done.
     pub in_doubt: bool,
     /// Until when the call may take; for waiting on locks inside the work.
     pub deadline: Instant,
@@ -68,6 +68,28 @@ impl Context<'_> {
     /// would still do then comes too late, and may come after what was sent since. Cheap: two loads.
     pub fn is_abandoned(&self) -> bool {
         self.call.is_answered() || self.live.load(SeqCst) != self.generation.number()
+    }
+}
+
+/// What a call asks of the gate.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// What it is.
+    pub op: Op,
+    /// How long it may take, and what it waits behind.
+    pub class: Class,
+    /// Payload of reads and writes in bytes, 0 for others.
+    pub bytes: u64,
+    /// A deadline of its own; that of its class if there is none.
+    pub limit: Option<Duration>,
+    /// It may have been done before, by a steadfs that died over it; see [`Context::in_doubt`].
+    pub in_doubt: bool,
+}
+
+impl Terms {
+    /// Those of an ordinary call.
+    pub fn of(op: Op, class: Class) -> Terms {
+        Terms { op, class, bytes: 0, limit: None, in_doubt: false }
     }
 }
 
@@ -155,27 +177,25 @@ impl Gate {
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
-        self.submit_within(policy::limit(&self.policy, class), op, class, bytes, work, reply);
+        self.submit_on(Terms { bytes, ..Terms::of(op, class) }, work, reply);
     }
 
-    /// As [`Gate::submit`], with a deadline of its own.
-    pub fn submit_within<T: Send + 'static>(
+    /// As [`Gate::submit`], on terms of its own.
+    pub fn submit_on<T: Send + 'static>(
         &self,
-        limit: Duration,
-        op: Op,
-        class: Class,
-        bytes: u64,
+        terms: Terms,
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
+        let limit = terms.limit.unwrap_or_else(|| policy::limit(&self.policy, terms.class));
         let mut state = self.state.lock();
-        if state.stopping || self.fails_at_once(&state, class, Instant::now()) {
+        if state.stopping || self.fails_at_once(&state, terms.class, Instant::now()) {
             drop(state);
             reply(Err(self.policy.outage_errno));
-            self.stats.count(op, Outcome::Outage, Duration::ZERO);
+            self.stats.count(terms.op, Outcome::Outage, Duration::ZERO);
             return;
         }
-        let call = Call::new(op, class, bytes, limit, work, reply);
+        let call = Call::new(terms, limit, work, reply);
         if state.is_idle() {
             self.calls_waiting.notify_one();
         }
