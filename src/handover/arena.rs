@@ -94,7 +94,9 @@ pub enum ArenaError {
         errno: Errno,
     },
     /// It is some other descriptor.
-    #[error("the descriptor handed over is not steadfs's memory ({what}): hand over the one that its predecessor created")]
+    #[error(
+        "the descriptor handed over is not steadfs's memory ({what}): hand over the one that its predecessor created"
+    )]
     Foreign {
         /// What shows it.
         what: &'static str,
@@ -149,7 +151,8 @@ impl Arena {
         let sizes = sizes.rounded();
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let fd = memfd_create(c"steadfs", flags).map_err(system("create"))?;
-        let length = i64::try_from(sizes.total()).map_err(|_| ArenaError::System { action: "size", errno: Errno::EFBIG })?;
+        let length =
+            i64::try_from(sizes.total()).map_err(|_| ArenaError::System { action: "size", errno: Errno::EFBIG })?;
         ftruncate(&fd, length).map_err(system("size"))?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals)).map_err(system("seal"))?;
@@ -190,7 +193,9 @@ impl Arena {
         }
         let sizes = Sizes { slots: word(3), tape: word(4) };
         if sizes != sizes.rounded() || sizes.total() != word(2) || word(2) != length {
-            return Err(ArenaError::Damaged { what: format!("it has {length} bytes, and the header says {}", word(2)) });
+            return Err(ArenaError::Damaged {
+                what: format!("it has {length} bytes, and the header says {}", word(2)),
+            });
         }
         Arena::map(file.into(), sizes)
     }
@@ -269,8 +274,10 @@ impl Arena {
         match Errno::result(result) {
             Ok(_) => Ok(()),
             // Linux before 5.14.
-            Err(Errno::EINVAL) => fallocate(&self.fd, FallocateFlags::empty(), at.cast_signed(), (to - from).cast_signed())
-                .map_err(system("enlarge")),
+            Err(Errno::EINVAL) => {
+                fallocate(&self.fd, FallocateFlags::empty(), at.cast_signed(), (to - from).cast_signed())
+                    .map_err(system("enlarge"))
+            }
             // What would have been SIGBUS.
             Err(Errno::EFAULT) => Err(ArenaError::System { action: "enlarge", errno: Errno::ENOMEM }),
             Err(errno) => Err(ArenaError::System { action: "enlarge", errno }),
@@ -284,7 +291,8 @@ impl Arena {
     pub(super) unsafe fn discard(&self, half: usize) -> Result<(), ArenaError> {
         let at = self.in_half(half, 0, self.sizes.tape);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.fd, flags, at.cast_signed(), self.sizes.tape.cast_signed()).map_err(system("give back a part of"))
+        fallocate(&self.fd, flags, at.cast_signed(), self.sizes.tape.cast_signed())
+            .map_err(system("give back a part of"))
     }
 }
 

@@ -34,7 +34,9 @@ pub enum ItemError {
         software: String,
     },
     /// No item has that kind.
-    #[error("a record of the unknown kind {kind} was left by steadfs {software}, and this is {SOFTWARE}: start {software} again, or unmount and mount again")]
+    #[error(
+        "a record of the unknown kind {kind} was left by steadfs {software}, and this is {SOFTWARE}: start {software} again, or unmount and mount again"
+    )]
     Kind {
         /// The kind.
         kind: u16,

@@ -133,7 +133,9 @@ impl Memory {
 }
 
 fn fold(scan: &mut Scan<'_>) -> Result<Picture, HandoverError> {
-    Picture::fold(scan.map(|record| record.map(|Record { kind, payload, .. }| (kind, payload)).map_err(HandoverError::from)))
+    Picture::fold(
+        scan.map(|record| record.map(|Record { kind, payload, .. }| (kind, payload)).map_err(HandoverError::from)),
+    )
 }
 
 #[cfg(test)]

@@ -296,7 +296,8 @@ impl Picture {
             emit(&Item::DirOpened { handle, node: directory.node, by: directory.by })?;
             if let Some(listing) = &directory.listing {
                 let listed = listing.iter();
-                let entries = listed.map(|entry| Entry { name: entry.name.as_ref().into(), kind: entry.kind }).collect();
+                let entries =
+                    listed.map(|entry| Entry { name: entry.name.as_ref().into(), kind: entry.kind }).collect();
                 emit(&Item::Listed { handle, entries })?;
             }
         }

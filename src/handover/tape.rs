@@ -50,7 +50,9 @@ pub enum TapeError {
     #[error(transparent)]
     Arena(#[from] ArenaError),
     /// A record is damaged, and others follow it.
-    #[error("the memory of the predecessor is damaged at offset {at} of {end} ({why}): unmount and mount again, and please report it")]
+    #[error(
+        "the memory of the predecessor is damaged at offset {at} of {end} ({why}): unmount and mount again, and please report it"
+    )]
     Damaged {
         /// Where the record begins.
         at: u64,

@@ -95,6 +95,7 @@ pub enum Mismatch {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FileLog {
     unstable: Changes,
+    #[serde(with = "shared")]
     committing: Option<Arc<Changes>>,
     /// Numbers commits and replays, so that the end of one that was overtaken does not count.
     serial: u64,
@@ -104,6 +105,21 @@ pub struct FileLog {
     size: Option<u64>,
     block: Option<Block>,
     doubt: Doubt,
+}
+
+/// For `#[serde(with)]`: what is shared is written out, and shared by nobody when it is read.
+mod shared {
+    use serde::{Deserializer, Serializer};
+
+    use super::{Arc, Changes, Deserialize, Serialize};
+
+    pub fn serialize<S: Serializer>(changes: &Option<Arc<Changes>>, serializer: S) -> Result<S::Ok, S::Error> {
+        changes.as_deref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Changes>>, D::Error> {
+        Ok(Option::<Changes>::deserialize(deserializer)?.map(Arc::new))
+    }
 }
 
 impl FileLog {

@@ -154,10 +154,13 @@ fn a_full_tape_says_so_and_stays_as_it_is() {
 fn a_compaction_that_fails_changes_nothing() {
     let tape = tape(4096);
     tape.append(1, &[b"one"]).expect("room");
-    let result = tape.compact(|_| true, |_, copy| {
-        copy.append(1, &[&[0; 3000]])?;
-        copy.append(1, &[&[0; 3000]])
-    });
+    let result = tape.compact(
+        |_| true,
+        |_, copy| {
+            copy.append(1, &[&[0; 3000]])?;
+            copy.append(1, &[&[0; 3000]])
+        },
+    );
     assert!(matches!(result, Err(TapeError::Full { .. })));
     assert_eq!(all(&tape), [(1, b"one".to_vec())]);
     assert_eq!(open(&tape.arena).expect("the same").1.len(), 1);
@@ -191,7 +194,10 @@ fn what_is_appended_during_a_compaction_follows_it() {
         let all = all(tape);
         assert_eq!(all.len(), 15_001);
         for kind in 2..5 {
-            let numbers = all.iter().filter(|(its, _)| *its == kind).map(|(_, n)| u64::from_le_bytes(n[..].try_into().expect("8")));
+            let numbers = all
+                .iter()
+                .filter(|(its, _)| *its == kind)
+                .map(|(_, n)| u64::from_le_bytes(n[..].try_into().expect("8")));
             assert!(numbers.eq(0..5000), "in order");
         }
     }
