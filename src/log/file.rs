@@ -1,7 +1,9 @@
 //! The log of one file: what is unstable, what a commit is under way for, and what the file must look like.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::changes::{Change, Changes};
 use super::doubt::{Attempt, Doubt};
@@ -17,12 +19,13 @@ const AGAIN: u64 = 0;
 pub struct Superseded;
 
 /// The last block that a commit covered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// Where it is.
     pub offset: u64,
     /// Its length in bytes.
     pub length: usize,
+    /// XXH3, 64 bits: the same in every version, since a successor compares it.
     checksum: u64,
 }
 
@@ -30,19 +33,13 @@ impl Block {
     fn last_of(changes: &Changes) -> Option<Block> {
         let (offset, data) = changes.extents().next_back()?;
         let tail = &data[data.len().saturating_sub(BLOCK)..];
-        Some(Block { offset: offset + (data.len() - tail.len()) as u64, length: tail.len(), checksum: checksum(tail) })
+        Some(Block { offset: offset + (data.len() - tail.len()) as u64, length: tail.len(), checksum: xxh3_64(tail) })
     }
 
     /// True if this is what it held.
     pub fn matches(&self, data: &[u8]) -> bool {
-        data.len() == self.length && checksum(data) == self.checksum
+        data.len() == self.length && xxh3_64(data) == self.checksum
     }
-}
-
-fn checksum(data: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(data);
-    hasher.finish()
 }
 
 /// A commit, or a replay, that is under way.
@@ -51,6 +48,13 @@ pub struct Ticket {
     serial: u64,
     /// What it is for.
     pub changes: Arc<Changes>,
+}
+
+impl Ticket {
+    /// Its number; see [`FileLog::ticket`].
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
 }
 
 /// What a commit finds when it begins.
@@ -88,9 +92,10 @@ pub enum Mismatch {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FileLog {
     unstable: Changes,
+    #[serde(with = "shared")]
     committing: Option<Arc<Changes>>,
     /// Numbers commits and replays, so that the end of one that was overtaken does not count.
     serial: u64,
@@ -100,6 +105,21 @@ pub struct FileLog {
     size: Option<u64>,
     block: Option<Block>,
     doubt: Doubt,
+}
+
+/// For `#[serde(with)]`: what is shared is written out, and shared by nobody when it is read.
+mod shared {
+    use serde::{Deserializer, Serializer};
+
+    use super::{Arc, Changes, Deserialize, Serialize};
+
+    pub fn serialize<S: Serializer>(changes: &Option<Arc<Changes>>, serializer: S) -> Result<S::Ok, S::Error> {
+        changes.as_deref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Changes>>, D::Error> {
+        Ok(Option::<Changes>::deserialize(deserializer)?.map(Arc::new))
+    }
 }
 
 impl FileLog {
@@ -235,6 +255,12 @@ impl FileLog {
         let changes = Arc::new(std::mem::take(&mut self.unstable));
         self.committing = Some(Arc::clone(&changes));
         Ticket { serial: self.serial, changes }
+    }
+
+    /// The ticket of that number as it was given out, for whoever has only the number. If another one is under way by now,
+    /// or none, it is as good as one that was overtaken.
+    pub fn ticket(&self, serial: u64) -> Ticket {
+        Ticket { serial, changes: self.committing.clone().unwrap_or_default() }
     }
 
     /// An fsync that covers the ticket has returned 0, in a generation that all of it had been sent to.
