@@ -43,6 +43,7 @@ const MOST_TAPE: u64 = 1 << 40;
 pub(super) mod at {
     pub const EPOCH: u64 = 1024;
     pub const SUCCESSIONS: u64 = 1032;
+    pub const GIVEN_UP: u64 = 1040;
     pub const PULSES: u64 = 1088;
     pub const PULSE_MS: u64 = 1096;
     pub const UNRECORDED: u64 = 1152;

@@ -24,6 +24,12 @@ pub enum HandoverError {
     /// See there.
     #[error(transparent)]
     Item(#[from] ItemError),
+    /// See [`Memory::give_up`].
+    #[error(
+        "the predecessor had more open files, names and uncommitted changes than its memory could hold, and noted nothing \
+         from then on: mount again"
+    )]
+    GivenUp,
 }
 
 /// What a successor finds.
@@ -59,6 +65,9 @@ impl Memory {
     /// Takes over what a predecessor, which must be dead, left behind this descriptor.
     pub fn take_over(fd: OwnedFd) -> Result<(Memory, Inherited), HandoverError> {
         let arena = Arc::new(Arena::open(fd)?);
+        if arena.word(at::GIVEN_UP).load(Relaxed) != 0 {
+            return Err(HandoverError::GivenUp);
+        }
         let (memory, picture, torn) = Memory::with(Arc::clone(&arena))?;
         if picture.session.is_none() {
             return Err(ItemError::NoSession.into());
@@ -92,6 +101,11 @@ impl Memory {
             }
             result => Ok(result?),
         })?
+    }
+
+    /// What is noted is not complete any more, and no successor may start from it.
+    pub fn give_up(&self) {
+        self.arena.word(at::GIVEN_UP).store(1, Relaxed);
     }
 
     /// Frees what is superseded, if that is half of it or more. To be called every second or so, by a thread that nobody

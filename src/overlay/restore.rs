@@ -113,12 +113,14 @@ impl Overlay {
         for (from, to) in self.nodes.doubtful_renames() {
             let path = |name: &Name| self.nodes.path_of(name.0, &name.1).map(|(path, _)| path);
             // Names below a directory that is gone are nobody's any more.
-            let (Ok(old), Ok(new)) = (path(&from), path(&to)) else { continue };
-            match (tree.stat(&old), tree.stat(&new)) {
-                (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from, to).done(false),
-                (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
-                _ => {}
+            if let (Ok(old), Ok(new)) = (path(&from), path(&to)) {
+                match (tree.stat(&old), tree.stat(&new)) {
+                    (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from.clone(), to.clone()).done(false),
+                    (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
+                    _ => {}
+                }
             }
+            self.nodes.rename_settled(&from, &to);
         }
         Ok(())
     }
