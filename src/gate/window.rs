@@ -113,6 +113,12 @@ impl Window {
         self.handed_over += admission.bytes;
     }
 
+    /// So many bytes were handed over without having been admitted: a barrier gives the room back.
+    pub fn overrun(&mut self, bytes: u64) {
+        self.in_flight += bytes;
+        self.handed_over += bytes;
+    }
+
     /// True when it is time for a barrier: before the window is full, so that the pipeline does not run empty, or when
     /// `blocked` says that somebody gets no room.
     pub fn wants_barrier(&self, blocked: bool) -> bool {

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use super::changes::{Change, Changes};
 use super::doubt::{Attempt, Doubt};
 
+/// What is held back fits into one request of sshfs: 64 KiB, which its kernel side cuts at pages.
+const HELD: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
 /// Most bytes of the last committed block that are remembered by their checksum.
 const BLOCK: usize = 4096;
 
@@ -53,6 +57,17 @@ pub struct Ticket {
     pub changes: Arc<Changes>,
 }
 
+/// What was acknowledged and has not been sent: from one offset to the end of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Where it begins.
+    pub from: u64,
+    /// Where it ends.
+    pub to: u64,
+    /// It was being handed over when that was last heard of: any part of it may have been done.
+    pub under_way: bool,
+}
+
 /// What a commit finds when it begins.
 #[derive(Debug, Clone)]
 pub enum Begin {
@@ -60,6 +75,8 @@ pub enum Begin {
     Clean,
     /// Another one is under way.
     Busy,
+    /// Something is held back, and has to be handed over first.
+    Held,
     /// It covers this, which has been sent to the live generation.
     Commit(Ticket),
 }
@@ -91,10 +108,12 @@ pub enum Mismatch {
 #[derive(Debug, Default)]
 pub struct FileLog {
     unstable: Changes,
+    /// Part of `unstable`, at its end.
+    held: Option<Held>,
     committing: Option<Arc<Changes>>,
     /// Numbers commits and replays, so that the end of one that was overtaken does not count.
     serial: u64,
-    /// The generation that everything in here was sent to, or [`AGAIN`].
+    /// The generation that everything in here but what is held was sent to, or [`AGAIN`].
     sent_to: u64,
     /// The size that the last commit covered.
     size: Option<u64>,
@@ -177,6 +196,55 @@ impl FileLog {
         self.unstable.size().or(committed.map(|size| self.unstable.size_after(size)))
     }
 
+    /// The size of the file with everything in it that was sent, if that is known.
+    pub fn sent_size(&self) -> Option<u64> {
+        self.held.map(|held| held.from).or(self.size())
+    }
+
+    /// The size of the file with everything in it, if that is known and the backing may show another one.
+    pub fn unsent_size(&self) -> Option<u64> {
+        let unsent = self.held.is_some() || (!self.is_clean() && self.sent_to == AGAIN);
+        self.size().filter(|_| unsent && self.doubt.is_none())
+    }
+
+    /// Takes a write in without its being sent, if it may be: it begins where the file ends, the file is in no doubt, the
+    /// generation has seen everything else, and it makes one request with what is held already. It is unstable from then
+    /// on like any other change. Any other change has to be handed over after what is held.
+    pub fn hold_back(&mut self, generation: u64, offset: u64, data: &mut Vec<u8>) -> bool {
+        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
+        let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
+        let end = match offset.checked_add(length) {
+            Some(end) if length > 0 && length < HELD && end - from / PAGE * PAGE <= HELD => end,
+            _ => return false,
+        };
+        if !seen || self.size() != Some(offset) || self.wants_size() || self.held.is_some_and(|held| held.under_way) {
+            return false;
+        }
+        self.sent_to = generation;
+        self.unstable.push(Change::Write(offset, data));
+        self.held = Some(Held { from, to: end, under_way: false });
+        true
+    }
+
+    /// What is held back.
+    pub fn held(&self) -> Option<Held> {
+        self.held
+    }
+
+    /// What is held back is about to be handed over: its offset and its data.
+    pub fn hand_over(&mut self) -> Option<(u64, Vec<u8>)> {
+        let held = self.held.as_mut()?;
+        held.under_way = true;
+        Some((held.from, self.unstable.copy(held.from, held.to)))
+    }
+
+    /// That generation has seen it up to `end`.
+    pub fn handed_over(&mut self, generation: u64, end: u64) -> Result<(), Superseded> {
+        let Some(held) = self.held.filter(|_| self.sent_to == generation) else { return Err(Superseded) };
+        self.held = (end < held.to).then_some(Held { from: end.max(held.from), to: held.to, under_way: false });
+        Ok(())
+    }
+
     /// A change was handed to that generation.
     pub fn record(&mut self, generation: u64, change: Change<'_>) -> Result<(), Superseded> {
         if self.is_clean() {
@@ -200,6 +268,9 @@ impl FileLog {
         if self.committing.is_some() {
             return Begin::Busy;
         }
+        if self.held.is_some() {
+            return Begin::Held;
+        }
         if self.unstable.is_empty() {
             return Begin::Clean;
         }
@@ -213,6 +284,8 @@ impl FileLog {
     }
 
     fn take(&mut self) -> Ticket {
+        // A commit begins when nothing is; a replay sends everything.
+        self.held = None;
         self.serial += 1;
         let changes = Arc::new(std::mem::take(&mut self.unstable));
         self.committing = Some(Arc::clone(&changes));
@@ -260,6 +333,7 @@ impl FileLog {
     pub fn abandon(&mut self) -> Changes {
         self.put_back();
         self.serial += 1;
+        self.held = None;
         std::mem::take(&mut self.unstable)
     }
 
