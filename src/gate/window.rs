@@ -256,6 +256,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_handed_over_for_others_is_in_flight_too() {
+        let mut window = Window::default();
+        window.overrun(START);
+        assert_eq!((window.in_flight(), window.has_room(1), window.wants_barrier(false)), (START, false, true));
+        window.begin_barrier(Instant::now());
+        window.pass_barrier();
+        assert_eq!(window.in_flight(), 0);
+    }
+
+    #[test]
     fn the_time_of_a_barrier_is_what_the_window_goes_by() {
         let after = |took| {
             let (mut window, t) = (Window::default(), Instant::now());
