@@ -472,6 +472,7 @@ impl Overlay {
             let changes = inode.abandon(&self.budget);
             self.save(&inode, changes, "the overlay ended before the backing was back");
         }
+        self.hidden_journal.close();
     }
 }
 
