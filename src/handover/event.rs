@@ -64,6 +64,27 @@ pub enum LogEvent<'a> {
     SendAgain,
     /// [`FileLog::abandon`].
     Abandon,
+    /// [`FileLog::hold_back`] that took a write in.
+    HoldBack {
+        /// The generation it is to be handed to.
+        generation: u64,
+        /// Where.
+        offset: u64,
+        /// What.
+        #[serde(borrow)]
+        data: Bytes<'a>,
+    },
+    /// [`FileLog::hand_over`].
+    HandOver,
+    /// [`FileLog::handed_over`].
+    HandedOver {
+        /// The generation that has seen it.
+        generation: u64,
+        /// Up to where.
+        end: u64,
+    },
+    /// [`FileLog::settle_truncation`].
+    SettleTruncation(u64),
     /// It is like that, whatever it was.
     Is(Cow<'a, FileLog>),
 }
@@ -92,6 +113,12 @@ impl LogEvent<'_> {
             }
             LogEvent::SendAgain => log.send_again(),
             LogEvent::Abandon => _ = log.abandon(),
+            LogEvent::HoldBack { generation, offset, data } => {
+                _ = log.hold_back(generation, offset, &mut data.0.into_owned());
+            }
+            LogEvent::HandOver => _ = log.hand_over(),
+            LogEvent::HandedOver { generation, end } => _ = log.handed_over(generation, end),
+            LogEvent::SettleTruncation(found) => log.settle_truncation(found),
             LogEvent::Is(new) => *log = new.into_owned(),
         }
     }

@@ -282,10 +282,10 @@ pub enum Item<'a> {
         /// The errno.
         errno: i32,
     },
-    /// A repair found another file in the place of a node's.
+    /// A repair found another file in the place of the one that a handle was opened on.
     Lost {
-        /// The node.
-        node: u64,
+        /// The handle.
+        handle: u64,
     },
     /// Nothing of the file is open or uncommitted any more: its log, failed commits and loss are of no interest.
     Settled {

@@ -33,6 +33,8 @@ pub struct OpenFile {
     pub told: u64,
     /// The request that it was granted to.
     pub by: u64,
+    /// A repair found another file in the place of its own.
+    pub lost: bool,
 }
 
 /// A handle of a directory.
@@ -53,8 +55,6 @@ pub struct Inode {
     pub log: FileLog,
     /// Failed commits, and the errno of the last.
     pub refused: (u64, i32),
-    /// A repair found another file in its place.
-    pub lost: bool,
 }
 
 /// What was granted to a request.
@@ -160,7 +160,7 @@ impl Picture {
             Item::RenamesSettled => self.doubtful.clear(),
             Item::Opened { handle, node, flags, told, by } => {
                 raise(&mut self.counters.handle, handle);
-                self.files.insert(handle, OpenFile { node, flags, told, by });
+                self.files.insert(handle, OpenFile { node, flags, told, by, lost: false });
             }
             Item::Told { handle, count } => {
                 if let Some(file) = self.files.get_mut(&handle) {
@@ -181,7 +181,11 @@ impl Picture {
             Item::DirClosed { handle } => _ = self.directories.remove(&handle),
             Item::Log { node, event } => event.apply(&mut self.inodes.entry(node).or_default().log),
             Item::Refused { node, count, errno } => self.inodes.entry(node).or_default().refused = (count, errno),
-            Item::Lost { node } => self.inodes.entry(node).or_default().lost = true,
+            Item::Lost { handle } => {
+                if let Some(file) = self.files.get_mut(&handle) {
+                    file.lost = true;
+                }
+            }
             Item::Settled { node } => _ = self.inodes.remove(&node),
             Item::HiddenAdded(path) => _ = self.hidden.insert(path.0.into_owned()),
             Item::HiddenRemoved(path) => _ = self.hidden.remove(path.as_ref()),
@@ -289,8 +293,11 @@ impl Picture {
         for (&ticket, (from, to)) in &self.renaming {
             emit(&Item::Renaming { ticket, from: borrowed(from), to: borrowed(to) })?;
         }
-        for (&handle, &OpenFile { node, flags, told, by }) in &self.files {
+        for (&handle, &OpenFile { node, flags, told, by, lost }) in &self.files {
             emit(&Item::Opened { handle, node, flags, told, by })?;
+            if lost {
+                emit(&Item::Lost { handle })?;
+            }
         }
         for (&handle, directory) in &self.directories {
             emit(&Item::DirOpened { handle, node: directory.node, by: directory.by })?;
@@ -306,9 +313,6 @@ impl Picture {
             let (count, errno) = inode.refused;
             if inode.refused != (0, 0) {
                 emit(&Item::Refused { node, count, errno })?;
-            }
-            if inode.lost {
-                emit(&Item::Lost { node })?;
             }
         }
         for path in &self.hidden {

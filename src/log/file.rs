@@ -231,19 +231,25 @@ impl FileLog {
     /// generation has seen everything else, and it makes one request with what is held already. It is unstable from then
     /// on like any other change. Any other change has to be handed over after what is held.
     pub fn hold_back(&mut self, generation: u64, offset: u64, data: &mut Vec<u8>) -> bool {
-        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
-        let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
-        let end = match offset.checked_add(length) {
-            Some(end) if length > 0 && length < HELD && end - from / PAGE * PAGE <= HELD => end,
-            _ => return false,
-        };
-        if !seen || self.size() != Some(offset) || self.wants_size() || self.held.is_some_and(|held| held.under_way) {
+        if !self.takes(generation, offset, data.len()) {
             return false;
         }
+        let (from, to) = (self.held.map_or(offset, |held| held.from), offset + data.len() as u64);
         self.sent_to = generation;
         self.unstable.push(Change::Write(offset, data));
-        self.held = Some(Held { from, to: end, under_way: false });
+        self.held = Some(Held { from, to, under_way: false });
         true
+    }
+
+    /// True if [`FileLog::hold_back`] would take a write of that length in.
+    pub fn takes(&self, generation: u64, offset: u64, length: usize) -> bool {
+        let (length, from) = (length as u64, self.held.map_or(offset, |held| held.from));
+        let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
+        let one_request = length > 0
+            && length < HELD
+            && offset.checked_add(length).is_some_and(|end| end - from / PAGE * PAGE <= HELD);
+        let idle = !self.held.is_some_and(|held| held.under_way);
+        seen && one_request && idle && self.size() == Some(offset) && !self.wants_size()
     }
 
     /// What is held back.
@@ -371,6 +377,13 @@ impl FileLog {
             let later = std::mem::replace(&mut self.unstable, Arc::unwrap_or_clone(changes));
             self.unstable.extend(later);
         }
+    }
+
+    /// Everything that is not committed.
+    pub fn whole(&self) -> Changes {
+        let mut whole = self.committing.as_deref().cloned().unwrap_or_default();
+        whole.extend(self.unstable.clone());
+        whole
     }
 
     /// Gives everything up, and returns it.
@@ -610,7 +623,9 @@ mod tests {
         assert!(matches!(log.begin(), Begin::Held), "an fsync would not cover it");
         assert!(!hold(&mut log, 1, 106, &[7; HELD as usize]), "large ones are sent at once");
         let most = HELD - 106;
-        assert!(!hold(&mut log, 1, 106, &vec![7; most as usize + 1]) && hold(&mut log, 1, 106, &vec![7; most as usize]));
+        assert!(
+            !hold(&mut log, 1, 106, &vec![7; most as usize + 1]) && hold(&mut log, 1, 106, &vec![7; most as usize])
+        );
         let (from, data) = log.hand_over().expect("it is held");
         assert_eq!((from, data.len() as u64, &data[..6]), (100, HELD - 100, &b"onetwo"[..]));
         assert!(log.held().is_some_and(|held| held.under_way));

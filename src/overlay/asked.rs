@@ -6,8 +6,8 @@ use fuser::Request;
 
 use super::Overlay;
 use crate::gate::Op;
+use crate::handover::Memory;
 use crate::handover::slots::{Entered, RESENT};
-use crate::handover::{Grant, Memory};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// A call of steadfs's own, which nobody waits for.
+    pub fn internal() -> Asked {
+        Asked { caller: Caller { uid: 0, gid: 0 }, unique: 0, entered: None }
+    }
+
     /// True if a steadfs has died over it: what it asks for may have been done.
     pub fn again(&self) -> bool {
         self.unique & RESENT != 0

@@ -106,8 +106,7 @@ impl Device {
         let length = recv(ours.as_raw_fd(), &mut reply, MsgFlags::MSG_DONTWAIT)?;
         reply.truncate(length);
         // SAFETY: both are open descriptors; the one that is replaced stays the session's, which goes on to own it.
-        let replaced =
-            unsafe { libc::dup3(self.0.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
+        let replaced = unsafe { libc::dup3(self.0.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
         Errno::result(replaced)?;
         Ok((session, reply))
     }

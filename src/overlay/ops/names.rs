@@ -7,10 +7,10 @@ use std::sync::Arc;
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
 
-use super::Caller;
 use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
+use crate::overlay::asked::{Asked, Caller};
 use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
 use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
@@ -39,12 +39,14 @@ pub enum Made {
 
 impl Overlay {
     /// FUSE_LOOKUP.
-    pub fn lookup(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEntry) {
+    pub fn lookup(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let (asked, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::ENOENT);
         }
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Lookup,
             Class::Meta,
             move |overlay, context| {
@@ -57,14 +59,14 @@ impl Overlay {
                 }
                 result
             },
-            move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
+            move |overlay, result| overlay.reply_entry(by, parent, &name, result, reply),
         );
     }
 
-    fn reply_entry(&self, parent: u64, name: &OsStr, result: OpResult<Attr>, reply: ReplyEntry) {
+    fn reply_entry(&self, by: u64, parent: u64, name: &OsStr, result: OpResult<Attr>, reply: ReplyEntry) {
         match result {
             Ok(attr) => {
-                let node = self.nodes.remember(parent, name, &attr);
+                let node = self.nodes.remember(parent, name, &attr, by);
                 let (attr_ttl, entry_ttl) = (self.config.attr_timeout, self.config.entry_timeout);
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
             }
@@ -73,12 +75,14 @@ impl Overlay {
     }
 
     /// FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK.
-    pub fn make(self: &Arc<Self>, op: Op, caller: Caller, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
+    pub fn make(self: &Arc<Self>, asked: Asked, op: Op, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
         let (asked, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
+        let (by, caller) = (asked.unique, asked.caller);
         self.submit(
+            asked,
             op,
             Class::Meta,
             move |overlay, context| {
@@ -103,7 +107,7 @@ impl Overlay {
                     Ok(attr)
                 })
             },
-            move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
+            move |overlay, result| overlay.reply_entry(by, parent, &name, result, reply),
         );
     }
 
@@ -137,12 +141,14 @@ impl Overlay {
     }
 
     /// FUSE_LINK.
-    pub fn link(self: &Arc<Self>, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
+    pub fn link(self: &Arc<Self>, asked: Asked, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let (asked, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Link,
             Class::Meta,
             move |overlay, context| {
@@ -159,7 +165,7 @@ impl Overlay {
             },
             move |overlay, result| match result {
                 Ok(attr) => {
-                    overlay.nodes.remember_link(node, parent, &name);
+                    overlay.nodes.remember_link(node, parent, &name, by);
                     let (attr_ttl, entry_ttl) = (overlay.config.attr_timeout, overlay.config.entry_timeout);
                     reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
                 }
@@ -169,13 +175,14 @@ impl Overlay {
     }
 
     /// FUSE_UNLINK.
-    pub fn unlink(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+    pub fn unlink(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
         if is_hidden(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         // Chosen once: when the call is run again in doubt, it must find what it did before.
         let (name, hidden) = (name.to_owned(), self.hidden_name());
         self.submit(
+            asked,
             Op::Unlink,
             Class::Meta,
             move |overlay, context| {
@@ -195,12 +202,13 @@ impl Overlay {
     }
 
     /// FUSE_RMDIR.
-    pub fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+    pub fn rmdir(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
         if is_hidden(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         let name = name.to_owned();
         self.submit(
+            asked,
             Op::Rmdir,
             Class::Meta,
             move |overlay, context| {
@@ -225,13 +233,14 @@ impl Overlay {
     }
 
     /// FUSE_RENAME2.
-    pub fn rename(self: &Arc<Self>, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
+    pub fn rename(self: &Arc<Self>, asked: Asked, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
         if is_hidden(&from.1) || is_hidden(&to.1) {
             return reply.error(fuser::Errno::EPERM);
         }
         // Chosen once, as for unlink.
         let hidden = self.hidden_name();
         self.submit(
+            asked,
             Op::Rename,
             Class::Meta,
             move |overlay, context| {
@@ -304,8 +313,9 @@ impl Overlay {
     }
 
     /// FUSE_READLINK.
-    pub fn readlink(self: &Arc<Self>, node: u64, reply: ReplyData) {
+    pub fn readlink(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyData) {
         self.submit(
+            asked,
             Op::Readlink,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.read_link(path)),

@@ -1,0 +1,114 @@
+//! Going on where a steadfs that died has left off (promise P6).
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::session::{Device, Greeting};
+use super::{Overlay, adapter};
+use crate::handover::slots::RESENT;
+use crate::handover::{Grant, Inherited, Picture};
+
+/// Told to whoever's request can neither be sent again nor answered: the outage is over for everybody else.
+const REFUSED: Errno = Errno::EIO;
+
+impl Overlay {
+    /// Takes up what a predecessor had noted: names, handles, write logs. To be called before the gate opens and before
+    /// [`Overlay::go_on`].
+    pub fn resume(&self, inherited: &Inherited) {
+        let picture = &inherited.picture;
+        self.nodes.resume(picture);
+        self.inodes.resume(&self.budget, picture, |node| self.nodes.hold(node));
+        self.files.resume_after(picture.counters.handle);
+        for (&handle, file) in &picture.files {
+            let inode = if file.lost {
+                self.inodes.lost(file.node)
+            } else {
+                self.inodes.enter(file.node, || self.nodes.hold(file.node))
+            };
+            self.nodes.opened(file.node);
+            self.files.resume(handle, file.flags, file.told, inode);
+        }
+        self.directories.resume(picture);
+        self.nodes.resumed();
+        *self.granted.lock() = grants(inherited);
+    }
+
+    /// Serves on `device`, on which a session was begun so. What was read and not answered is done now, or is answered
+    /// with an error where the kernel cannot send it again.
+    pub fn go_on(
+        self: &Arc<Self>,
+        device: Device,
+        greeting: &Greeting,
+        inherited: &Inherited,
+        initialised: impl FnOnce(),
+    ) -> io::Result<()> {
+        let session = device.go_on(adapter::Adapter(Arc::clone(self)), greeting)?;
+        match if resends() { device.resend() } else { Err(Errno::EINVAL.into()) } {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.refuse_all(&device, inherited)?,
+            Err(error) => return Err(error),
+        }
+        drop(device);
+        initialised();
+        session.run()
+    }
+
+    fn refuse_all(self: &Arc<Self>, device: &Device, inherited: &Inherited) -> io::Result<()> {
+        for request in &inherited.requests {
+            if device.refuse(request.unique, REFUSED)? {
+                tracing::warn!(
+                    unique = request.unique,
+                    opcode = request.opcode,
+                    "a call in flight is answered with EIO"
+                );
+                self.take_back(request.unique);
+            }
+            if let Some(memory) = self.notes.memory() {
+                memory.requests().forget_leftovers();
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel never got what was granted to that request.
+    pub(super) fn take_back(self: &Arc<Self>, unique: u64) {
+        for grant in self.granted.lock().remove(&(unique & !RESENT)).into_iter().flatten() {
+            match grant {
+                Grant::Lookups { node, count } => self.nodes.forget(node, count),
+                Grant::File(handle) => {
+                    if let Some(file) = self.files.remove(handle) {
+                        self.let_handle_go(file);
+                    }
+                }
+                Grant::Directory(handle) => self.directories.remove(handle),
+            }
+        }
+    }
+}
+
+/// What was granted to requests that may be unanswered, by unique.
+fn grants(inherited: &Inherited) -> HashMap<u64, Vec<Grant>> {
+    let Picture { nodes, files, directories, .. } = &inherited.picture;
+    let mut grants: HashMap<u64, Vec<Grant>> =
+        inherited.requests.iter().map(|request| (request.unique & !RESENT, Vec::new())).collect();
+    let mut add = |by: u64, grant: Grant| {
+        if let Some(granted) = grants.get_mut(&(by & !RESENT)).filter(|_| by != 0) {
+            granted.push(grant);
+        }
+    };
+    for (&node, found) in nodes {
+        let (by, count) = found.by;
+        add(by, Grant::Lookups { node, count: count.min(found.lookups) });
+    }
+    files.iter().for_each(|(&handle, file)| add(file.by, Grant::File(handle)));
+    directories.iter().for_each(|(&handle, directory)| add(directory.by, Grant::Directory(handle)));
+    grants
+}
+
+/// False in tests that play a kernel before 6.9.
+fn resends() -> bool {
+    std::env::var_os("STEADFS_NO_RESEND").is_none()
+}
