@@ -90,14 +90,13 @@ impl Overlay {
     pub fn create(
         self: &Arc<Self>,
         asked: Asked,
-        caller: Caller,
         parent: u64,
         name: &OsStr,
         mode: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -106,7 +105,7 @@ impl Overlay {
             asked,
             Op::Create,
             Class::Meta,
-            move |overlay, context| overlay.create_on_backing(context, caller, parent, &asked, mode, flags),
+            move |overlay, context| overlay.create_on_backing(context, caller, parent, &wanted, mode, flags),
             move |overlay, result| match result {
                 Ok((attr, opened)) => {
                     let node = overlay.nodes.remember(parent, &name, &attr, by);
@@ -307,6 +306,7 @@ impl Overlay {
     /// FUSE_LSEEK with SEEK_DATA or SEEK_HOLE.
     pub fn lseek(self: &Arc<Self>, asked: Asked, handle: u64, offset: i64, whence: i32, reply: ReplyLseek) {
         self.on_file(
+            asked,
             Op::Lseek,
             handle,
             move |file| file.seek(offset, whence),

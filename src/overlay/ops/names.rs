@@ -40,7 +40,7 @@ pub enum Made {
 impl Overlay {
     /// FUSE_LOOKUP.
     pub fn lookup(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::ENOENT);
         }
@@ -50,12 +50,12 @@ impl Overlay {
             Op::Lookup,
             Class::Meta,
             move |overlay, context| {
-                let known = overlay.nodes.known(parent, &asked);
-                let result = overlay.look(context, overlay.nodes.node(parent, &asked), || {
-                    overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path))
+                let known = overlay.nodes.known(parent, &wanted);
+                let result = overlay.look(context, overlay.nodes.node(parent, &wanted), || {
+                    overlay.on_name(context, parent, &wanted, |tree, path| tree.stat(path))
                 });
                 if result == Err(Errno::ENOENT) {
-                    overlay.nodes.missed(parent, &asked, &known);
+                    overlay.nodes.missed(parent, &wanted, &known);
                 }
                 result
             },
@@ -76,7 +76,7 @@ impl Overlay {
 
     /// FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK.
     pub fn make(self: &Arc<Self>, asked: Asked, op: Op, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -86,7 +86,7 @@ impl Overlay {
             op,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_name(context, parent, &asked, |tree, path| {
+                overlay.on_name(context, parent, &wanted, |tree, path| {
                     let in_doubt = context.in_doubt;
                     let made = match &what {
                         Made::Directory { mode } => {
@@ -103,7 +103,7 @@ impl Overlay {
                     };
                     overlay.settled(op.name(), path, made)?;
                     let attr = overlay.give_to_caller(caller, tree, path)?;
-                    overlay.nodes.made(parent, &asked, &attr);
+                    overlay.nodes.made(parent, &wanted, &attr);
                     Ok(attr)
                 })
             },
@@ -142,7 +142,7 @@ impl Overlay {
 
     /// FUSE_LINK.
     pub fn link(self: &Arc<Self>, asked: Asked, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -154,7 +154,7 @@ impl Overlay {
             move |overlay, context| {
                 let places = || {
                     let (from, stamp) = overlay.nodes.path(node)?;
-                    Ok(((from, overlay.nodes.path_of(parent, &asked)?.0), stamp))
+                    Ok(((from, overlay.nodes.path_of(parent, &wanted)?.0), stamp))
                 };
                 overlay.show(context, node)?;
                 overlay.retried(context, &[node, parent], places, |tree, (from, to)| {
