@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::item::{Bytes, Counters, Entry, Item, ItemError, LogEvent, Name, Outcome, SOFTWARE, Session};
+use super::item::{Counters, Entry, Item, ItemError, LogEvent, Name, Outcome, SOFTWARE, Session};
 use crate::backing::FileKind;
 use crate::log::FileLog;
 
