@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::handover::item::FORMAT;
+use crate::handover::item::{Bytes, FORMAT};
 use crate::log::{Attempt, Change};
 
 fn session() -> Item<'static> {
