@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The file has its full size from the start and is sealed against another one, so that no access can miss it; memory is
-//! used only by pages that were written to. [`Arena::populate`] gets them ahead, since a page that the system cannot give
-//! is an error there and SIGBUS anywhere else; [`Arena::discard`] gives them back.
+//! used only by pages that were written to. `Arena::populate` gets them ahead, since a page that the system cannot give
+//! is an error there and SIGBUS anywhere else; `Arena::discard` gives them back.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

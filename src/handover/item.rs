@@ -138,7 +138,6 @@ pub struct Counters {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Item<'a> {
     /// Comes first, and once more by each successor.
-    #[serde(skip)]
     Session(Session),
     /// There is a node; one of that id is replaced.
     Node {

@@ -46,7 +46,7 @@ proptest! {
 
     #[test]
     fn a_tape_that_is_cut_or_altered_in_its_last_record_ends_before_it(
-        payloads in payloads(), at in any::<prop::sample::Index>(), bit in 0..8, cut in any::<bool>(),
+        payloads in payloads(), at in any::<prop::sample::Index>(), bit in 0_u8..8, cut in any::<bool>(),
     ) {
         let tape = tape(1 << 20);
         for (kind, payload) in (0..).zip(&payloads) {
@@ -58,7 +58,7 @@ proptest! {
         if cut {
             bytes.truncate(at);
         } else {
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
         }
         let mut scan = Scan::new(&bytes, last, 0);
         let read = collect(&mut scan).expect("no error at the end");
@@ -66,7 +66,7 @@ proptest! {
         let whole = at >= payload_end;
         prop_assert_eq!(read.len(), payloads.len() - usize::from(!whole));
         // Cut at its start it is not there at all.
-        prop_assert_eq!(scan.torn().is_some(), !whole && !(cut && at == last as usize));
+        prop_assert_eq!(scan.torn().is_some(), !(whole || cut && at == last as usize));
         for (read, payload) in read.iter().zip(&payloads) {
             prop_assert_eq!(&read.1, payload);
         }
@@ -74,7 +74,7 @@ proptest! {
 
     #[test]
     fn a_tape_that_is_altered_in_the_middle_is_refused(
-        payloads in payloads(), at in any::<prop::sample::Index>(), bit in 0..8,
+        payloads in payloads(), at in any::<prop::sample::Index>(), bit in 0_u8..8,
     ) {
         let tape = tape(1 << 20);
         for payload in &payloads {
@@ -83,7 +83,7 @@ proptest! {
         tape.append(2, &[b"last"]).expect("room");
         let (mut bytes, last) = raw(&tape);
         let at = at.index(last as usize);
-        bytes[at] ^= 1 << bit;
+        bytes[at] ^= 1_u8 << bit;
         let mut start = 0;
         let mut padding = false;
         for payload in &payloads {
