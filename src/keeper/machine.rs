@@ -114,6 +114,7 @@ impl Machine {
         if matches!(self.state, State::Ended { .. }) {
             return todo;
         }
+        self.forgive(now);
         match input {
             Input::Resumable(resumable) => self.resumable = resumable,
             Input::Beat => self.beat = now,
@@ -126,6 +127,16 @@ impl Machine {
         }
         self.look_at_the_deadline(now, &mut todo);
         todo
+    }
+
+    /// Time in which this process did not run (a paused container, say) speaks against nobody: the daemon may not have run
+    /// either.
+    fn forgive(&mut self, now: Instant) {
+        let late = self.wakes_at().map_or(Duration::ZERO, |due| now.saturating_duration_since(due));
+        if late > PUNCTUAL {
+            self.beat = now;
+            self.unserved = self.unserved.map(|since| since + late);
+        }
     }
 
     fn ready(&mut self, now: Instant, todo: &mut Vec<Action>) {
@@ -157,12 +168,13 @@ impl Machine {
             return self.end(code, todo);
         }
         self.unserved.get_or_insert(now);
+        let asked = matches!(was, State::Upgrading { .. });
+        if asked && self.resumable {
+            return self.start(Image::Candidate, now, todo);
+        }
         todo.push(Action::TellDeath(death));
         if !self.resumable {
             return self.abandon(todo);
-        }
-        if matches!(was, State::Upgrading { .. }) {
-            return self.start(Image::Candidate, now, todo);
         }
         if self.image == Image::Candidate {
             todo.push(Action::Reject(death));
@@ -181,7 +193,7 @@ impl Machine {
         self.said = None;
         self.beat = now;
         self.state = State::Starting { since: now };
-        todo.push(Action::Start { image, successor: !self.first, deaths: self.early, reason: self.last_death });
+        todo.push(Action::Start { image, successor: self.resumable, deaths: self.early, reason: self.last_death });
     }
 
     fn stop(&mut self, signal: i32, todo: &mut Vec<Action>) {
@@ -199,12 +211,13 @@ impl Machine {
 
     fn upgrade(&mut self, now: Instant, todo: &mut Vec<Action>) {
         let serving = matches!(self.state, State::Serving { .. });
-        if !serving || !self.resumable || self.image == Image::Candidate || self.stop.is_some() {
+        let ending = self.stop.is_some() || self.said.is_some();
+        if !serving || !self.resumable || self.image == Image::Candidate || ending {
             todo.push(Action::Refuse);
             return;
         }
         self.unserved = Some(now);
-        self.state = State::Upgrading { since: now, kill_at: Some(now + self.policy.yielding) };
+        self.state = State::Upgrading { killed: false, kill_at: Some(now + self.policy.yielding) };
         todo.push(Action::Yield);
     }
 
@@ -224,11 +237,11 @@ impl Machine {
                 todo.push(Action::Free);
             }
             State::Down { until } if now >= until => self.start(Image::Present, now, todo),
-            State::Upgrading { since, kill_at: Some(at) } if now >= at => {
+            State::Upgrading { killed, kill_at: Some(at) } if now >= at => {
                 // What keeps it may keep it from dying, too.
-                let again = now < since + self.policy.yielding + self.policy.dying;
-                self.state = State::Upgrading { since, kill_at: again.then_some(now + self.policy.dying) };
-                todo.push(if again { Action::Kill } else { Action::Free });
+                let free_at = (!killed).then_some(now + self.policy.dying);
+                self.state = State::Upgrading { killed: true, kill_at: free_at };
+                todo.push(if killed { Action::Free } else { Action::Kill });
             }
             _ => {}
         }
@@ -264,6 +277,8 @@ impl Machine {
     }
 }
 
+/// A look that comes later than that was kept from coming.
+const PUNCTUAL: Duration = Duration::from_secs(1);
 /// mount(8)'s code for a mount that failed.
 const FAILED: u8 = 32;
 

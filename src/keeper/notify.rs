@@ -12,9 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
 
 use super::DEVICE;
 
@@ -64,7 +62,8 @@ impl Manager {
                 None
             }
         });
-        let asked = env::var_os(WATCHDOG[1]).is_some() || env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
+        let asked =
+            env::var_os(WATCHDOG[1]).is_some() || env::var_os("WATCHDOG_PID").is_none() || is_for_us("WATCHDOG_PID");
         let micros = value(WATCHDOG).filter(|_| asked).and_then(|text| text.to_str()?.parse().ok());
         let every = micros.map(|micros: u64| Duration::from_micros(micros / 2));
         Manager { next: to.is_some().then(Instant::now).filter(|_| every.is_some()), to, every }

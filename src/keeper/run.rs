@@ -241,7 +241,8 @@ impl Keeper {
                     self.upgrade = Some(Message::UpgradeResult { accepted: false, reason });
                 }
                 Action::Refuse => {
-                    let reason = "it cannot be upgraded now: it must serve, and not be upgraded or ended already".into();
+                    let reason =
+                        "it cannot be upgraded now: it must serve, and not be upgraded or ended already".into();
                     self.say(&Message::UpgradeResult { accepted: false, reason });
                 }
                 Action::TellReady => self.tell_ready(),

@@ -24,8 +24,7 @@ fn describe(task: &Path) -> String {
     let status = read("status");
     let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or("?").trim();
     let stack = read("stack");
-    let stack: Vec<&str> =
-        stack.lines().filter_map(|line| line.split_whitespace().nth(1)).take(DEPTH).collect();
+    let stack: Vec<&str> = stack.lines().filter_map(|line| line.split_whitespace().nth(1)).take(DEPTH).collect();
     format!(
         "thread {} {}: {state}; wchan {}; syscall {}; stack {}",
         task.file_name().unwrap_or_default().to_string_lossy(),

@@ -53,7 +53,8 @@ impl Rig {
         command.args(["-c", "test -z \"$LISTEN_FDS\" || exec 3<&0; exec </dev/null; LISTEN_PID=$$ exec \"$@\"", "sh"]);
         command.arg(env!("CARGO_BIN_EXE_steadfs")).arg("keeper");
         let patient = ["--deadline=60s", "--watchdog=60s"];
-        let given = |switch: &&&str| !plan.switches.iter().any(|other| other.split('=').next() == switch.split('=').next());
+        let given =
+            |switch: &&&str| !plan.switches.iter().any(|other| other.split('=').next() == switch.split('=').next());
         command.args(patient.iter().filter(given)).args(plan.switches);
         command.arg("--executable").arg(daemon);
         command.args(["--", "--exact", "fake::fake_daemon", "--nocapture", "--test-threads=1"]);
@@ -89,15 +90,7 @@ impl Rig {
     pub fn started(&self) -> Started {
         let event = self.event();
         let words: Vec<&str> = event.splitn(7, ' ').collect();
-        let [
-            "start",
-            pid,
-            why,
-            held,
-            _,
-            executable,
-            reason,
-        ] = words[..] else {
+        let ["start", pid, why, held, _, executable, reason] = words[..] else {
             panic!("{event}; log:\n{}", self.log())
         };
         Started {

@@ -187,8 +187,8 @@ pub enum State {
     Hung { death: Death, free_at: Option<Instant> },
     /// There is none; the next is started then.
     Down { until: Instant },
-    /// It was asked to stop serving, and is killed if it does not.
-    Upgrading { since: Instant, kill_at: Option<Instant> },
+    /// It was asked to stop serving; at `kill_at` it is killed, and then freed.
+    Upgrading { killed: bool, kill_at: Option<Instant> },
     /// The end.
     Ended { code: u8 },
 }
