@@ -6,19 +6,26 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, setsockopt, socket,
+};
+
+use nix::sys::socket::sockopt::SendTimeout;
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::DEVICE;
 
 /// The manager's variable, and under which name it reaches a later keeper.
 const SOCKET: [&str; 2] = ["NOTIFY_SOCKET", "STEADFS_NOTIFY_SOCKET"];
 const WATCHDOG: [&str; 2] = ["WATCHDOG_USEC", "STEADFS_WATCHDOG_USEC"];
+/// How long a busy manager is waited for, in milliseconds; then it is not told.
+const PATIENCE: i64 = 500;
 /// First descriptor that a manager hands over (sd_listen_fds(3)).
 const FIRST: RawFd = 3;
 
@@ -75,7 +82,7 @@ impl Manager {
         let raw: Vec<RawFd> = descriptor.iter().map(|fd| fd.as_raw_fd()).collect();
         let with = [ControlMessage::ScmRights(&raw)];
         let with: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &with };
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let flags = MsgFlags::MSG_NOSIGNAL;
         if let Err(errno) = sendmsg(socket.as_raw_fd(), &[IoSlice::new(text.as_bytes())], with, flags, Some(address)) {
             tracing::debug!(%errno, text, "sd_notify");
         }
@@ -135,7 +142,9 @@ fn open(path: &OsStr) -> io::Result<(OwnedFd, UnixAddr)> {
         Some((b'@', name)) => UnixAddr::new_abstract(name)?,
         _ => UnixAddr::new(path)?,
     };
-    Ok((socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?, address))
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, SendTimeout, &TimeVal::milliseconds(PATIENCE))?;
+    Ok((socket, address))
 }
 
 /// What the manager kept of an earlier life, by name. To be called once, before this process opens anything.
@@ -157,10 +166,9 @@ pub fn kept() -> Vec<(String, OwnedFd)> {
     found.filter_map(|(raw, name)| Some((name.to_owned(), take(raw)?))).collect()
 }
 
-/// For tests and for what is polled.
+#[cfg(test)]
 impl Manager {
-    /// One that listens at that address.
-    pub fn at(path: &OsStr) -> io::Result<Manager> {
+    fn at(path: &OsStr) -> io::Result<Manager> {
         Ok(Manager { to: Some(open(path)?), ..Manager::default() })
     }
 }
@@ -168,6 +176,7 @@ impl Manager {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
     #[test]

@@ -176,9 +176,12 @@ impl Keeper {
         inputs.push_back(Input::Beat);
         match (message, descriptor) {
             (Message::Hold { name }, Some(descriptor)) => {
-                self.manager.store(&name, descriptor.as_fd());
                 if !self.store.hold(&name, descriptor) {
                     tracing::error!(name, "this cannot be held");
+                }
+                match self.store.get(&name) {
+                    Some(descriptor) => self.manager.store(&name, descriptor),
+                    None => self.manager.forget(&name),
                 }
                 inputs.push_back(Input::Resumable(self.store.is_resumable()));
             }

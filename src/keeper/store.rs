@@ -32,6 +32,11 @@ impl Store {
         self.0.len() < before
     }
 
+    /// What is held under that name.
+    pub fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.iter().find(|(held, _)| *held == name).map(|(_, descriptor)| descriptor)
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         self.0.iter().map(|(name, descriptor)| (name.as_str(), descriptor.as_fd()))

@@ -73,7 +73,8 @@ fn live(fake: &Fake) -> Option<i32> {
     let mut mount = None;
     if start.why == Why::First {
         if let Some(mountpoint) = fake.wanted("mount") {
-            let (device, made) = Mount::attach(&OverlayConfig::default(), "fake", Path::new(&mountpoint)).ok()?;
+            let config = OverlayConfig { guard: false, ..OverlayConfig::default() };
+            let (device, made) = Mount::attach(&config, "fake", Path::new(&mountpoint)).ok()?;
             link.hold(DEVICE, device.as_fd()).ok()?;
             link.mounted(What::Overlay, Some(Place::new(made.dev(), "fuse.steadfs".as_ref(), "fake".as_ref())));
             mount = Some((device, made));

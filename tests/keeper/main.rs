@@ -26,12 +26,14 @@ fn a_daemon_that_is_killed_has_a_successor_with_the_same_descriptor_each_time() 
         last = next.pid;
     }
     let status = std::fs::read_to_string(format!("/proc/{}/status", rig.keeper.id())).expect("it lives");
-    let rss: u64 = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())
-        .expect("a number");
-    println!("VmRSS of the keeper: {rss} KiB");
-    assert!(rss < 20 << 10, "{rss} KiB");
+    let kib = |name: &str| -> u64 {
+        let found = status.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok());
+        found.expect("a number")
+    };
+    let (all, own) = (kib("VmRSS:"), kib("RssAnon:"));
+    println!("the keeper: {all} KiB resident, {own} KiB of them its own");
+    // The rest is the executable, which the daemon has mapped too; most of it in a build for tests.
+    assert!(own < 4 << 10, "{own} KiB");
     assert!(status.contains("Threads:\t1\n"), "{status}");
 }
 
@@ -110,25 +112,10 @@ fn when_no_successor_can_serve_callers_are_let_go_and_the_overlay_is_detached() 
     let mut caller = Command::new("stat").arg("-f").arg(&path).stderr(Stdio::null()).spawn().expect("started");
     rig.want("fails", "3");
     signal(first.pid, Signal::SIGKILL);
-    let mut starts = 0;
-    let exit = loop {
-        if let Some(status) = rig.keeper.try_wait().expect("waited") {
-            break status;
-        }
-        // The last one may come just before the end; then nobody says anything.
-        let next = rig.started();
-        assert!(next.successor);
-        starts += 1;
-        if starts > 4 {
-            break rig.keeper_exit();
-        }
-    };
+    let exit = rig.keeper_exit();
     assert_eq!(exit.code(), Some(32), "{}", rig.log());
     assert!(!caller.wait().expect("it ends").success());
     assert!(!mounted());
-    println!("{starts} successors were tried and seen");
-    // The guard outlives the mount.
-    let _ = Command::new("chattr").arg("-i").arg(&path).status();
 }
 
 #[test]
@@ -236,12 +223,13 @@ fn an_upgrade_that_dies_on_trial_is_taken_back() {
     let next = rig.started();
     assert_eq!(next.executable, "candidate");
     rig.ready();
-    signal(next.pid, Signal::SIGSEGV);
+    // Not SIGSEGV: the Rust runtime passes over one that no fault caused.
+    signal(next.pid, Signal::SIGABRT);
     let back = rig.started();
     assert_eq!((back.executable.as_str(), back.held), (first.executable.as_str(), device));
     rig.ready();
     let told = rig.event();
-    assert!(told.starts_with("upgraded false") && told.ends_with("candidate failed: SIGSEGV"), "{told}");
+    assert!(told.starts_with("upgraded false") && told.ends_with("candidate failed: SIGABRT"), "{told}");
     // And a second one may be tried.
     rig.want("candidate-fails", "4");
     rig.order(&format!("upgrade {}", rig.path("candidate").display()));

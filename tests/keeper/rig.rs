@@ -60,7 +60,7 @@ impl Rig {
         command.args(["--", "--exact", "fake::fake_daemon", "--nocapture", "--test-threads=1"]);
         command.env(fake::DIRECTORY, directory.path()).env_remove("NOTIFY_SOCKET");
         if let Some(path) = plan.notify {
-            command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "200000");
+            command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", "2000000");
         }
         if let Some(kept) = plan.kept {
             command.stdin(kept).env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "device");
