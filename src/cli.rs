@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod demo;
+pub mod keeper;
 pub mod mount;
 pub mod options;
 pub mod source;
@@ -39,6 +40,9 @@ enum Command {
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Keep a daemon.
+    #[command(hide = true)]
+    Keeper(keeper::KeeperArgs),
 }
 
 #[derive(clap::Args)]
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Recover(args) => status::recover(&args.mountpoint),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Keeper(args) => keeper::run(args),
     }
 }
 
@@ -128,7 +133,7 @@ mod tests {
     }
 
     fn in_the_page(command: &clap::Command, name: &str, page: &str) {
-        for sub in command.get_subcommands() {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
             let name = format!("{name} {}", sub.get_name());
             assert!(page.contains(&name), "{name} is not in the man page");
             for arg in sub.get_arguments() {

@@ -1,6 +1,7 @@
 //! Wires one mount together and runs it until it is unmounted.
 
 mod limits;
+pub mod link;
 mod notify;
 mod orphans;
 mod signals;

@@ -10,6 +10,7 @@ pub mod config;
 pub mod daemon;
 pub mod gate;
 pub mod handover;
+pub mod keeper;
 pub mod log;
 pub mod overlay;
 pub mod rundir;
