@@ -49,7 +49,7 @@ mod tests {
         let (reader, writer) = pipe().expect("a pipe");
         let mut command = Command::new("sh");
         // More than fits; then a word of life by another way, and it stays until it is told to go on.
-        let script = "echo one >&2; read go; head -c 1000000 /dev/zero >&2 2>&2; echo alive; read go; echo last >&2";
+        let script = "echo one >&2; read go; head -c 1000000 /dev/zero >&2 2>&2; echo alive; read go; exit 0";
         command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(writer);
         let mut child = command.spawn().expect("sh starts");
         drop(command);
