@@ -14,8 +14,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use parking_lot::Mutex;
 use steadfs::backing::process::Process;
 use steadfs::backing::record::{AdoptError, Life, SshfsLife};
@@ -68,12 +70,14 @@ fn read_number(path: &Path) -> Option<i32> {
 fn daemon() {
     let Some(directory) = std::env::var_os(DAEMON).map(PathBuf::from) else { return };
     let (target, options) = target(&directory);
+    // What an overlay has, and somebody has forgotten to mark.
+    std::mem::forget(nix::fcntl::open("/dev/fuse", OFlag::O_RDWR, Mode::empty()).unwrap());
     let backing = SshfsBacking::new(&target, &options, &directory.join("run")).unwrap();
     let generation = backing.start(1, LIMIT, Arc::new(|_| {})).unwrap();
     let file = generation.tree().create(Path::new("file"), libc::O_RDWR, 0o640).unwrap();
     file.write_at(b"hello", 0).unwrap();
     file.sync(false).unwrap();
-    // As the gate does: what is late is never waited for by who has to answer.
+    // Whoever finds it finds all of it.
     std::fs::write(directory.join("record.new"), serde_json::to_vec(&generation.record().unwrap()).unwrap()).unwrap();
     std::fs::rename(directory.join("record.new"), directory.join("record")).unwrap();
     // Told to, it writes what the server will not have seen when it dies.
@@ -431,6 +435,20 @@ fn descriptors(pid: i32) -> Vec<String> {
     let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
     links.map(|link| link.to_string_lossy().into_owned()).filter(|link| link != "/dev/null").collect()
+}
+
+#[test]
+fn what_is_not_marked_is_not_inherited_either() {
+    let mut rig = Rig::new();
+    let daemon = rig.daemon.id().cast_signed();
+    let devices = |pid: i32| descriptors(pid).iter().filter(|link| *link == "/dev/fuse").count();
+    assert_eq!((devices(daemon), devices(rig.sshfs())), (1, 1), "to each its own");
+    for member in rig.life().members.iter().filter(|member| member.pid != rig.sshfs()) {
+        assert_eq!(devices(member.pid), 0);
+    }
+    rig.kill_daemon();
+    rig.adopt(&rig.successor()).unwrap().end();
+    rig.assert_nothing_left();
 }
 
 #[test]

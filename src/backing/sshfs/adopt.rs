@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use super::group::{Group, state_letter};
 use super::link::Link;
 use super::orphans::{self, Identity};
-use super::{LOOK, SshfsBacking, SshfsGeneration, Started, detach, is_on, mountpoint, open_root, probe, queue, sweep};
+use super::{LOOK, SshfsBacking, SshfsGeneration, Started, is_on, mountpoint, open_root, probe, queue, sweep};
 use crate::backing::posix::PosixTree;
 use crate::backing::process::Pinned;
 use crate::backing::record::{AdoptError, Life, Mounted, Record, SshfsLife, VERSION};

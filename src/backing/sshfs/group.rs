@@ -55,6 +55,8 @@ impl Group {
     pub fn spawn(mut command: Command, exited: impl Fn(String) + Send + 'static) -> std::io::Result<Arc<Group>> {
         let (reader, writer) = stderr::pipe()?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).process_group(0);
+        // SAFETY: one system call with plain numbers, which a child of a process with threads may make.
+        unsafe { command.pre_exec(inherit_nothing) };
         let child = command.spawn()?;
         // The last copy of the writing end here, without which the reader finds an end.
         drop(command);
@@ -233,6 +235,14 @@ impl Group {
         let identity = self.adopted.or_else(|| Identity::of(self.leader()))?;
         Some((identity, self.members().into_iter().filter_map(Process::of).collect()))
     }
+}
+
+/// Marks all descriptors but the first three to be closed by execve(2), also those that steadfs has itself inherited from
+/// whoever started it. Those it opens are marked already, so that a kernel without this call (before 5.11) does no harm.
+fn inherit_nothing() -> std::io::Result<()> {
+    // SAFETY: plain numbers go in, and only flags are set.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Ok(())
 }
 
 /// The pids of a group's members. /proc is only listed: to read another process's files there waits for its execve(2),
