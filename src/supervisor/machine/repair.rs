@@ -74,13 +74,25 @@ impl Machine {
 
     pub(super) fn started(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
         match self.state {
-            State::Starting { generation: present } | State::Adopting { generation: present }
-                if present == generation =>
-            {
+            State::Starting { generation: present } if present == generation => {
                 self.silent_starts = 0;
-                todo.push(Action::Restore(generation));
-                self.enter(State::Restoring(Service::new(generation, sight.now)), sight.now);
+                self.restore(generation, sight, todo);
             }
+            State::Stopping { generation: Some(present) } if present == generation => {
+                todo.push(Action::Retire(generation))
+            }
+            _ => {}
+        }
+    }
+
+    fn restore(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
+        todo.push(Action::Restore(generation));
+        self.enter(State::Restoring(Service::new(generation, sight.now)), sight.now);
+    }
+
+    pub(super) fn adopted(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
+        match self.state {
+            State::Adopting { generation: present } if present == generation => self.restore(generation, sight, todo),
             State::Stopping { generation: Some(present) } if present == generation => {
                 todo.push(Action::Retire(generation))
             }
