@@ -31,7 +31,8 @@ pub enum Event {
         /// First evidence.
         #[serde(serialize_with = "rfc3339")]
         since: SystemTime,
-        /// Stable word, as in `Evidence`, or `start` for the first start.
+        /// Stable word, as in `Evidence`, `start` for the first start, or `succession` for that of
+        /// a daemon that took the place of one that died.
         reason: String,
         /// Detail for people.
         detail: String,
@@ -83,7 +84,7 @@ fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok
 /// The supervisor's state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
+    /// `adopting`, `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
     pub state: &'static str,
     /// Since when it is in that state.
     pub since: SystemTime,

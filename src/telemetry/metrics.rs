@@ -11,8 +11,8 @@ use crate::gate::stats::LATENCY_BOUNDS;
 use crate::gate::{Op, Outcome};
 
 /// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
-const STATES: [&str; 9] =
-    ["reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
+const STATES: [&str; 10] =
+    ["adopting", "reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
 
 /// The exposition in Prometheus's text format.
 pub fn render(observed: &Observed) -> String {

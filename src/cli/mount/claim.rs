@@ -33,7 +33,7 @@ impl Claim {
             match try_lock(&dir) {
                 Ok(Some(lock)) => {
                     // A predecessor that was killed could not clean up.
-                    super::sweep::contents(&dir)?;
+                    super::sweep::contents(&dir, None)?;
                     return Ok(Claim { _lock: lock, dir });
                 }
                 Ok(None) if Instant::now() >= until => {
