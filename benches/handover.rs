@@ -9,7 +9,7 @@ fn memory(tape: u64) -> Memory {
     let memory = Memory::create(Sizes { slots: 2048, tape }).expect("memory");
     let session = Session {
         mountpoint: b"/hot".to_vec(),
-        mount_id: 1,
+        dev: (0, 1),
         protocol: (7, 40),
         init: vec![0; 104],
         init_reply: vec![0; 80],

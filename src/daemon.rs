@@ -5,6 +5,7 @@ pub mod link;
 mod notify;
 mod orphans;
 mod signals;
+mod succession;
 
 use std::io;
 use std::path::Path;
@@ -19,15 +20,19 @@ use crate::backing::sshfs::SshfsBacking;
 use crate::backing::{Backing, Generation};
 use crate::config::{MountConfig, Source};
 use crate::gate::Gate;
+use crate::handover::Inherited;
 use crate::overlay::Overlay;
 use crate::overlay::mount::Mount;
 use crate::overlay::rescue::{Rescue, Spool};
+use crate::overlay::{Before, Device};
 use crate::rundir;
 use crate::spool;
 use crate::statedir;
-use crate::supervisor::{Event, Inbox, Supervisor, Watch};
+use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
+use link::{Link, Start};
+use succession::{Heritage, Mounted, Succession};
 
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
@@ -68,8 +73,30 @@ pub(crate) enum Wakeup {
     Retry,
 }
 
-/// Mounts and serves until the overlay is unmounted. `ready` is called once, when the overlay answers.
+/// Mounts and serves until the overlay is unmounted, in this process alone. `ready` is called once, when the overlay answers.
 pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
+    live(config, Succession::none(), Heritage::None, ready)
+}
+
+/// As [`run`] for a daemon that a keeper has started, perhaps in the place of one that died.
+pub fn run_kept(config: MountConfig, link: Link, start: Start) -> Result<(), MountError> {
+    let reason = start.reason.clone();
+    let begun = Succession::begin(link, start, &config);
+    let (succession, heritage) =
+        begun.map_err(|error| MountError::System(format!("nothing to go on with: {error}")))?;
+    if !matches!(heritage, Heritage::None) {
+        tracing::warn!(reason, "the daemon before this one ended; going on in its place");
+    }
+    let ready = succession.link().clone();
+    live(config, succession, heritage, move || ready.ready())
+}
+
+fn live(
+    config: MountConfig,
+    succession: Succession,
+    heritage: Heritage,
+    ready: impl FnOnce() + Send + 'static,
+) -> Result<(), MountError> {
     // Modes come from the callers; the kernel has applied their umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     limits::raise_descriptors();
@@ -84,15 +111,19 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
     let worker = Worker::start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
     let mut guard = None;
-    let result = serve(&config, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
+    let succession = Arc::new(succession);
+    let life = (&succession, heritage);
+    let result = serve(&config, life, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
     drop(guard);
     result
 }
 
+#[allow(clippy::too_many_arguments)]
 fn serve(
     config: &Arc<MountConfig>,
+    (succession, heritage): (&Arc<Succession>, Heritage),
     wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
     (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
     watch: &Watch,
@@ -100,14 +131,21 @@ fn serve(
     started: SystemTime,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let backing = make_backing(&config.source, &config.sshfs_options, &rundir::of(&config.mountpoint))?;
-    let core = Core::start(config, backing, watch.clone(), wakeups).map_err(system)?;
+    let directory = rundir::of(&config.mountpoint);
+    let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
+    let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
     let first = served.and_then(|served| {
         *guard = Some(served);
-        core.first_answer(config.soft_start)?;
-        core.mount(config)
+        match heritage {
+            Heritage::None => {
+                core.first_answer(config.soft_start)?;
+                core.mount(config)
+            }
+            Heritage::Whole(mounted, inherited) => core.go_on(config, mounted, Some(inherited)),
+            Heritage::Blind(mounted, _) => core.go_on(config, mounted, None),
+        }
     });
     let mount = match first {
         Ok(mount) => mount,
@@ -137,10 +175,15 @@ fn spool_of(config: &MountConfig) -> Spool {
     }
 }
 
-fn make_backing(source: &Source, options: &[String], directory: &Path) -> Result<Arc<dyn Backing>, MountError> {
+fn make_backing(
+    source: &Source,
+    options: &[String],
+    directory: &Path,
+    spared: Option<u64>,
+) -> Result<Arc<dyn Backing>, MountError> {
     Ok(match source {
         Source::Sshfs { target } => Arc::new(
-            SshfsBacking::new(target, options, directory)
+            SshfsBacking::after(target, options, directory, spared)
                 .map_err(|error| MountError::System(format!("cannot clean up {}: {error}", directory.display())))?,
         ),
         Source::Dir { path } => {
@@ -160,6 +203,7 @@ struct Core {
     inbox: Receiver<Wakeup>,
     /// Set when there is one.
     mount: Arc<OnceLock<Arc<Mount>>>,
+    succession: Arc<Succession>,
 }
 
 impl Core {
@@ -168,17 +212,30 @@ impl Core {
         backing: Arc<dyn Backing>,
         watch: Watch,
         (wakeups, wakeup_inbox): (Sender<Wakeup>, Receiver<Wakeup>),
+        (succession, heritage): (&Arc<Succession>, &Heritage),
     ) -> io::Result<Core> {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
         let (traits, mounted) = (backing.traits(), config.overlay.clone());
-        let overlay = Overlay::new(Arc::clone(&gate), traits, mounted, config.log.size, Rescue::new(spool_of(config)));
+        let (rescue, notes) = (Rescue::new(spool_of(config)), succession.notes());
+        let overlay = Overlay::noting(Arc::clone(&gate), traits, mounted, config.log.size, rescue, notes);
+        match heritage {
+            Heritage::None => {}
+            Heritage::Whole(_, inherited) => overlay.resume(inherited),
+            Heritage::Blind(_, reason) => {
+                overlay.resume_blind();
+                let detail =
+                    format!("what the daemon before this one knew is lost ({reason}): files that are open fail");
+                watch.publish(Event::Notice { detail });
+            }
+        }
         overlay.keep_hidden_journal(&statedir::of(&config.mountpoint), &config.source.label());
         let teller = watch.clone();
         overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
-        let (restored, told) = (Arc::clone(&overlay), watch.clone());
+        let (restored, told, handed_on) = (Arc::clone(&overlay), watch.clone(), Arc::clone(succession));
         let restore = move |generation: &Arc<dyn Generation>| {
+            handed_on.using(generation);
             let report = restored.restore(generation, RESTORE)?;
             for (path, errno) in report.failed {
                 let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
@@ -186,15 +243,15 @@ impl Core {
             }
             Ok(())
         };
-        let supervisor = Supervisor::begin(
-            inbox,
-            backing,
-            Arc::clone(&gate),
-            Arc::new(restore),
-            config.repair,
-            config.calls.deadline,
-            watch.clone(),
-        )?;
+        let restore = Arc::new(restore);
+        let (policy, deadline) = (config.repair, config.calls.deadline);
+        let supervisor = if matches!(heritage, Heritage::None) {
+            Supervisor::begin(inbox, backing, Arc::clone(&gate), restore, policy, deadline, watch.clone())?
+        } else {
+            let (gate, watch) = (Arc::clone(&gate), watch.clone());
+            let parts = Parts { inbox, backing, gate, restore, policy, deadline, watch };
+            Supervisor::resume(parts, succession.predecessor())?
+        };
         Ok(Core {
             gate,
             overlay,
@@ -204,6 +261,7 @@ impl Core {
             wakeups,
             inbox: wakeup_inbox,
             mount: Arc::default(),
+            succession: Arc::clone(succession),
         })
     }
 
@@ -244,20 +302,55 @@ impl Core {
     /// Mounts the overlay and returns when the kernel and the session agree.
     fn mount(&self, config: &MountConfig) -> Result<Arc<Mount>, MountError> {
         let (device, mount) = Mount::attach(&config.overlay, &config.source.label(), &config.mountpoint)?;
-        let (sender, initialised) = channel();
+        let mount = Arc::new(mount);
+        self.serve_session(&mount, Device::new(device), None).inspect_err(|_| _ = mount.unmount(true))?;
+        mount.raise_read_ahead();
+        Ok(Arc::clone(self.mount.get_or_init(|| mount)))
+    }
+
+    /// Goes on with the mount of a predecessor.
+    fn go_on(
+        &self,
+        config: &MountConfig,
+        mounted: Mounted,
+        inherited: Option<Box<Inherited>>,
+    ) -> Result<Arc<Mount>, MountError> {
+        let Mounted { device, greeting, dev } = mounted;
+        let mount = Arc::new(Mount::resumed(&config.overlay, &config.source.label(), &config.mountpoint, dev));
+        // First of all: whoever unmounts must find it.
+        let mount = Arc::clone(self.mount.get_or_init(|| mount));
+        self.serve_session(&mount, device, Some((greeting, inherited)))?;
+        Ok(mount)
+    }
+
+    /// Serves a session, one that begins or a predecessor's, in a thread of its own; returns when it has begun.
+    fn serve_session(&self, mount: &Arc<Mount>, device: Device, before: Option<Before>) -> Result<(), MountError> {
+        let (sender, begun) = channel();
         let (overlay, wakeups) = (Arc::clone(&self.overlay), self.wakeups.clone());
+        let (succession, mounted) = (Arc::clone(&self.succession), Arc::clone(mount));
         let session = move || {
-            let result = overlay.serve(device, move || _ = sender.send(()));
+            let session = overlay.begin_session(device, before, |device, greeting| {
+                // Before the first request is read: whoever is told something is told it by one that has a successor.
+                succession.serving(device.as_fd(), greeting, &mounted)
+            });
+            let result = session.and_then(|session| {
+                _ = sender.send(());
+                session.run()
+            });
             _ = wakeups.send(Wakeup::Unmounted(result));
         };
-        let spawned = std::thread::Builder::new().name("session".into()).spawn(session);
-        spawned.map_err(system).inspect_err(|_| _ = mount.unmount(true))?;
-        if initialised.recv_timeout(DRAIN).is_err() {
-            let _ = mount.unmount(true);
-            return Err(MountError::System("the kernel did not begin the FUSE session".into()));
+        std::thread::Builder::new().name("session".into()).spawn(session).map_err(system)?;
+        match begun.recv_timeout(DRAIN) {
+            Ok(()) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(MountError::System("the kernel did not begin the FUSE session".into()))
+            }
+            // It has said why to the one who waits for its end.
+            Err(RecvTimeoutError::Disconnected) => Err(match self.inbox.recv_timeout(DRAIN) {
+                Ok(Wakeup::Unmounted(Err(error))) => MountError::System(format!("the FUSE session: {error}")),
+                _ => MountError::System("the FUSE session ended at once".into()),
+            }),
         }
-        mount.raise_read_ahead();
-        Ok(Arc::clone(self.mount.get_or_init(|| Arc::new(mount))))
     }
 
     fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {

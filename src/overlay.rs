@@ -28,7 +28,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -47,6 +47,7 @@ use nodes::Nodes;
 pub use notices::Notices;
 use ops::directories::Directories;
 use rescue::Rescue;
+pub use resume::Before;
 pub use session::{Device, Greeting};
 
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
@@ -97,6 +98,8 @@ pub struct Overlay {
     hidden_journal: HiddenJournal,
     notices: OnceLock<Notices>,
     notes: Notes,
+    /// Handles that are not known were a predecessor's, of which nothing else is known.
+    blind: AtomicBool,
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
 }
@@ -140,6 +143,7 @@ impl Overlay {
             hidden_journal: HiddenJournal::default(),
             notices: OnceLock::new(),
             notes,
+            blind: AtomicBool::new(false),
             granted: Mutex::default(),
         })
     }
@@ -163,9 +167,7 @@ impl Overlay {
     /// Serves the kernel's requests on `device` until nothing is mounted any more. `initialised` is called when the
     /// kernel has begun the session (FUSE_INIT).
     pub fn serve(self: &Arc<Self>, device: OwnedFd, initialised: impl FnOnce()) -> io::Result<()> {
-        let device = Device::new(device);
-        let (session, _) = device.begin(adapter::Adapter(Arc::clone(self)))?;
-        drop(device);
+        let session = self.begin_session(Device::new(device), None, |_, _| Ok(()))?;
         initialised();
         session.run()
     }

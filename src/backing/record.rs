@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::mountinfo::Entry;
 use super::process::Process;
+use crate::keeper::abandon;
 
 /// Version of [`Record`]. One of another version is refused, whatever it says.
 pub const VERSION: u32 = 1;
@@ -35,6 +36,14 @@ impl Record {
         let began = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let began_ms = u64::try_from(began.as_millis()).unwrap_or(u64::MAX);
         Record { version: VERSION, number, daemon: Process::own(), began_ms, life }
+    }
+
+    /// The mount that has to be aborted to free whoever hangs in it.
+    pub fn place(&self) -> Option<abandon::Place> {
+        match &self.life {
+            Life::Sshfs(life) => Some(abandon::Place::new(life.mount.dev, &life.mount.fstype, &life.mount.source)),
+            Life::Dir(_) | Life::Fake => None,
+        }
     }
 
     /// When it began.

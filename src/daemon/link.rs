@@ -105,6 +105,11 @@ impl Link {
         }
     }
 
+    /// True if there is a keeper.
+    pub fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Has a descriptor held, in place of another of that name.
     pub fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         let Some(shared) = &self.0 else { return Ok(()) };

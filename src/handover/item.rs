@@ -61,8 +61,8 @@ pub enum ItemError {
 pub struct Session {
     /// The mountpoint, as bytes of a path.
     pub mountpoint: Vec<u8>,
-    /// Id of the mount (first field of /proc/self/mountinfo).
-    pub mount_id: u64,
+    /// Major and minor number of its st_dev.
+    pub dev: (u32, u32),
     /// Major and minor version of the protocol that the kernel speaks.
     pub protocol: (u32, u32),
     /// FUSE_INIT as the kernel sent it, to be played to the successor's session.
@@ -448,7 +448,7 @@ mod tests {
     #[test]
     fn another_version_is_named() {
         let session =
-            Session { mountpoint: b"/m".to_vec(), mount_id: 1, protocol: (7, 40), init: vec![], init_reply: vec![] };
+            Session { mountpoint: b"/m".to_vec(), dev: (0, 1), protocol: (7, 40), init: vec![], init_reply: vec![] };
         let (kind, payload) = encoded(&Item::Session(session.clone()));
         assert_eq!(Item::decode(kind, &payload, ""), Ok(Item::Session(session)));
         let later = postcard::to_allocvec(&(Preamble { format: 9, software: "9.9" }, "whatever")).expect("text");

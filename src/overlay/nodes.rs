@@ -297,6 +297,12 @@ impl Nodes {
         table.doubtful.extend(picture.doubtful.iter().map(|(from, to)| (own(from), own(to))));
     }
 
+    /// No node id up to that one is given out again.
+    pub fn resume_after(&self, node: u64) {
+        let mut table = self.table.lock();
+        table.last = table.last.max(node);
+    }
+
     /// Forgets what nobody needs of what was resumed: the predecessor died between making it and telling the kernel.
     pub fn resumed(&self) {
         let mut table = self.table.lock();

@@ -3,13 +3,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use fuser::{Filesystem, Session};
 use nix::errno::Errno;
 
 use super::session::{Device, Greeting};
 use super::{Overlay, adapter};
 use crate::handover::slots::RESENT;
 use crate::handover::{Grant, Inherited, Picture};
+
+/// How a session began, and what else is known of the predecessor that served it.
+pub type Before = (Greeting, Option<Box<Inherited>>);
 
 /// Told to whoever's request can neither be sent again nor answered: the outage is over for everybody else.
 const REFUSED: Errno = Errno::EIO;
@@ -36,28 +42,44 @@ impl Overlay {
         *self.granted.lock() = grants(inherited);
     }
 
-    /// Serves on `device`, on which a session was begun so. What was read and not answered is done now, or is answered
-    /// with an error where the kernel cannot send it again.
-    pub fn go_on(
-        self: &Arc<Self>,
-        device: Device,
-        greeting: &Greeting,
-        inherited: &Inherited,
-        initialised: impl FnOnce(),
-    ) -> io::Result<()> {
-        let session = device.go_on(adapter::Adapter(Arc::clone(self)), greeting)?;
-        match if resends() { device.resend() } else { Err(Errno::EINVAL.into()) } {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.refuse_all(&device, inherited)?,
-            Err(error) => return Err(error),
-        }
-        drop(device);
-        initialised();
-        session.run()
+    /// Goes on without knowing what a predecessor had noted: its handles fail, and its nodes are looked up again.
+    pub fn resume_blind(&self) {
+        let above = blind_base();
+        self.nodes.resume_after(above);
+        self.files.resume_after(above);
+        self.directories.resume_after(above);
+        self.blind.store(true, Relaxed);
     }
 
-    fn refuse_all(self: &Arc<Self>, device: &Device, inherited: &Inherited) -> io::Result<()> {
-        for request in &inherited.requests {
+    /// Begins the session on `device`, or goes on with one that a predecessor began: what that had read and not answered is
+    /// done when the session runs, or answered with an error where the kernel cannot send it again. `begun` is told before
+    /// that how it began.
+    pub fn begin_session(
+        self: &Arc<Self>,
+        device: Device,
+        before: Option<Before>,
+        begun: impl FnOnce(&Device, &Greeting) -> io::Result<()>,
+    ) -> io::Result<Session<impl Filesystem>> {
+        let adapter = adapter::Adapter(Arc::clone(self));
+        let Some((greeting, inherited)) = before else {
+            let (session, greeting) = device.begin(adapter)?;
+            begun(&device, &greeting)?;
+            return Ok(session);
+        };
+        let session = device.go_on(adapter, &greeting)?;
+        begun(&device, &greeting)?;
+        match if resends() { device.resend() } else { Err(Errno::EINVAL.into()) } {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.refuse_all(&device, inherited.as_deref())?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(session)
+    }
+
+    fn refuse_all(self: &Arc<Self>, device: &Device, inherited: Option<&Inherited>) -> io::Result<()> {
+        for request in inherited.iter().flat_map(|inherited| &inherited.requests) {
             if device.refuse(request.unique, REFUSED)? {
                 tracing::warn!(
                     unique = request.unique,
@@ -66,9 +88,9 @@ impl Overlay {
                 );
                 self.take_back(request.unique);
             }
-            if let Some(memory) = self.notes.memory() {
-                memory.requests().forget_leftovers();
-            }
+        }
+        if let Some(memory) = self.notes.memory() {
+            memory.requests().forget_leftovers();
         }
         Ok(())
     }
@@ -106,6 +128,12 @@ fn grants(inherited: &Inherited) -> HashMap<u64, Vec<Grant>> {
     files.iter().for_each(|(&handle, file)| add(file.by, Grant::File(handle)));
     directories.iter().for_each(|(&handle, directory)| add(directory.by, Grant::Directory(handle)));
     grants
+}
+
+/// More than any number that a predecessor can have given out: it counted from 1, or from such a number of an earlier time.
+fn blind_base() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() << 24
 }
 
 /// False in tests that play a kernel before 6.9.

@@ -9,7 +9,7 @@ const SIZES: Sizes = Sizes { slots: 64, tape: 16 << 20 };
 fn session() -> Item<'static> {
     Item::Session(Session {
         mountpoint: b"/hot".to_vec(),
-        mount_id: 7,
+        dev: (0, 7),
         protocol: (7, 40),
         init: vec![1, 2, 3],
         init_reply: vec![4],

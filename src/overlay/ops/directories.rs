@@ -84,6 +84,12 @@ impl Directories {
         }
     }
 
+    /// No handle up to that one is given out again.
+    pub fn resume_after(&self, handle: u64) {
+        let mut open = self.open.write();
+        open.1 = open.1.max(handle);
+    }
+
     /// Goes on with what a predecessor had open.
     pub fn resume(&self, picture: &Picture) {
         let mut open = self.open.write();

@@ -1,0 +1,227 @@
+//! What a daemon has from its predecessor, and what it leaves to its successor (promise P6).
+//!
+//! Held by the keeper, by name: [`DEVICE`], [`MEMORY`], the [`SESSION`] in a form that every version reads, and the [`ROOT`]
+//! of the live generation.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::link::{Link, Start};
+use crate::backing::{Generation, Record};
+use crate::config::MountConfig;
+use crate::handover::{Inherited, Item, Memory, Notes, Sizes, item};
+use crate::keeper::DEVICE;
+use crate::keeper::message::{What, Why};
+use crate::overlay::mount::Mount;
+use crate::overlay::{Device, Greeting};
+use crate::supervisor::{Legacy, Predecessor};
+
+/// Name of the memory among what is held: see [`crate::handover`].
+const MEMORY: &str = "memory";
+/// Name of what is said of the session.
+const SESSION: &str = "session";
+/// Name of the root of the live generation.
+const ROOT: &str = "root";
+
+/// The session as every version of steadfs can read it, whatever becomes of the memory's format: JSON, to which fields may be
+/// added with a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Session {
+    init: Vec<u8>,
+    reply: Vec<u8>,
+    dev: (u32, u32),
+}
+
+/// A mount that is to be gone on with.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The device.
+    pub device: Device,
+    /// How its session began.
+    pub greeting: Greeting,
+    /// Major and minor number of its st_dev.
+    pub dev: (u32, u32),
+}
+
+/// What there is from a predecessor.
+#[derive(Debug)]
+pub enum Heritage {
+    /// Nothing: the first daemon of a mount.
+    None,
+    /// The mount and all that was noted.
+    Whole(Mounted, Box<Inherited>),
+    /// The mount; what was noted cannot be used, for this reason.
+    Blind(Mounted, String),
+}
+
+/// See the module.
+pub struct Succession {
+    link: Link,
+    notes: Notes,
+    /// The record of the live generation, until the session is noted: that comes first.
+    record: Mutex<(bool, Option<Vec<u8>>)>,
+    legacy: Mutex<Predecessor>,
+}
+
+impl Succession {
+    /// Of a daemon that nobody keeps.
+    pub fn none() -> Succession {
+        Succession { link: Link::none(), notes: Notes::nowhere(), record: Mutex::default(), legacy: Mutex::default() }
+    }
+
+    /// Takes what the keeper held. An error says why the mount cannot be gone on with.
+    pub fn begin(link: Link, start: Start, config: &MountConfig) -> io::Result<(Succession, Heritage)> {
+        let mut held = start.held;
+        let mut take = |wanted: &str| {
+            let at = held.iter().position(|(name, _)| name == wanted)?;
+            Some(held.swap_remove(at).1)
+        };
+        if start.why == Why::First {
+            let notes = new_memory(&link, config);
+            return Ok((Succession::with(link, notes, Predecessor::default()), Heritage::None));
+        }
+        let (Some(device), Some(session)) = (take(DEVICE), take(SESSION)) else {
+            return Err(io::Error::other("the keeper did not hold the device and its session"));
+        };
+        let session = read_session(session)?;
+        let mounted = Mounted {
+            device: Device::new(device),
+            greeting: Greeting { init: session.init, reply: session.reply },
+            dev: session.dev,
+        };
+        let memory = take(MEMORY).ok_or_else(|| "no memory was held".to_owned());
+        match memory.and_then(|memory| Memory::take_over(memory).map_err(|error| error.to_string())) {
+            Ok((memory, inherited)) => {
+                if let Some(torn) = &inherited.torn {
+                    tracing::error!(?torn, "the last record of the predecessor was damaged");
+                }
+                let predecessor = predecessor(inherited.picture.backing.as_deref(), take(ROOT));
+                let succession = Succession::with(link, Notes::in_memory(Arc::new(memory)), predecessor);
+                Ok((succession, Heritage::Whole(mounted, Box::new(inherited))))
+            }
+            Err(reason) => {
+                let notes = new_memory(&link, config);
+                Ok((Succession::with(link, notes, Predecessor::default()), Heritage::Blind(mounted, reason)))
+            }
+        }
+    }
+
+    fn with(link: Link, notes: Notes, predecessor: Predecessor) -> Succession {
+        Succession { link, notes, record: Mutex::default(), legacy: Mutex::new(predecessor) }
+    }
+
+    /// The connection to the keeper.
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Where the overlay notes.
+    pub fn notes(&self) -> Notes {
+        self.notes.clone()
+    }
+
+    /// What the supervisor before had. To be asked once.
+    pub fn predecessor(&self) -> Predecessor {
+        std::mem::take(&mut self.legacy.lock())
+    }
+
+    /// The number of the generation that must not be swept.
+    pub fn spared(&self) -> Option<u64> {
+        self.legacy.lock().spared()
+    }
+
+    /// A session is served on a mount: from here on a successor can go on.
+    pub fn serving(&self, device: BorrowedFd<'_>, greeting: &Greeting, mount: &Mount) -> io::Result<()> {
+        let dev = mount.dev();
+        if self.notes.memory().is_some() {
+            self.notes.note(&Item::Session(item::Session {
+                mountpoint: mount.mountpoint().as_os_str().as_encoded_bytes().to_vec(),
+                dev,
+                protocol: greeting.protocol(),
+                init: greeting.init.clone(),
+                init_reply: greeting.reply.clone(),
+            }));
+        }
+        let mut record = self.record.lock();
+        record.0 = true;
+        if let Some(record) = record.1.take() {
+            self.notes.note(&Item::Backing(record.into()));
+        }
+        drop(record);
+        self.link.mounted(What::Overlay, Some(mount.place()));
+        let session = Session { init: greeting.init.clone(), reply: greeting.reply.clone(), dev };
+        let mut file = File::from(memfd_create(c"steadfs-session", MFdFlags::MFD_CLOEXEC)?);
+        file.write_all(&serde_json::to_vec(&session)?)?;
+        self.link.hold(SESSION, file.as_fd())?;
+        // Last: with it a successor is possible.
+        self.link.hold(DEVICE, device)
+    }
+
+    /// A generation is about to be used.
+    pub fn using(&self, generation: &Arc<dyn Generation>) {
+        let Some(record) = generation.record() else { return };
+        match generation.root() {
+            Some(root) => {
+                if let Err(error) = self.link.hold(ROOT, root) {
+                    tracing::warn!(%error, "the root of the backing is not held");
+                }
+            }
+            None => self.link.drop_held(ROOT),
+        }
+        self.link.mounted(What::Backing, record.place());
+        let encoded = match serde_json::to_vec(&record) {
+            Ok(encoded) => encoded,
+            Err(error) => return tracing::warn!(%error, "the generation cannot be handed over"),
+        };
+        let mut kept = self.record.lock();
+        if kept.0 {
+            self.notes.note(&Item::Backing(encoded.into()));
+        } else {
+            kept.1 = Some(encoded);
+        }
+    }
+}
+
+fn new_memory(link: &Link, config: &MountConfig) -> Notes {
+    if !link.is_kept() {
+        return Notes::nowhere();
+    }
+    let made = Memory::create(Sizes::for_log(config.log.size)).map_err(|error| error.to_string());
+    let held = made.and_then(|memory| {
+        link.hold(MEMORY, memory.fd()).map_err(|error| error.to_string())?;
+        Ok(memory)
+    });
+    match held {
+        Ok(memory) => Notes::in_memory(Arc::new(memory)),
+        Err(error) => {
+            tracing::error!(error, "if steadfs dies, open files fail");
+            Notes::nowhere()
+        }
+    }
+}
+
+fn read_session(descriptor: OwnedFd) -> io::Result<Session> {
+    let mut file = File::from(descriptor);
+    // Its offset is shared with whoever read it before.
+    file.rewind()?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn predecessor(record: Option<&[u8]>, root: Option<OwnedFd>) -> Predecessor {
+    let Some(record) = record else { return Predecessor::default() };
+    match serde_json::from_slice::<Record>(record) {
+        Ok(record) => Predecessor { newest: record.number, live: Some(Legacy { record, root }) },
+        Err(error) => {
+            tracing::warn!(%error, "the generation of the predecessor is not understood; a new one is started");
+            Predecessor::default()
+        }
+    }
+}
