@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod daemon;
 pub mod demo;
 pub mod keeper;
 pub mod mount;
@@ -43,6 +44,9 @@ enum Command {
     /// Keep a daemon.
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
+    /// Serve a mount for a keeper.
+    #[command(hide = true)]
+    Daemon(daemon::DaemonArgs),
 }
 
 #[derive(clap::Args)]
@@ -67,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Keeper(args) => keeper::run(args),
+        Command::Daemon(args) => daemon::run(args),
     }
 }
 

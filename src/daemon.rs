@@ -8,6 +8,7 @@ mod signals;
 mod succession;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -75,11 +76,17 @@ pub(crate) enum Wakeup {
 
 /// Mounts and serves until the overlay is unmounted, in this process alone. `ready` is called once, when the overlay answers.
 pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
-    live(config, Succession::none(), Heritage::None, ready)
+    live(config, Life::default(), Succession::none(), Heritage::None, ready)
 }
 
 /// As [`run`] for a daemon that a keeper has started, perhaps in the place of one that died.
-pub fn run_kept(config: MountConfig, link: Link, start: Start) -> Result<(), MountError> {
+pub fn run_kept(
+    config: MountConfig,
+    life: Life,
+    link: Link,
+    start: Start,
+    ready: impl FnOnce() + Send + 'static,
+) -> Result<(), MountError> {
     let reason = start.reason.clone();
     let begun = Succession::begin(link, start, &config);
     let (succession, heritage) =
@@ -87,12 +94,29 @@ pub fn run_kept(config: MountConfig, link: Link, start: Start) -> Result<(), Mou
     if !matches!(heritage, Heritage::None) {
         tracing::warn!(reason, "the daemon before this one ended; going on in its place");
     }
-    let ready = succession.link().clone();
-    live(config, succession, heritage, move || ready.ready())
+    let keeper = succession.link().clone();
+    live(config, life, succession, heritage, move || {
+        ready();
+        keeper.ready();
+    })
+}
+
+/// What the sign of life goes by: the gate, once there is one.
+#[derive(Clone, Default)]
+pub struct Life(Arc<OnceLock<Arc<Gate>>>);
+
+impl Life {
+    /// True as long as the daemon does its work: asking for the load takes the gate's lock, so that one that is stuck
+    /// gives no sign.
+    pub fn alive(&self) -> Box<dyn Fn() -> bool + Send> {
+        let gate = Arc::clone(&self.0);
+        Box::new(move || gate.get().is_none_or(|gate| gate.load().threads < usize::MAX))
+    }
 }
 
 fn live(
     config: MountConfig,
+    life: Life,
     succession: Succession,
     heritage: Heritage,
     ready: impl FnOnce() + Send + 'static,
@@ -112,8 +136,8 @@ fn live(
     let worker = Arc::new(worker);
     let mut guard = None;
     let succession = Arc::new(succession);
-    let life = (&succession, heritage);
-    let result = serve(&config, life, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
+    let before = (&succession, heritage, &life);
+    let result = serve(&config, before, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
     drop(guard);
@@ -123,7 +147,7 @@ fn live(
 #[allow(clippy::too_many_arguments)]
 fn serve(
     config: &Arc<MountConfig>,
-    (succession, heritage): (&Arc<Succession>, Heritage),
+    (succession, heritage, life): (&Arc<Succession>, Heritage, &Life),
     wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
     (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
     watch: &Watch,
@@ -134,6 +158,7 @@ fn serve(
     let directory = rundir::of(&config.mountpoint);
     let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
+    _ = life.0.set(Arc::clone(&core.gate));
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
     let first = served.and_then(|served| {

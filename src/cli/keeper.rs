@@ -1,12 +1,14 @@
 //! `steadfs keeper`, which only steadfs itself starts: see [`crate::keeper`].
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::complain;
+use super::mount::claim::{self, Holder};
 use super::options::duration;
+use crate::config::KeeperConfig;
 use crate::daemon::link;
 use crate::keeper::executable::Executable;
 use crate::keeper::machine::Policy;
@@ -25,6 +27,9 @@ pub struct KeeperArgs {
     /// How long a new executable is on trial.
     #[arg(long, value_parser = duration::parse, default_value = "10s")]
     trial: Duration,
+    /// Whose runtime directory to remove at the end.
+    #[arg(long)]
+    mountpoint: Option<PathBuf>,
     /// Keep the daemon at the other end of the link, whose keeper died.
     #[arg(long)]
     adopt: bool,
@@ -49,37 +54,54 @@ pub fn run(args: KeeperArgs) -> ExitCode {
     }
 }
 
-fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io::Result<u8> {
-    let policy = Policy {
-        deadline: args.deadline,
-        watchdog: Some(args.watchdog).filter(|limit| !limit.is_zero()),
-        trial: args.trial,
+/// How patient a keeper is.
+pub fn policy(config: &KeeperConfig) -> Policy {
+    Policy {
+        deadline: config.deadline,
+        watchdog: Some(config.watchdog).filter(|limit| !limit.is_zero()),
         ..Policy::default()
-    };
+    }
+}
+
+fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io::Result<u8> {
+    let config = KeeperConfig { wanted: true, watchdog: args.watchdog, deadline: args.deadline };
     let executable = match &args.executable {
         Some(path) => Executable::open(path)?,
         None => Executable::current()?,
     };
-    let keeper = again(&args);
+    let mut keeper = again(&config, args.mountpoint.as_deref().unwrap_or(Path::new("")), &args.arguments);
+    if let (false, Some(at), Some(path)) =
+        (keeper.is_empty(), keeper.iter().position(|word| word == "--"), &args.executable)
+    {
+        keeper.insert(at, format!("--executable={}", path.display()));
+    }
+    let policy = Policy { trial: args.trial, ..policy(&config) };
     let channel = if args.adopt { link::inherited()? } else { None };
     let setup = Setup { executable, arguments: args.arguments, policy, keeper, held, ready: None };
-    match channel {
+    let code = match channel {
         Some(channel) => run::adopt(setup, channel),
         None => run::run(setup),
+    };
+    // Unless another steadfs has it by now.
+    if let Some(Ok(Holder::Left(claim))) = args.mountpoint.as_deref().map(claim::holder) {
+        claim.release();
     }
+    code
 }
 
 /// The arguments of a keeper that takes over from this one; none if they cannot be written down.
-fn again(args: &KeeperArgs) -> Vec<String> {
+pub fn again(config: &KeeperConfig, mountpoint: &Path, arguments: &[OsString]) -> Vec<String> {
     let mut words = vec!["keeper".into(), "--adopt".into()];
-    words.push(format!("--deadline={}ms", args.deadline.as_millis()));
-    words.push(format!("--watchdog={}ms", args.watchdog.as_millis()));
-    words.push(format!("--trial={}ms", args.trial.as_millis()));
-    if let Some(path) = &args.executable {
-        words.push(format!("--executable={}", path.display()));
+    words.push(format!("--deadline={}ms", config.deadline.as_millis()));
+    words.push(format!("--watchdog={}ms", config.watchdog.as_millis()));
+    if mountpoint != Path::new("") {
+        match mountpoint.to_str() {
+            Some(text) => words.push(format!("--mountpoint={text}")),
+            None => return Vec::new(),
+        }
     }
     words.push("--".into());
-    for argument in &args.arguments {
+    for argument in arguments {
         match argument.to_str() {
             Some(text) => words.push(text.into()),
             None => return Vec::new(),

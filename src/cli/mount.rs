@@ -3,6 +3,7 @@
 mod background;
 pub(super) mod claim;
 mod dead;
+mod kept;
 pub(super) mod logging;
 mod machine;
 pub(super) mod place;
@@ -96,9 +97,15 @@ pub fn run(args: MountArgs) -> ExitCode {
     }
     logging::to_stderr(args.debug);
     let mountpoint = prepared.config.mountpoint.clone();
-    let result = serve(prepared, move || tracing::info!(mountpoint = %mountpoint.display(), "mounted"));
+    let ready = move || tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+    let result = if prepared.config.keeper.wanted {
+        let log = if args.debug { kept::Log::Debug } else { kept::Log::Stderr };
+        kept::run(prepared, &log, ready).map(ExitCode::from)
+    } else {
+        serve(prepared, ready).map(|()| ExitCode::SUCCESS)
+    };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             complain(&error.to_string());
             ExitCode::from(exit_code(&error))
@@ -162,6 +169,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
         telemetry: options.telemetry,
         soft_start: options.soft_start,
         sshfs_options: options.sshfs,
+        keeper: options.keeper,
     };
     Ok(Prepared { config, notes, claim })
 }

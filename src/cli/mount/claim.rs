@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
 
 use crate::daemon::MountError;
 use crate::rundir;
@@ -14,10 +15,16 @@ use crate::rundir;
 /// How long a daemon that has just been unmounted may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The lock. It ends with the last process that inherited it by fork(2); programs that are run do not.
+/// The lock (flock(2)). It ends with the last copy of its descriptor; programs that are run do not inherit it.
 pub struct Claim {
-    _lock: Flock<File>,
+    lock: File,
     dir: PathBuf,
+}
+
+impl AsFd for Claim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 impl Claim {
@@ -34,7 +41,7 @@ impl Claim {
                 Ok(Some(lock)) => {
                     // A predecessor that was killed could not clean up.
                     super::sweep::contents(&dir, None)?;
-                    return Ok(Claim { _lock: lock, dir });
+                    return Ok(Claim { lock, dir });
                 }
                 Ok(None) if Instant::now() >= until => {
                     let shown = mountpoint.display();
@@ -53,11 +60,6 @@ impl Claim {
     /// Removes what a predecessor that was killed has left, and the directory with it.
     pub fn sweep(self) -> Result<(), MountError> {
         super::sweep::directory(&self.dir)
-    }
-
-    /// Leaves the lock to the child of a fork(2): to unlock here would unlock there.
-    pub fn leave_to_child(self) {
-        std::mem::forget(self);
     }
 
     /// Where the log goes.
@@ -92,7 +94,7 @@ pub fn holder(mountpoint: &Path) -> Result<Holder, MountError> {
     }
     let dir = rundir::of(mountpoint);
     match try_lock(&dir) {
-        Ok(Some(lock)) => Ok(Holder::Left(Claim { _lock: lock, dir })),
+        Ok(Some(lock)) => Ok(Holder::Left(Claim { lock, dir })),
         Ok(None) => Ok(Holder::Daemon),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Holder::Nobody),
         Err(error) => Err(MountError::System(format!("cannot lock {}: {error}", dir.display()))),
@@ -117,19 +119,20 @@ pub fn is_own(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(true)
 }
 
-fn try_lock(dir: &Path) -> io::Result<Option<Flock<File>>> {
+fn try_lock(dir: &Path) -> io::Result<Option<File>> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)?;
-    let lock = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
-        Err((_, errno)) => return Err(errno.into()),
-    };
+    // SAFETY: a descriptor that lives, and flags. nix's type would unlock all copies when one is dropped.
+    match Errno::result(unsafe { libc::flock(opened.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(_) => {}
+        Err(Errno::EWOULDBLOCK) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
     // A lock on a directory that has been removed since keeps nobody out.
-    let (held, now) = (lock.metadata()?, std::fs::symlink_metadata(dir)?);
+    let (held, now) = (opened.metadata()?, std::fs::symlink_metadata(dir)?);
     if (held.dev(), held.ino()) != (now.dev(), now.ino()) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(Some(lock))
+    Ok(Some(opened))
 }
 
 /// In /tmp anybody could have made it first.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::unistd::dup2_stderr;
 use parking_lot::Mutex;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -66,9 +67,11 @@ pub struct Log {
 }
 
 impl Log {
-    /// A descriptor to the present file, for stderr: panics and words of child processes.
-    pub fn descriptor(&self) -> io::Result<File> {
-        self.file.lock().file.try_clone()
+    /// Makes the present file stderr, for panics and words of child processes: nothing reminds the terminal of the daemon
+    /// from now on.
+    pub fn to_stderr(&self) -> io::Result<()> {
+        dup2_stderr(self.file.lock().file.try_clone()?)?;
+        Ok(())
     }
 }
 
