@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::call::{Call, Run};
 use super::Sent;
+use super::call::{Call, Run};
 use super::queue::Queue;
 use super::window::{Admission, Window};
 use crate::backing::Generation;

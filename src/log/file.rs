@@ -528,7 +528,9 @@ mod tests {
         assert!(matches!(log.begin(), Begin::Held), "an fsync would not cover it");
         assert!(!hold(&mut log, 1, 106, &[7; HELD as usize]), "large ones are sent at once");
         let most = HELD - 106;
-        assert!(!hold(&mut log, 1, 106, &vec![7; most as usize + 1]) && hold(&mut log, 1, 106, &vec![7; most as usize]));
+        assert!(
+            !hold(&mut log, 1, 106, &vec![7; most as usize + 1]) && hold(&mut log, 1, 106, &vec![7; most as usize])
+        );
         let (from, data) = log.hand_over().expect("it is held");
         assert_eq!((from, data.len() as u64, &data[..6]), (100, HELD - 100, &b"onetwo"[..]));
         assert!(log.held().is_some_and(|held| held.under_way));

@@ -71,8 +71,7 @@ impl Overlay {
         let length = data.len();
         let order = file.inode.order_now()?;
         self.gate.at_once(Op::Write, |generation| {
-            let taken =
-                self.budget.has_room(length as u64) && self.hold_back(file, generation, offset, data, &order);
+            let taken = self.budget.has_room(length as u64) && self.hold_back(file, generation, offset, data, &order);
             taken.then_some(length)
         })
     }
