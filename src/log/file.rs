@@ -211,13 +211,14 @@ impl FileLog {
     /// generation has seen everything else, and it makes one request with what is held already. It is unstable from then
     /// on like any other change. Any other change has to be handed over after what is held.
     pub fn hold_back(&mut self, generation: u64, offset: u64, data: &mut Vec<u8>) -> bool {
-        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
         let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
-        let end = match offset.checked_add(length) {
-            Some(end) if length > 0 && length < HELD && end - from / PAGE * PAGE <= HELD => end,
-            _ => return false,
-        };
         if !seen || self.size() != Some(offset) || self.wants_size() || self.held.is_some_and(|held| held.under_way) {
+            return false;
+        }
+        // What is held ends where the file does, so it begins no later than this.
+        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
+        let Some(end) = offset.checked_add(length).filter(|end| end - from / PAGE * PAGE <= HELD) else { return false };
+        if length == 0 || length >= HELD {
             return false;
         }
         self.sent_to = generation;
@@ -549,6 +550,8 @@ mod tests {
         assert!(!hold(&mut FileLog::default(), 1, 0, b"x"), "of an unknown size");
         assert!(!hold(&mut known(10), 1, 9, b"x") && !hold(&mut known(10), 1, 11, b"x"));
         assert!(!hold(&mut known(10), 1, 10, b""));
+        let mut long = known(10_000);
+        assert!(hold(&mut long, 1, 10_000, b"x") && !hold(&mut long, 1, 22, b"far before what is held"));
         let mut doubtful = known(10);
         doubtful.attempt(Attempt::Write(10, 20));
         assert!(!hold(&mut doubtful, 1, 10, b"x"));
@@ -606,8 +609,8 @@ mod tests {
         let data = || proptest::collection::vec(any::<u8>(), 1..300);
         prop_oneof![
             8 => data().prop_map(Step::Append),
-            1 => (0_u64..600, data()).prop_map(|(offset, data)| Step::Write(offset, data)),
-            1 => (0_u64..600).prop_map(Step::SetSize),
+            1 => (0_u64..9000, data()).prop_map(|(offset, data)| Step::Write(offset, data)),
+            1 => (0_u64..9000).prop_map(Step::SetSize),
             1 => Just(Step::HandOver),
             2 => Just(Step::Commit),
             1 => any::<u8>().prop_map(Step::Die),
