@@ -87,7 +87,7 @@ impl Default for RepairPolicy {
     }
 }
 
-/// How the overlay looks to the kernel and to `findmnt`.
+/// How the overlay looks to the kernel and to `findmnt`, and how it treats what is written to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OverlayConfig {
     /// `subtype=`: the part after `fuse.` in the filesystem type.
@@ -102,6 +102,8 @@ pub struct OverlayConfig {
     pub attr_timeout: Duration,
     /// `entry_timeout=`: how long the kernel may believe names.
     pub entry_timeout: Duration,
+    /// `gather=`: how long small appends may be held back to be sent together; zero for not at all.
+    pub gather: Duration,
     /// `guard`: make the directory below the mountpoint immutable (promise P5).
     pub guard: bool,
     /// mount(2) flags such as `nosuid`, `nodev`, `noexec`, `noatime`, by their option names.
@@ -119,6 +121,7 @@ impl Default for OverlayConfig {
             allow_other: root,
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
+            gather: Duration::from_millis(50),
             guard: root,
             mount_flags: Vec::new(),
         }

@@ -25,6 +25,7 @@ mod state;
 pub mod stats;
 pub mod window;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -61,6 +62,14 @@ pub struct Context<'a> {
     pub deadline: Instant,
     call: &'a Call,
     live: &'a AtomicU64,
+    sent: &'a Sent,
+}
+
+/// What a run of a call's work has handed to the backing besides, or instead of, the payload it was admitted with.
+#[derive(Debug, Default)]
+struct Sent {
+    kept: Cell<bool>,
+    others: Cell<u64>,
 }
 
 impl Context<'_> {
@@ -68,6 +77,16 @@ impl Context<'_> {
     /// would still do then comes too late, and may come after what was sent since. Cheap: two loads.
     pub fn is_abandoned(&self) -> bool {
         self.call.is_answered() || self.live.load(SeqCst) != self.generation.number()
+    }
+
+    /// Its payload is not handed to the backing by this run.
+    pub fn keeps_its_payload(&self) {
+        self.sent.kept.set(true);
+    }
+
+    /// So many bytes that other calls brought are handed to the backing by this run.
+    pub fn sends_for_others(&self, bytes: u64) {
+        self.sent.others.set(self.sent.others.get() + bytes);
     }
 }
 
@@ -184,6 +203,19 @@ impl Gate {
             Phase::Open(_) => self.make_ready(&mut state, call),
             Phase::Closed => state.parked.push(call),
         }
+    }
+
+    /// Answers a call that needs no backing in this thread, if it would be let through at once: the gate is open, and nothing
+    /// speaks against the generation, whose number `work` is given. `None`, from here or from `work`, says that the call
+    /// has to be submitted. `work` must not block.
+    pub fn at_once<T>(&self, op: Op, work: impl FnOnce(u64) -> Option<T>) -> Option<T> {
+        let started = Instant::now();
+        let state = self.state.lock();
+        let live = state.live().filter(|_| state.outage_since.is_none() && !state.stopping)?;
+        drop(state);
+        let value = work(live)?;
+        self.stats.count(op, Outcome::Ok, started.elapsed());
+        Some(value)
     }
 
     /// Counters.

@@ -13,6 +13,9 @@
 //!                                   replay ◀───────────────────────┘
 //! ```
 //!
+//! Small appends may be acknowledged before they are handed over ([`FileLog::hold_back`]): they are unstable like any other
+//! write, and what is held back is a range at the end of the file.
+//!
 //! Nothing in here does I/O or knows of files of the overlay: [`changes`] is what a sequence of writes and truncations
 //! comes to, [`doubt`] is what may
 //! have been done besides, [`mod@file`] is the log of one file, [`budget`] bounds all logs together.

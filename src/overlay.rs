@@ -6,6 +6,7 @@ mod closer;
 mod commit;
 mod convert;
 pub mod files;
+mod gather;
 mod inodes;
 pub mod mount;
 pub mod nodes;
@@ -32,6 +33,7 @@ use crate::gate::{Class, Context, Gate, Op};
 use crate::log::Budget;
 use files::Files;
 pub use files::RestoreReport;
+use gather::Gather;
 use inodes::Inodes;
 use nodes::Nodes;
 pub use notices::Notices;
@@ -77,6 +79,8 @@ pub struct Overlay {
     files: Files,
     inodes: Inodes,
     budget: Budget,
+    /// Unless every write is sent by itself.
+    gather: Option<Gather>,
     rescue: Rescue,
     replayed_bytes: AtomicU64,
     directories: Directories,
@@ -92,7 +96,8 @@ impl Overlay {
     /// An overlay whose calls go through `gate` to a backing with these traits. It keeps up to `log_size` bytes of
     /// uncommitted changes; `rescue` gets what cannot be sent again.
     pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig, log_size: u64, rescue: Rescue) -> Arc<Overlay> {
-        Arc::new(Overlay {
+        Arc::new_cyclic(|myself| Overlay {
+            gather: Gather::start(config.gather, myself.clone()),
             gate,
             traits,
             config,

@@ -9,7 +9,7 @@ use parking_lot::MutexGuard;
 
 use super::call::{Call, Run};
 use super::state::{Job, Limbo, State};
-use super::{Complaint, Context, Gate, Outcome, policy};
+use super::{Complaint, Context, Gate, Outcome, Sent, policy};
 
 /// Most threads of the pool. Each can be stuck in the backing until its generation is aborted.
 pub const MAX_THREADS: usize = 192;
@@ -64,10 +64,11 @@ impl Gate {
         while let Some(Job { call, generation }) = self.next(id, &mut state) {
             drop(state);
             let number = generation.number();
-            let run = self.run(&call, &generation);
+            let sent = Sent::default();
+            let run = self.run(&call, &generation, &sent);
             drop(generation);
             state = self.state.lock();
-            state.put_back(id, &run);
+            state.put_back(id, &run, &sent);
             if let Run::Failed(errno) = run {
                 state = self.failed(state, call, number, errno);
             }
@@ -99,13 +100,13 @@ impl Gate {
     }
 
     /// Runs a call once.
-    fn run(&self, call: &Arc<Call>, generation: &Arc<dyn super::Generation>) -> Run {
+    fn run(&self, call: &Arc<Call>, generation: &Arc<dyn super::Generation>, sent: &Sent) -> Run {
         if call.is_answered() && !call.internal {
             return Run::TooLate;
         }
         let in_doubt = call.in_doubt.load(Relaxed);
         let deadline = call.arrived + call.limit;
-        let run = call.run(&Context { generation, in_doubt, deadline, call, live: &self.live });
+        let run = call.run(&Context { generation, in_doubt, deadline, call, live: &self.live, sent });
         if matches!(run, Run::Answered) && !call.internal {
             self.stats.count(call.op, Outcome::Ok, call.arrived.elapsed());
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::Sent;
 use super::call::{Call, Run};
 use super::queue::Queue;
 use super::window::{Admission, Window};
@@ -158,7 +159,7 @@ impl State {
     }
 
     /// Counts out what that thread ran.
-    pub fn put_back(&mut self, thread: u64, run: &Run) {
+    pub fn put_back(&mut self, thread: u64, run: &Run, sent: &Sent) {
         let Some(Running { call, generation, since, admission }) = self.running.remove(&thread) else { return };
         self.data_threads -= usize::from(admission.is_some());
         let Phase::Open(service) = &mut self.phase else { return };
@@ -167,10 +168,15 @@ impl State {
             return;
         }
         let now = Instant::now();
+        if service.barriers.is_some() {
+            service.window.overrun(sent.others.get());
+        }
         match admission {
             Some(admission) => {
                 service.data_threads -= 1;
-                if service.barriers.is_some() && call.op.writes() {
+                if sent.kept.get() {
+                    service.window.release(admission, None, now);
+                } else if service.barriers.is_some() && call.op.writes() {
                     service.window.hand_over(admission);
                 } else {
                     let took = matches!(run, Run::Answered).then(|| now - since);

@@ -113,6 +113,12 @@ impl Window {
         self.handed_over += admission.bytes;
     }
 
+    /// So many bytes were handed over without having been admitted: a barrier gives the room back.
+    pub fn overrun(&mut self, bytes: u64) {
+        self.in_flight += bytes;
+        self.handed_over += bytes;
+    }
+
     /// True when it is time for a barrier: before the window is full, so that the pipeline does not run empty, or when
     /// `blocked` says that somebody gets no room.
     pub fn wants_barrier(&self, blocked: bool) -> bool {
@@ -245,6 +251,16 @@ mod tests {
         window.lose_barrier();
         assert_eq!(window.in_flight(), half);
         window.begin_barrier(t);
+        window.pass_barrier();
+        assert_eq!(window.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_was_handed_over_for_others_is_in_flight_too() {
+        let mut window = Window::default();
+        window.overrun(START);
+        assert_eq!((window.in_flight(), window.has_room(1), window.wants_barrier(false)), (START, false, true));
+        window.begin_barrier(Instant::now());
         window.pass_barrier();
         assert_eq!(window.in_flight(), 0);
     }

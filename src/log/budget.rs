@@ -45,6 +45,11 @@ impl Budget {
         self.fits(*used, bytes)
     }
 
+    /// True if there is room for `bytes` now.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.fits(*self.used.lock(), bytes)
+    }
+
     /// One write larger than the bound goes alone.
     fn fits(&self, used: u64, bytes: u64) -> bool {
         used == 0 || used + bytes <= self.limit
@@ -70,6 +75,7 @@ mod tests {
         assert!(budget.wait(1000), "an empty log takes anything");
         budget.charge(0, 60);
         assert!(budget.is_half_full() && budget.wait(40) && !budget.wait(41));
+        assert!(budget.has_room(40) && !budget.has_room(41));
         budget.charge(60, 10);
         assert_eq!((budget.wait(41), budget.used()), (true, 10));
     }

@@ -67,6 +67,19 @@ impl Changes {
         self.extents.into_iter()
     }
 
+    /// A copy of the data from one offset to another; what is not in here is left out.
+    pub fn copy(&self, from: u64, to: u64) -> Vec<u8> {
+        let first = self.extents.range(..=from).next_back().map_or(from, |(&offset, _)| offset);
+        let mut data = Vec::new();
+        for (&offset, part) in self.extents.range(first..to.max(first)) {
+            // Lengths of vectors fit.
+            let start = (from.saturating_sub(offset) as usize).min(part.len());
+            let end = part.len().min((to - offset) as usize);
+            data.extend_from_slice(&part[start..end.max(start)]);
+        }
+        data
+    }
+
     /// The size in the end of a file that had that size before.
     pub fn size_after(&self, before: u64) -> u64 {
         let furthest = self.extents.last_key_value().map_or(0, |(offset, data)| offset + data.len() as u64);

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use super::changes::{Change, Changes};
 use super::doubt::{Attempt, Doubt};
 
+/// What is held back fits into one request of sshfs: 64 KiB, which its kernel side cuts at pages.
+const HELD: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
 /// Most bytes of the last committed block that are remembered by their checksum.
 const BLOCK: usize = 4096;
 
@@ -53,6 +57,17 @@ pub struct Ticket {
     pub changes: Arc<Changes>,
 }
 
+/// What was acknowledged and has not been sent: from one offset to the end of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Where it begins.
+    pub from: u64,
+    /// Where it ends.
+    pub to: u64,
+    /// It was being handed over when that was last heard of: any part of it may have been done.
+    pub under_way: bool,
+}
+
 /// What a commit finds when it begins.
 #[derive(Debug, Clone)]
 pub enum Begin {
@@ -60,6 +75,8 @@ pub enum Begin {
     Clean,
     /// Another one is under way.
     Busy,
+    /// Something is held back, and has to be handed over first.
+    Held,
     /// It covers this, which has been sent to the live generation.
     Commit(Ticket),
 }
@@ -91,10 +108,12 @@ pub enum Mismatch {
 #[derive(Debug, Default)]
 pub struct FileLog {
     unstable: Changes,
+    /// Part of `unstable`, at its end.
+    held: Option<Held>,
     committing: Option<Arc<Changes>>,
     /// Numbers commits and replays, so that the end of one that was overtaken does not count.
     serial: u64,
-    /// The generation that everything in here was sent to, or [`AGAIN`].
+    /// The generation that everything in here but what is held was sent to, or [`AGAIN`].
     sent_to: u64,
     /// The size that the last commit covered.
     size: Option<u64>,
@@ -177,6 +196,56 @@ impl FileLog {
         self.unstable.size().or(committed.map(|size| self.unstable.size_after(size)))
     }
 
+    /// The size of the file with everything in it that was sent, if that is known.
+    pub fn sent_size(&self) -> Option<u64> {
+        self.held.map(|held| held.from).or(self.size())
+    }
+
+    /// The size of the file with everything in it, if that is known and the backing may show another one.
+    pub fn unsent_size(&self) -> Option<u64> {
+        let unsent = self.held.is_some() || (!self.is_clean() && self.sent_to == AGAIN);
+        self.size().filter(|_| unsent && self.doubt.is_none())
+    }
+
+    /// Takes a write in without its being sent, if it may be: it begins where the file ends, the file is in no doubt, the
+    /// generation has seen everything else, and it makes one request with what is held already. It is unstable from then
+    /// on like any other change. Any other change has to be handed over after what is held.
+    pub fn hold_back(&mut self, generation: u64, offset: u64, data: &mut Vec<u8>) -> bool {
+        let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
+        if !seen || self.size() != Some(offset) || self.wants_size() || self.held.is_some_and(|held| held.under_way) {
+            return false;
+        }
+        // What is held ends where the file does, so it begins no later than this.
+        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
+        let Some(end) = offset.checked_add(length).filter(|end| end - from / PAGE * PAGE <= HELD) else { return false };
+        if length == 0 || length >= HELD {
+            return false;
+        }
+        self.sent_to = generation;
+        self.unstable.push(Change::Write(offset, data));
+        self.held = Some(Held { from, to: end, under_way: false });
+        true
+    }
+
+    /// What is held back.
+    pub fn held(&self) -> Option<Held> {
+        self.held
+    }
+
+    /// What is held back is about to be handed over: its offset and its data.
+    pub fn hand_over(&mut self) -> Option<(u64, Vec<u8>)> {
+        let held = self.held.as_mut()?;
+        held.under_way = true;
+        Some((held.from, self.unstable.copy(held.from, held.to)))
+    }
+
+    /// That generation has seen it up to `end`.
+    pub fn handed_over(&mut self, generation: u64, end: u64) -> Result<(), Superseded> {
+        let Some(held) = self.held.filter(|_| self.sent_to == generation) else { return Err(Superseded) };
+        self.held = (end < held.to).then_some(Held { from: end.max(held.from), to: held.to, under_way: false });
+        Ok(())
+    }
+
     /// A change was handed to that generation.
     pub fn record(&mut self, generation: u64, change: Change<'_>) -> Result<(), Superseded> {
         if self.is_clean() {
@@ -199,6 +268,9 @@ impl FileLog {
     pub fn begin(&mut self) -> Begin {
         if self.committing.is_some() {
             return Begin::Busy;
+        }
+        if self.held.is_some() {
+            return Begin::Held;
         }
         if self.unstable.is_empty() {
             return Begin::Clean;
@@ -231,6 +303,8 @@ impl FileLog {
     }
 
     fn take(&mut self) -> Ticket {
+        // A commit begins when nothing is; a replay sends everything.
+        self.held = None;
         self.serial += 1;
         let changes = Arc::new(std::mem::take(&mut self.unstable));
         self.committing = Some(Arc::clone(&changes));
@@ -278,6 +352,7 @@ impl FileLog {
     pub fn abandon(&mut self) -> Changes {
         self.put_back();
         self.serial += 1;
+        self.held = None;
         std::mem::take(&mut self.unstable)
     }
 
@@ -315,6 +390,8 @@ impl FileLog {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn write(log: &mut FileLog, generation: u64, offset: u64, data: &[u8]) -> Result<(), Superseded> {
@@ -485,5 +562,219 @@ mod tests {
         log.attempt(Attempt::SetSize(0));
         log.settle_truncation(0);
         assert_eq!(log.begin_replay().changes.bytes(), 100, "everything is in the log: it is complete without it");
+    }
+
+    fn hold(log: &mut FileLog, generation: u64, offset: u64, data: &[u8]) -> bool {
+        log.hold_back(generation, offset, &mut data.to_vec())
+    }
+
+    /// A log of a file of that size, of which nothing is unstable.
+    fn known(size: u64) -> FileLog {
+        let mut log = FileLog::default();
+        log.learn_size(size);
+        log
+    }
+
+    #[test]
+    fn appends_are_held_back_until_they_make_one_request() {
+        let mut log = known(100);
+        assert!(hold(&mut log, 1, 100, b"one") && hold(&mut log, 1, 103, b"two"));
+        assert_eq!(log.held(), Some(Held { from: 100, to: 106, under_way: false }));
+        assert_eq!((log.size(), log.sent_size(), log.unsent_size()), (Some(106), Some(100), Some(106)));
+        assert!(log.check_size(100).is_ok() && log.check_size(106).is_ok() && log.check_size(107).is_err());
+        assert!(matches!(log.begin(), Begin::Held), "an fsync would not cover it");
+        assert!(!hold(&mut log, 1, 106, &[7; HELD as usize]), "large ones are sent at once");
+        let most = HELD - 106;
+        assert!(
+            !hold(&mut log, 1, 106, &vec![7; most as usize + 1]) && hold(&mut log, 1, 106, &vec![7; most as usize])
+        );
+        let (from, data) = log.hand_over().expect("it is held");
+        assert_eq!((from, data.len() as u64, &data[..6]), (100, HELD - 100, &b"onetwo"[..]));
+        assert!(log.held().is_some_and(|held| held.under_way));
+        assert_eq!(log.handed_over(1, 104), Ok(()), "a short write");
+        assert_eq!(log.held(), Some(Held { from: 104, to: HELD, under_way: false }));
+        assert_eq!(log.hand_over().map(|(from, data)| (from, data[0])), Some((104, b'w')));
+        assert_eq!(log.handed_over(1, HELD), Ok(()));
+        assert_eq!((log.held(), log.unsent_size(), log.is_clean()), (None, None, false));
+        let commit = ticket(log.begin());
+        assert_eq!(log.committed(&commit, 1), Ok(()));
+        assert!(log.is_clean());
+    }
+
+    #[test]
+    fn only_what_is_certain_to_be_an_append_is_held_back() {
+        assert!(!hold(&mut FileLog::default(), 1, 0, b"x"), "of an unknown size");
+        assert!(!hold(&mut known(10), 1, 9, b"x") && !hold(&mut known(10), 1, 11, b"x"));
+        assert!(!hold(&mut known(10), 1, 10, b""));
+        let mut long = known(10_000);
+        assert!(hold(&mut long, 1, 10_000, b"x") && !hold(&mut long, 1, 22, b"far before what is held"));
+        let mut doubtful = known(10);
+        doubtful.attempt(Attempt::Write(10, 20));
+        assert!(!hold(&mut doubtful, 1, 10, b"x"));
+        let mut refused = known(10);
+        write(&mut refused, 1, 10, b"x").expect("live");
+        refused.send_again();
+        assert!(!hold(&mut refused, 1, 11, b"y"), "the backing has not seen what was before it");
+        let mut dead = known(10);
+        assert!(hold(&mut dead, 1, 10, b"x") && !hold(&mut dead, 2, 11, b"y"));
+        assert!(!hold(&mut known(u64::MAX), 1, u64::MAX, b"x"));
+    }
+
+    #[test]
+    fn a_replay_sends_what_was_held_back() {
+        let mut log = known(0);
+        write(&mut log, 1, 0, b"sent").expect("live");
+        assert!(hold(&mut log, 1, 4, b"held"));
+        assert!(log.needs_replay(2) && log.hand_over().is_some(), "and that generation dies in it");
+        let all = log.begin_replay();
+        assert_eq!(all.changes.extents().collect::<Vec<_>>(), [(0, &b"sentheld"[..])]);
+        assert_eq!((log.held(), log.handed_over(1, 8)), (None, Err(Superseded)));
+        log.failed(&all, true);
+        assert_eq!((log.held(), log.unsent_size()), (None, Some(8)), "everything is sent again");
+        let all = log.begin_replay();
+        assert_eq!(log.committed(&all, 2), Ok(()));
+        assert!(log.is_clean() && hold(&mut log, 2, 8, b"on"));
+        assert_eq!(log.abandon().bytes(), 2);
+        assert_eq!(log.held(), None);
+    }
+
+    #[test]
+    fn a_commit_that_fails_meanwhile_has_what_is_held_sent_again_too() {
+        let mut log = known(0);
+        write(&mut log, 1, 0, b"sent").expect("live");
+        let commit = ticket(log.begin());
+        assert!(hold(&mut log, 1, 4, b"held") && log.hand_over().is_some());
+        log.failed(&commit, true);
+        assert_eq!(log.handed_over(1, 8), Err(Superseded));
+        assert!(log.needs_replay(1));
+        assert_eq!(log.begin_replay().changes.extents().collect::<Vec<_>>(), [(0, &b"sentheld"[..])]);
+    }
+
+    /// A step of a history: an append, a write anywhere, a truncation, a hand-over, a commit, the death of a generation.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(Vec<u8>),
+        Write(u64, Vec<u8>),
+        SetSize(u64),
+        HandOver,
+        Commit,
+        Die(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let data = || proptest::collection::vec(any::<u8>(), 1..300);
+        prop_oneof![
+            8 => data().prop_map(Step::Append),
+            1 => (0_u64..9000, data()).prop_map(|(offset, data)| Step::Write(offset, data)),
+            1 => (0_u64..9000).prop_map(Step::SetSize),
+            1 => Just(Step::HandOver),
+            2 => Just(Step::Commit),
+            1 => any::<u8>().prop_map(Step::Die),
+        ]
+    }
+
+    /// A backing that forgets what was not committed, and whoever uses a log as the overlay does.
+    #[derive(Default)]
+    struct User {
+        log: FileLog,
+        generation: u64,
+        file: Vec<u8>,
+        disk: Vec<u8>,
+        writes: usize,
+    }
+
+    impl User {
+        fn put(&mut self, offset: u64, data: &[u8]) {
+            let (start, end) = (offset as usize, offset as usize + data.len());
+            self.file.resize(self.file.len().max(end), 0);
+            self.file[start..end].copy_from_slice(data);
+            self.writes += 1;
+        }
+
+        fn hand_over(&mut self) {
+            if let Some((from, data)) = self.log.hand_over() {
+                self.put(from, &data);
+                self.log.handed_over(self.generation, from + data.len() as u64).expect("live");
+            }
+        }
+
+        fn write(&mut self, gather: bool, offset: u64, data: &[u8]) {
+            if gather && hold(&mut self.log, self.generation, offset, data) {
+                return;
+            }
+            self.hand_over();
+            self.put(offset, data);
+            write(&mut self.log, self.generation, offset, data).expect("live");
+        }
+
+        fn commit(&mut self) {
+            self.hand_over();
+            if let Begin::Commit(ticket) = self.log.begin() {
+                self.disk = self.file.clone();
+                self.log.committed(&ticket, self.generation).expect("live");
+            }
+        }
+
+        /// It dies, having been handed some part of what is held, and the server forgets or not.
+        fn die(&mut self, dice: u8) {
+            if dice & 1 > 0
+                && let Some((from, data)) = self.log.hand_over()
+            {
+                self.put(from, &data[..data.len() * usize::from(dice) / 255]);
+            }
+            if dice & 2 > 0 {
+                self.file = self.disk.clone();
+            }
+            self.generation += 1;
+            self.log.check_size(self.file.len() as u64).expect("it is the same file");
+            if self.log.needs_replay(self.generation) {
+                let ticket = self.log.begin_replay();
+                self.file.resize(ticket.changes.cut().map_or(self.file.len(), |cut| cut as usize), 0);
+                for (offset, data) in ticket.changes.extents() {
+                    self.put(offset, data);
+                }
+                self.file.resize(ticket.changes.size().map_or(self.file.len(), |size| size as usize), 0);
+                self.disk = self.file.clone();
+                self.log.committed(&ticket, self.generation).expect("live");
+            }
+        }
+
+        fn step(&mut self, gather: bool, step: &Step) {
+            match step {
+                Step::Append(data) => {
+                    let size = self.log.size().expect("known");
+                    self.write(gather, size, data);
+                }
+                Step::Write(offset, data) => self.write(gather, *offset, data),
+                Step::SetSize(size) => {
+                    self.hand_over();
+                    self.file.resize(*size as usize, 0);
+                    self.log.record(self.generation, Change::SetSize(*size)).expect("live");
+                }
+                Step::HandOver => self.hand_over(),
+                Step::Commit => self.commit(),
+                Step::Die(dice) => self.die(*dice),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_gathered_history_ends_in_the_same_file(steps in proptest::collection::vec(step(), 0..60)) {
+            let new = || User { log: known(0), generation: 1, ..User::default() };
+            let (mut gathered, mut plain) = (new(), new());
+            for step in &steps {
+                gathered.step(true, step);
+                plain.step(false, step);
+                prop_assert_eq!(gathered.log.size(), plain.log.size());
+                prop_assert_eq!(gathered.log.sent_size(), Some(gathered.file.len() as u64));
+            }
+            for user in [&mut gathered, &mut plain] {
+                user.commit();
+                prop_assert!(user.log.is_clean());
+                prop_assert_eq!(&user.file, &user.disk);
+            }
+            prop_assert_eq!(gathered.file, plain.file);
+        }
     }
 }

@@ -49,8 +49,15 @@ impl Overlay {
     ) -> OpResult<usize> {
         self.make_room(context, &file.inode, data.len() as u64)?;
         let generation = context.generation.number();
-        let attempt = Attempt::Write(offset, offset + data.len() as u64);
-        let written = self.changing(context, &file.inode, attempt, |writer| {
+        let order = file.inode.order(context)?;
+        self.prepare(context, &file.inode, &order)?;
+        let length = data.len();
+        if !context.is_abandoned() && self.hold_back(file, generation, offset, data, &order) {
+            context.keeps_its_payload();
+            return Ok(length);
+        }
+        let attempt = Attempt::Write(offset, offset + length as u64);
+        let written = self.changing(context, &file.inode, attempt, &order, |writer| {
             let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
             let mut rest = data.split_off(written);
             let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
@@ -60,6 +67,7 @@ impl Overlay {
             }
             recorded.map(|()| written)
         })?;
+        drop(order);
         if file.is_synchronous() {
             self.commit(context, &file.inode, true)?;
         }
@@ -68,7 +76,9 @@ impl Overlay {
 
     /// ftruncate(2) through the log.
     pub(super) fn set_size_logged(&self, context: &Context<'_>, inode: &Arc<Inode>, size: u64) -> OpResult<()> {
-        self.changing(context, inode, Attempt::SetSize(size), |writer| {
+        let order = inode.order(context)?;
+        self.prepare(context, inode, &order)?;
+        self.changing(context, inode, Attempt::SetSize(size), &order, |writer| {
             writer.set_size(size)?;
             inode.record(&self.budget, context.generation.number(), Change::SetSize(size))
         })
@@ -94,16 +104,15 @@ impl Overlay {
         Ok(result)
     }
 
-    /// Runs a change with the file's order held, in a generation that has seen everything before it.
+    /// Runs a change in a generation that has seen everything before it.
     fn changing<T>(
         &self,
         context: &Context<'_>,
         inode: &Arc<Inode>,
         attempt: Attempt,
+        _order: &Order<'_>,
         change: impl FnOnce(&dyn File) -> OpResult<T>,
     ) -> OpResult<T> {
-        let order = inode.order(context)?;
-        self.prepare(context, inode, &order)?;
         let writer = self.writer(&**context.generation, inode)?;
         self.attempt(context, inode, attempt, || Ok(writer.descriptor.stat()?.size))?;
         change(&**writer.descriptor)
@@ -136,7 +145,7 @@ impl Overlay {
         }
         let generation = &**context.generation;
         if !inode.needs_replay(&self.budget, generation.number()) {
-            return Ok(());
+            return self.hand_over(context, inode, order);
         }
         match inode.refusal() {
             Some(error) => Err(error),
@@ -210,7 +219,7 @@ impl Overlay {
             let order = inode.order(context)?;
             return self.commit_in_order(context, inode, data_only, &order);
         }
-        match self.try_commit(context, inode, data_only)? {
+        match self.try_commit(context, inode, data_only, None)? {
             Ended::Well => Ok(()),
             // The server has refused something of it: everything is sent again, once, and the answer to that counts.
             Ended::Refused => {
@@ -228,16 +237,24 @@ impl Overlay {
         order: &Order<'_>,
     ) -> OpResult<()> {
         self.prepare(context, inode, order)?;
-        match self.try_commit(context, inode, data_only)? {
+        match self.try_commit(context, inode, data_only, Some(order))? {
             Ended::Well => Ok(()),
             Ended::Refused => self.prepare(context, inode, order),
         }
     }
 
-    fn try_commit(&self, context: &Context<'_>, inode: &Arc<Inode>, data_only: bool) -> OpResult<Ended> {
+    /// `order` is the file's, if it is held.
+    fn try_commit(
+        &self,
+        context: &Context<'_>,
+        inode: &Arc<Inode>,
+        data_only: bool,
+        order: Option<&Order<'_>>,
+    ) -> OpResult<Ended> {
         let generation = &**context.generation;
         let ticket = loop {
-            match inode.begin(&self.budget) {
+            match self.begin(context, inode, order)? {
+                file::Begin::Held => {}
                 file::Begin::Clean => return if inode.is_lost() { Err(LOST_FILE) } else { Ok(Ended::Well) },
                 file::Begin::Busy => inode.wait(context)?,
                 file::Begin::Commit(ticket) => break ticket,
@@ -252,6 +269,18 @@ impl Overlay {
                 if refused { Ok(Ended::Refused) } else { Err(error) }
             }
         }
+    }
+
+    /// Begins a commit after what is held back was handed over. The order is not kept: writes go on during an fsync.
+    fn begin(&self, context: &Context<'_>, inode: &Arc<Inode>, order: Option<&Order<'_>>) -> OpResult<file::Begin> {
+        if inode.held_since().is_none() {
+            return Ok(inode.begin(&self.budget));
+        }
+        let taken = if order.is_none() { Some(inode.order(context)?) } else { None };
+        if let Some(order) = order.or(taken.as_ref()) {
+            self.prepare(context, inode, order)?;
+        }
+        Ok(inode.begin(&self.budget))
     }
 
     /// Sends everything unstable of a file to a generation and commits it there.

@@ -46,6 +46,7 @@ struct State {
     error: Errno,
     refused_at: Option<Instant>,
     dirty_since: Option<Instant>,
+    held_since: Option<Instant>,
 }
 
 /// One file.
@@ -76,6 +77,7 @@ impl Inode {
             error: Errno::EIO,
             refused_at: None,
             dirty_since: None,
+            held_since: None,
         };
         Inode {
             node,
@@ -98,6 +100,11 @@ impl Inode {
         }
     }
 
+    /// Takes the order if it is free.
+    pub fn order_now(&self) -> Option<Order<'_>> {
+        self.order.try_lock().map(Order)
+    }
+
     /// Takes the order, however long that takes.
     pub fn order_whenever(&self) -> Order<'_> {
         Order(self.order.lock())
@@ -118,10 +125,10 @@ impl Inode {
         self.state.lock().log.cost()
     }
 
-    /// Its size with everything in the log, if something is and the size is known.
+    /// Its size with everything in the log that was sent, if something is in there and the size is known.
     pub fn unstable_size(&self) -> Option<u64> {
         let state = self.state.lock();
-        state.log.size().filter(|_| !state.log.is_clean() && !state.log.wants_size())
+        state.log.sent_size().filter(|_| !state.log.is_clean() && !state.log.wants_size())
     }
 
     /// True if uncommitted changes are old enough to be committed in the background.
@@ -140,7 +147,45 @@ impl Inode {
         self.state.lock().handles > 1
     }
 
+    /// Since when something of it is held back.
+    pub fn held_since(&self) -> Option<Instant> {
+        self.state.lock().held_since
+    }
+
+    /// Bytes that are held back.
+    pub fn held_bytes(&self) -> u64 {
+        self.state.lock().log.held().map_or(0, |held| held.to - held.from)
+    }
+
+    /// Takes a write in without its being sent; see [`FileLog::hold_back`]. True if it is the first that is held, `None` if
+    /// it was not taken. It is where the file is known to be the one that is written to that it may be.
+    pub fn hold_back(
+        &self,
+        budget: &Budget,
+        generation: u64,
+        offset: u64,
+        data: &mut Vec<u8>,
+        _order: &Order<'_>,
+    ) -> Option<bool> {
+        self.with_state(budget, |state| {
+            let known = state.writer.as_ref().is_some_and(|writer| writer.generation == generation) && !state.lost;
+            let first = state.log.held().is_none();
+            (known && state.log.hold_back(generation, offset, data)).then_some(first)
+        })
+    }
+
+    /// Its size, if the backing may show another one because something has not been sent.
+    pub fn unsent_size(&self) -> Option<u64> {
+        self.state.lock().log.unsent_size()
+    }
+
     /// True if a generation has not seen everything in its log.
+    pub fn has_unsent(&self, generation: u64) -> bool {
+        let state = self.state.lock();
+        state.log.held().is_some() || state.log.needs_replay(generation)
+    }
+
+    /// True if everything in its log has to be sent to a generation before that may be used.
     pub fn needs_replay(&self, budget: &Budget, generation: u64) -> bool {
         self.with_log(budget, |log| log.needs_replay(generation))
     }
@@ -194,15 +239,20 @@ impl Inode {
 
     /// Looks at its log, or changes it; what that costs is charged. Commits that end are announced.
     pub fn with_log<T>(&self, budget: &Budget, change: impl FnOnce(&mut FileLog) -> T) -> T {
+        self.with_state(budget, |state| change(&mut state.log))
+    }
+
+    fn with_state<T>(&self, budget: &Budget, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let (before, was_clean) = (state.log.cost(), state.log.is_clean());
-        let result = change(&mut state.log);
+        let result = change(&mut state);
         budget.charge(before, state.log.cost());
         match (was_clean, state.log.is_clean()) {
             (true, false) => state.dirty_since = Some(Instant::now()),
             (false, true) => state.dirty_since = None,
             _ => {}
         }
+        state.held_since = state.log.held().and(state.held_since.or_else(|| Some(Instant::now())));
         result
     }
 

@@ -222,6 +222,14 @@ impl Nodes {
         self.table.lock().by_name.get(&(parent, name.to_owned())).copied()
     }
 
+    /// The node of a file of that identity, if identities tell files apart here.
+    pub fn of_identity(&self, identity: (u64, u64)) -> Option<u64> {
+        if !self.by_identity {
+            return None;
+        }
+        self.table.lock().by_identity.get(&identity).copied()
+    }
+
     /// Type of a node.
     pub fn kind(&self, node: u64) -> Option<FileKind> {
         self.table.lock().nodes.get(&node).map(|found| found.kind)

@@ -5,6 +5,7 @@
 mod below;
 mod doubt;
 mod files;
+mod gather;
 mod hidden;
 mod log;
 mod mounting;

@@ -49,6 +49,11 @@ impl Rig {
         Rig::with(traits, PATIENCE, |_| {})
     }
 
+    /// Every write goes to the backing before it is acknowledged.
+    pub fn prompt(traits: Traits, deadline: Duration) -> Rig {
+        Rig::with(traits, deadline, |config| config.gather = Duration::ZERO)
+    }
+
     pub fn with(traits: Traits, deadline: Duration, configure: impl FnOnce(&mut OverlayConfig)) -> Rig {
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         let backing = FakeBacking::new().expect("a directory").with_traits(traits);

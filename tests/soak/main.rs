@@ -43,10 +43,11 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn explain(seed: u64, program: &Program, words: &str) -> String {
-    let Program { like_sshfs, long, caching, log, steps } = program;
+    let Program { like_sshfs, long, caching, log, gather, steps } = program;
     let mut text = format!(
         "{words}\nrun it again with STEADFS_SOAK_SEED={seed}\n\
-         like sshfs: {like_sshfs}, long outages: {long}, the kernel caches: {caching}, log of {log} bytes\n"
+         like sshfs: {like_sshfs}, long outages: {long}, the kernel caches: {caching}, \
+         log of {log} bytes, gathering: {gather}\n"
     );
     for (number, step) in steps.iter().enumerate() {
         let mishap = step.mishap.map(|mishap| format!("{mishap:?}: ")).unwrap_or_default();

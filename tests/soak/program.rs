@@ -155,6 +155,8 @@ pub struct Program {
     pub caching: bool,
     /// Bytes that the write log may keep.
     pub log: u64,
+    /// Small appends are gathered.
+    pub gather: bool,
     pub steps: Vec<Step>,
 }
 
@@ -251,6 +253,8 @@ fn mishap() -> impl Strategy<Value = Mishap> {
 pub fn program() -> impl Strategy<Value = Program> {
     let log = prop_oneof![3 => Just(8_u64 << 20), 1 => Just(48_u64 << 10)];
     let steps = vec((weighted(0.15, mishap()), op()).prop_map(|(mishap, op)| Step { mishap, op }), 5..60);
-    (any::<bool>(), proptest::bool::weighted(0.2), any::<bool>(), log, steps)
-        .prop_map(|(like_sshfs, long, caching, log, steps)| Program { like_sshfs, long, caching, log, steps })
+    let gather = proptest::bool::weighted(0.75);
+    (any::<bool>(), proptest::bool::weighted(0.2), any::<bool>(), log, steps, gather).prop_map(
+        |(like_sshfs, long, caching, log, steps, gather)| Program { like_sshfs, long, caching, log, gather, steps },
+    )
 }

@@ -69,6 +69,9 @@ impl World {
             // What the kernel believes of a call that failed is not the overlay's fault.
             (config.attr_timeout, config.entry_timeout) = (Duration::ZERO, Duration::ZERO);
         }
+        if !program.gather {
+            config.gather = Duration::ZERO;
+        }
         let deadline = if program.long { SHORT } else { PATIENCE };
         let policy = CallPolicy { deadline, sync_deadline: deadline * 2, ..CallPolicy::default() };
         let Plan { traits, complain, begin } = plan;

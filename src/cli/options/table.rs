@@ -118,6 +118,7 @@ impl Definition {
 }
 
 const MS100: Duration = Duration::from_millis(100);
+const GATHER: Duration = Duration::from_millis(50);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86400);
@@ -182,6 +183,8 @@ options! {
 
     "log_size" Log Kind::Size(MIB, 4 * GIB, |o| &mut o.log.size), "",
         "How much of what was written and is not committed on the store yet is kept to be written again.";
+    "gather" Log Kind::Duration(Duration::ZERO, GATHER, |o| &mut o.overlay.gather), "",
+        "How long small appends may be held back to be sent together. 0 sends each by itself.";
     "spool_dir" Log Value("DIR", |o, v| value::spool(v).map(|d| o.log.spool_dir = Some(d))), "below the state directory",
         "Where it is saved if its file is no longer the one that was open. See steadfs spool.";
     "spool_size" Log Kind::Size(MIB, TIB, |o| &mut o.log.spool_size), "",

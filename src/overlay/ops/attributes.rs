@@ -48,6 +48,10 @@ impl Overlay {
     }
 
     fn stat(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
+        self.look(context, Some(node), || self.stat_on_backing(context, node, handle))
+    }
+
+    fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
         // By handle where there is one: a file may have lost its name.
         if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
             return self.descriptor(&**context.generation, &file)?.stat();
@@ -147,6 +151,8 @@ impl Overlay {
     }
 
     fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
+        // Handed over later it would change the times again.
+        self.show(context, node)?;
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
         if changes.uid.is_some() || changes.gid.is_some() {
             let (uid, gid) = (changes.uid, changes.gid);

@@ -165,7 +165,7 @@ impl Overlay {
     /// A read that ends before the file does is an error of the server, which must not look like its end.
     fn read_whole(&self, context: &Context<'_>, file: &OpenFile, offset: u64, data: &mut [u8]) -> OpResult<usize> {
         let generation = &**context.generation;
-        if file.inode.needs_replay(&self.budget, generation.number()) {
+        if file.inode.has_unsent(generation.number()) {
             let order = file.inode.order(context)?;
             self.prepare(context, &file.inode, &order)?;
         }
@@ -192,7 +192,13 @@ impl Overlay {
     /// FUSE_WRITE. The kernel gives appenders their offset too.
     pub fn write(self: &Arc<Self>, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
-        let (worker, mut data) = (Arc::clone(self), data.to_vec());
+        let mut data = data.to_vec();
+        if let Some(written) = self.write_at_once(&file, offset, &mut data) {
+            self.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
+            reply.written(u32::try_from(written).unwrap_or(u32::MAX));
+            return self.after_write(&file.inode);
+        }
+        let worker = Arc::clone(self);
         let (committer, inode) = (Arc::clone(self), Arc::clone(&file.inode));
         self.gate.submit(
             Op::Write,
@@ -286,7 +292,7 @@ impl Overlay {
         self.on_file(
             Op::Lseek,
             handle,
-            move |_, file| file.seek(offset, whence),
+            move |file| file.seek(offset, whence),
             |result| match result {
                 Ok(offset) => reply.offset(offset),
                 Err(error) => reply.error(errno(error)),
@@ -326,6 +332,7 @@ impl Overlay {
             Class::Data,
             length,
             move |context| {
+                worker.show(context, source.node)?;
                 worker.change_unlogged(context, &target, |file| {
                     let source = worker.descriptor(&**context.generation, &source)?;
                     source.copy_to(from.1, file, to.1, length)
@@ -346,7 +353,7 @@ impl Overlay {
         self: &Arc<Self>,
         op: Op,
         handle: u64,
-        work: impl Fn(&Context<'_>, &dyn File) -> OpResult<T> + Send + 'static,
+        work: impl Fn(&dyn File) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
         let file = match self.files.get(handle) {
@@ -356,7 +363,10 @@ impl Overlay {
         self.submit(
             op,
             Class::Meta,
-            move |overlay, context| work(context, &**overlay.descriptor(&**context.generation, &file)?),
+            move |overlay, context| {
+                overlay.show(context, file.node)?;
+                work(&**overlay.descriptor(&**context.generation, &file)?)
+            },
             |_, result| reply(result),
         );
     }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
 use super::names::reply_node;
-use crate::backing::{Attr, DirEntry, FileKind, OpResult, Tree};
+use crate::backing::{Attr, DirEntry, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
 use crate::overlay::convert::{file_attr, file_type, node_errno};
 use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
@@ -227,7 +227,9 @@ impl Overlay {
         entry: &DirEntry,
     ) -> OpResult<Found> {
         loop {
-            let found = look_at(context.generation.tree(), &place.0, entry)?;
+            let known = self.nodes.node(node, &entry.name);
+            let path = place.0.join(&entry.name);
+            let found = found(self.look(context, known, || context.generation.tree().stat(&path)), entry)?;
             let gone = matches!(found, Found::Gone);
             if !gone
                 || !self.nodes.has_moved_since(place.1, &[node], context.deadline)
@@ -279,8 +281,8 @@ impl Found {
     }
 }
 
-fn look_at(tree: &dyn Tree, directory: &Path, entry: &DirEntry) -> OpResult<Found> {
-    match tree.stat(&directory.join(&entry.name)) {
+fn found(attr: OpResult<Attr>, entry: &DirEntry) -> OpResult<Found> {
+    match attr {
         Ok(attr) => Ok(Found::Attr(attr)),
         Err(Errno::ENOENT) => Ok(Found::Gone),
         // A directory that may be read but not searched: ls(1) shows the names.

@@ -48,7 +48,9 @@ impl Overlay {
             Class::Meta,
             move |overlay, context| {
                 let known = overlay.nodes.known(parent, &asked);
-                let result = overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path));
+                let result = overlay.look(context, overlay.nodes.node(parent, &asked), || {
+                    overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path))
+                });
                 if result == Err(Errno::ENOENT) {
                     overlay.nodes.missed(parent, &asked, &known);
                 }
@@ -147,10 +149,11 @@ impl Overlay {
                     let (from, stamp) = overlay.nodes.path(node)?;
                     Ok(((from, overlay.nodes.path_of(parent, &asked)?.0), stamp))
                 };
+                overlay.show(context, node)?;
                 overlay.retried(context, &[node, parent], places, |tree, (from, to)| {
                     let made = settle::link(tree.link(from, to), context.in_doubt, tree, from, to);
                     overlay.settled("link", to, made)?;
-                    tree.stat(to)
+                    overlay.look(context, Some(node), || tree.stat(to))
                 })
             },
             move |overlay, result| match result {
@@ -176,6 +179,7 @@ impl Overlay {
             Class::Meta,
             move |overlay, context| {
                 overlay.let_close(context, parent, &name);
+                overlay.show_name(context, parent, &name)?;
                 if overlay.hide_if_open(context, parent, &name, &hidden)? {
                     return Ok(());
                 }
@@ -235,6 +239,8 @@ impl Overlay {
                     Ok(((old, overlay.nodes.path_of(to.0, &to.1)?.0), stamp))
                 };
                 overlay.let_close(context, to.0, &to.1);
+                overlay.show_name(context, from.0, &from.1)?;
+                overlay.show_name(context, to.0, &to.1)?;
                 overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
                 })
