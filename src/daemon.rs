@@ -23,6 +23,7 @@ use crate::overlay::mount::Mount;
 use crate::overlay::rescue::{Rescue, Spool};
 use crate::rundir;
 use crate::spool;
+use crate::statedir;
 use crate::supervisor::{Event, Inbox, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
@@ -172,6 +173,7 @@ impl Core {
         let gate = Gate::new(config.calls, inbox.complaints())?;
         let (traits, mounted) = (backing.traits(), config.overlay.clone());
         let overlay = Overlay::new(Arc::clone(&gate), traits, mounted, config.log.size, Rescue::new(spool_of(config)));
+        overlay.keep_hidden_journal(&statedir::of(&config.mountpoint), &config.source.label());
         let teller = watch.clone();
         overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
         let (restored, told) = (Arc::clone(&overlay), watch.clone());

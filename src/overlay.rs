@@ -7,6 +7,7 @@ mod commit;
 mod convert;
 pub mod files;
 mod gather;
+mod hidden_journal;
 mod inodes;
 pub mod mount;
 pub mod nodes;
@@ -15,6 +16,7 @@ mod ops;
 pub mod rescue;
 mod restore;
 mod settle;
+mod sweep;
 
 use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
@@ -22,7 +24,7 @@ use parking_lot::Mutex;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -34,6 +36,7 @@ use crate::log::Budget;
 use files::Files;
 pub use files::RestoreReport;
 use gather::Gather;
+use hidden_journal::HiddenJournal;
 use inodes::Inodes;
 use nodes::Nodes;
 pub use notices::Notices;
@@ -87,8 +90,7 @@ pub struct Overlay {
     last_root: Mutex<Option<Attr>>,
     last_statfs: Mutex<StatFs>,
     hidden: AtomicU64,
-    /// Hidden files whose removal an outage prevented.
-    leftovers: Mutex<Vec<PathBuf>>,
+    hidden_journal: HiddenJournal,
     notices: OnceLock<Notices>,
 }
 
@@ -116,7 +118,7 @@ impl Overlay {
                 ..StatFs::default()
             }),
             hidden: AtomicU64::new(0),
-            leftovers: Mutex::default(),
+            hidden_journal: HiddenJournal::default(),
             notices: OnceLock::new(),
         })
     }

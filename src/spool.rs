@@ -41,7 +41,7 @@ mod restore;
 mod save;
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

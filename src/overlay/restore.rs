@@ -1,5 +1,4 @@
-//! After a repair: what is uncommitted is sent again, descriptors are reopened and hidden files removed, before the gate
-//! lets calls in.
+//! After a repair: what is uncommitted is sent again and descriptors are reopened, before the gate lets calls in.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,11 +9,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::Overlay;
 use super::commit::is_refused;
 use super::files::{LOST_FILE, OpenFile, RestoreReport};
 use super::inodes::Inode;
 use super::nodes::Name;
+use super::{Overlay, is_hidden};
 use crate::backing::{Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 
@@ -50,7 +49,7 @@ impl Overlay {
         self.settle_renames(&**generation).map_err(|errno| format!("a rename cannot be settled: {}", errno.desc()))?;
         let (dirty, files) = (self.inodes.dirty(), self.files.all());
         let (mut replays, total) = (dirty.len(), files.len());
-        let threads = THREADS.min((replays + total).max(usize::from(!self.leftovers.lock().is_empty())));
+        let threads = THREADS.min(replays + total);
         let job = Arc::new(Job {
             overlay: Arc::clone(self),
             generation: Arc::clone(generation),
@@ -102,7 +101,10 @@ impl Overlay {
         report.left = total.saturating_sub(report.reopened + report.failed.len());
         match failure.or((replays > 0).then(|| "there are no threads to write files again".into())) {
             Some(words) => Err(words),
-            None => Ok(report),
+            None => {
+                self.sweep_hidden(generation);
+                Ok(report)
+            }
         }
     }
 
@@ -117,23 +119,11 @@ impl Overlay {
             match (tree.stat(&old), tree.stat(&new)) {
                 (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from, to).done(false),
                 (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
+                (Ok(_), Err(Errno::ENOENT)) if is_hidden(&to.1) => self.hidden_journal.strike(&new),
                 _ => {}
             }
         }
         Ok(())
-    }
-
-    /// Removes hidden files that were closed for the last time during an outage.
-    fn remove_leftovers(&self, generation: &dyn Generation) {
-        for path in std::mem::take(&mut *self.leftovers.lock()) {
-            match generation.tree().unlink(&path) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "a hidden file is left on the backing");
-                    self.leftovers.lock().push(path);
-                }
-            }
-        }
     }
 }
 
@@ -156,6 +146,5 @@ impl Job {
             let result = overlay.descriptor(generation, &file).map(drop);
             let _ = results.send(Told::Reopened(path(file.node), result));
         }
-        overlay.remove_leftovers(generation);
     }
 }

@@ -166,6 +166,13 @@ impl Lab {
         process::signal(pids[0], sent);
     }
 
+    /// Kills the process that serves the mount, which stays, dead.
+    pub fn kill_daemon(&mut self) {
+        let mut daemon = self.daemon.take().expect("mounted");
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
     /// Unmounts by umount(8) and checks that nothing is left.
     pub fn umount(mut self) {
         let output = run("umount", &[self.hot.to_str().unwrap()]);

@@ -3,8 +3,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
 use nix::errno::Errno;
+use parking_lot::Mutex;
 use steadfs::backing::fake::{Call, Fault, What};
 
 use crate::rig::{Rig, SSHFS, errno, names, until};
@@ -93,10 +95,9 @@ fn a_directory_goes_although_files_in_it_are_open() {
 }
 
 #[test]
-fn a_directory_goes_although_a_crash_left_hidden_files_in_it() {
+fn a_directory_goes_although_a_dead_sshfs_left_hidden_files_in_it() {
     let rig = Rig::new(SSHFS);
     std::fs::create_dir(rig.hot("d")).unwrap();
-    std::fs::write(rig.cold("d/.steadfs-hidden-000000000000000000000001deadbeef"), "x").unwrap();
     std::fs::write(rig.cold("d/.fuse_hidden0000000400000001"), "left by a dead sshfs").unwrap();
     assert!(names(&rig.hot("d")).is_empty());
     // sshfs says EPERM where it means ENOTEMPTY.
@@ -107,6 +108,22 @@ fn a_directory_goes_although_a_crash_left_hidden_files_in_it() {
     std::fs::write(rig.hot("e/f"), "x").unwrap();
     assert_eq!(errno(std::fs::remove_dir(rig.hot("e"))), Some(libc::ENOTEMPTY));
     assert_eq!(names(&rig.hot("e")), ["f"]);
+}
+
+#[test]
+fn a_directory_with_a_hidden_file_of_another_overlay_stays_and_somebody_is_told() {
+    let rig = Rig::new(SSHFS);
+    let notices: Arc<Mutex<Vec<String>>> = Arc::default();
+    let told = Arc::clone(&notices);
+    rig.overlay.on_notice(Box::new(move |words| told.lock().push(words)));
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    let foreign = ".steadfs-hidden-000000000000000000000001deadbeef";
+    std::fs::write(rig.cold("d").join(foreign), "open elsewhere").unwrap();
+    std::fs::write(rig.cold("d/.fuse_hidden0000000400000001"), "x").unwrap();
+    assert_eq!(errno(std::fs::remove_dir(rig.hot("d"))), Some(libc::ENOTEMPTY));
+    assert_eq!(rig.cold_names("d").len(), 2, "all or nothing");
+    assert!(notices.lock()[0].contains(foreign), "{notices:?}");
+    assert_eq!(errno(std::fs::remove_file(rig.hot("d").join(foreign))), Some(libc::ENOENT));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use steadfs::backing::fake::{FakeBacking, FakeControl};
+use steadfs::backing::fake::{FakeBacking, FakeControl, Fault};
 use steadfs::backing::{Backing, Generation, Traits};
 use steadfs::config::{CallPolicy, OverlayConfig};
 use steadfs::gate::{Complaint, Gate};
@@ -55,8 +55,25 @@ impl Rig {
     }
 
     pub fn with(traits: Traits, deadline: Duration, configure: impl FnOnce(&mut OverlayConfig)) -> Rig {
-        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         let backing = FakeBacking::new().expect("a directory").with_traits(traits);
+        Rig::mounted(backing, None, deadline, configure)
+    }
+
+    /// Over a directory that outlives it, with a journal of hidden names in `state`.
+    pub fn over(path: &Path, state: &Path, traits: Traits, faults: &[Fault]) -> Rig {
+        let backing = FakeBacking::over(path.to_owned()).with_traits(traits);
+        faults.iter().for_each(|fault| _ = backing.control().inject(fault.clone()));
+        Rig::mounted(backing, Some(state), PATIENCE, |_| {})
+    }
+
+    fn mounted(
+        backing: FakeBacking,
+        state: Option<&Path>,
+        deadline: Duration,
+        configure: impl FnOnce(&mut OverlayConfig),
+    ) -> Rig {
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+        let traits = backing.traits();
         std::fs::set_permissions(backing.path(), PermissionsExt::from_mode(0o755)).expect("it is ours");
         let mountpoint = tempfile::Builder::new().prefix("steadfs-hot-").tempdir().expect("a directory");
         let mut config = OverlayConfig { guard: false, ..OverlayConfig::default() };
@@ -89,6 +106,7 @@ impl Rig {
             }
         });
         let overlay = Overlay::new(Arc::clone(&gate), traits, config.clone(), LOG, Rescue::default());
+        state.inspect(|state| overlay.keep_hidden_journal(state, "host:/dir"));
         let (device, mount) = Mount::attach(&config, "host:/dir", mountpoint.path()).expect("mounted");
         let (sender, initialised) = sync_channel(1);
         let served = Arc::clone(&overlay);
@@ -143,6 +161,13 @@ impl Rig {
         let report = self.overlay.restore(&generation, PATIENCE).expect("it is of use");
         self.gate.open(generation);
         report
+    }
+
+    /// As kill -9 of the daemon: whoever has something open is cut off, and nothing is tidied up.
+    pub fn kill(self) {
+        self.gate.stop();
+        // While it is mounted: its connection is found by that.
+        self.mount.abort();
     }
 
     /// From now on no probe settles what is in doubt.

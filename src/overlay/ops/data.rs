@@ -258,9 +258,8 @@ impl Overlay {
         let node = file.node;
         let last = self.nodes.closing(node);
         self.inodes.leave(&file.inode);
-        let leftover = self.hidden_path(node).ok().filter(|_| last).map(|(path, _)| path);
         let inode = Arc::clone(&file.inode);
-        if last && leftover.is_some() {
+        if last && self.hidden_path(node).is_ok() {
             // Nobody will ever see it again.
             drop(inode.abandon(&self.budget));
         }
@@ -278,8 +277,8 @@ impl Overlay {
                 overlay.remove_hidden(context, node)
             },
             move |overlay, result| {
-                if result.is_err() {
-                    overlay.leftovers.lock().extend(leftover);
+                if last && result.is_err() {
+                    overlay.doom_hidden(node);
                 }
                 overlay.let_go(&inode);
                 overlay.nodes.closed(node);

@@ -10,7 +10,7 @@ use crate::backing::{OpResult, Tree};
 use crate::gate::Context;
 use crate::gate::policy::raises_doubt;
 use crate::overlay::nodes::{Name, Stamp};
-use crate::overlay::{Overlay, is_hidden, settle};
+use crate::overlay::{LIBFUSE_HIDDEN, Overlay, is_hidden, settle};
 
 /// How long a file that is being closed may take to be so before its name is taken away all the same.
 const CLOSING: Duration = Duration::from_millis(250);
@@ -31,11 +31,21 @@ impl Overlay {
         result.map_err(|error| if error == Errno::EBUSY && !self.traits.keeps_unlinked { Errno::EIO } else { error })
     }
 
-    /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, those
-    /// that a crash left behind are removed. True if it did something.
+    /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, others of
+    /// ours and those that libfuse left behind are removed. A name that another overlay made is not touched: somebody may
+    /// have that file open. True if it did something.
     pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> bool {
         let Ok(entries) = tree.read_dir(path) else { return false };
         if entries.is_empty() || !entries.iter().all(|entry| is_hidden(&entry.name)) {
+            return false;
+        }
+        let ours = |name: &OsStr| is_left_by_libfuse(name) || self.hidden_journal.has(name);
+        if let Some(foreign) = entries.iter().find(|entry| !ours(&entry.name)) {
+            self.tell(format!(
+                "{} is not empty: {} is a hidden file of another overlay",
+                path.display(),
+                path.join(&foreign.name).display()
+            ));
             return false;
         }
         let directory = self.nodes.node(parent, name);
@@ -44,13 +54,24 @@ impl Overlay {
             match directory.filter(|directory| self.nodes.node(*directory, &entry.name).is_some()) {
                 Some(directory) => {
                     let renaming = self.nodes.rename((directory, entry.name.clone()), (parent, entry.name.clone()));
-                    let moved = tree.rename(&from, &path.with_file_name(&entry.name), 0).is_ok();
+                    let to = path.with_file_name(&entry.name);
+                    if !is_left_by_libfuse(&entry.name) {
+                        self.hidden_journal.add(&to);
+                    }
+                    let moved = tree.rename(&from, &to, 0).is_ok();
                     if moved {
                         renaming.done(false);
+                        self.hidden_journal.strike(&from);
                     }
                     moved
                 }
-                None => tree.unlink(&from).is_ok(),
+                None => {
+                    let removed = tree.unlink(&from).is_ok();
+                    if removed {
+                        self.hidden_journal.removed(&entry.name);
+                    }
+                    removed
+                }
             }
         })
     }
@@ -70,6 +91,7 @@ impl Overlay {
         self.on_name(context, parent, name, |tree, from| {
             let renaming = self.nodes.rename((parent, name.to_owned()), (parent, hidden.to_owned()));
             let to = from.with_file_name(hidden);
+            self.hidden_journal.add(&to);
             let hidden = settle::rename(tree.rename(from, &to, 0), context.in_doubt, tree, from, &to);
             match self.settled("unlink", from, hidden) {
                 Ok(()) => renaming.done(false),
@@ -77,13 +99,18 @@ impl Overlay {
                     renaming.in_doubt();
                     return Err(error);
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    if !context.in_doubt {
+                        self.hidden_journal.strike(&to);
+                    }
+                    return Err(error);
+                }
             }
             Ok(())
         })?;
         // Closed for the last time while it was being hidden: nobody else will remove it.
         if self.nodes.open_node(parent, hidden).is_none() {
-            self.remove_hidden(context, node)?;
+            self.remove_hidden(context, node).inspect_err(|_| self.hidden_journal.doom(hidden))?;
         }
         Ok(true)
     }
@@ -101,13 +128,33 @@ impl Overlay {
     /// Removes a node's hidden names, one for each name that it lost while open, wherever they have been moved to by now.
     pub(super) fn remove_hidden(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
         while self.hidden_name_of(node).is_some() {
-            let result = self.retried(context, &[node], || self.hidden_path(node), |tree, path| tree.unlink(path));
+            let unlink = |tree: &dyn Tree, path: &PathBuf| self.unlink_hidden(tree, path);
+            let result = self.retried(context, &[node], || self.hidden_path(node), unlink);
             settle::removal(result, true)?;
             if let Some((parent, name)) = self.hidden_name_of(node) {
+                // Where else it may be it is to be looked for.
+                self.hidden_journal.doom(&name);
                 self.nodes.removed(parent, &name);
             }
         }
         Ok(())
+    }
+
+    fn unlink_hidden(&self, tree: &dyn Tree, path: &Path) -> OpResult<()> {
+        let result = tree.unlink(path);
+        match result {
+            Ok(()) => self.hidden_journal.removed(path.file_name().unwrap_or_default()),
+            Err(Errno::ENOENT) => self.hidden_journal.strike(path),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// The last handle of a node is closed, and its hidden names could not be removed.
+    pub(super) fn doom_hidden(&self, node: u64) {
+        for (_, name) in self.nodes.names(node) {
+            self.hidden_journal.doom(&name);
+        }
     }
 
     /// A file that is open and about to be renamed over gets a second, hidden name first, so that the target name
@@ -128,18 +175,26 @@ impl Overlay {
         let Some(node) = self.nodes.open_node(to.0, &to.1).filter(|_| !self.traits.keeps_unlinked) else {
             if in_doubt && !self.traits.keeps_unlinked {
                 // It was open in an earlier run, which may have made the name.
-                settle::removal(tree.unlink(&aside), true)?;
+                settle::removal(self.unlink_hidden(tree, &aside), true)?;
             }
             return Ok(None);
         };
+        self.hidden_journal.add(&aside);
         match tree.link(path, &aside) {
             Ok(()) => {}
             // The name is of this very call, so an earlier run made it.
             Err(Errno::EEXIST) if in_doubt => {}
-            // Without hard links the descriptor lives until the next repair; better than no rename at all. The same if
-            // somebody else has removed the target.
-            Err(Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => {
+                if !in_doubt && !raises_doubt(error) {
+                    self.hidden_journal.strike(&aside);
+                }
+                // Without hard links the descriptor lives until the next repair; better than no rename at all. The same if
+                // somebody else has removed the target.
+                return match error {
+                    Errno::EPERM | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EMLINK | Errno::ENOENT => Ok(None),
+                    error => Err(error),
+                };
+            }
         }
         // Before the rename: what sshfs has open under a name that is replaced it would hide in its own way.
         self.move_open(node, to.clone(), (to.0, hidden.to_owned()));
@@ -158,16 +213,16 @@ impl Overlay {
         if self.nodes.node(to.0, hidden) == Some(node) {
             self.move_open(node, (to.0, hidden.to_owned()), to.clone());
         }
-        settle::removal(tree.unlink(&path.with_file_name(hidden)), true)
+        settle::removal(self.unlink_hidden(tree, &path.with_file_name(hidden)), true)
     }
 
     /// Removes the hidden name of a target that was closed for the last time while it was being saved.
     pub(super) fn drop_closed_target(&self, tree: &dyn Tree, to: &Name, path: &Path, hidden: &OsStr) {
         if self.nodes.open_node(to.0, hidden).is_none() && self.nodes.node(to.0, hidden).is_some() {
             let aside = path.with_file_name(hidden);
-            match settle::removal(tree.unlink(&aside), true) {
+            match settle::removal(self.unlink_hidden(tree, &aside), true) {
                 Ok(()) => self.nodes.removed(to.0, hidden),
-                Err(_) => self.leftovers.lock().push(aside),
+                Err(_) => self.hidden_journal.doom(hidden),
             }
         }
     }
@@ -179,4 +234,9 @@ impl Overlay {
             file.reopen_later();
         }
     }
+}
+
+/// Its owner cannot be told, and a dead sshfs never removes it.
+fn is_left_by_libfuse(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(LIBFUSE_HIDDEN.as_bytes())
 }

@@ -12,6 +12,7 @@ use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
 use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
+use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
 use crate::overlay::{Overlay, is_hidden, settle};
 
@@ -266,6 +267,7 @@ impl Overlay {
         let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let moving = self.hidden_journal.begin_move(old, new, exchange);
         let result = if exchange {
             settle::exchange(|| tree.rename(old, new, flags), in_doubt)
         } else {
@@ -281,6 +283,7 @@ impl Overlay {
             settle::rename(self.not_busy(result), in_doubt, tree, old, new)
         };
         let result = self.settled("rename", old, result);
+        self.hidden_journal.end_move(moving, outcome_of(&result, in_doubt));
         match result {
             Ok(()) => {
                 renaming.done(exchange);
@@ -311,6 +314,15 @@ impl Overlay {
                 Err(error) => reply.error(node_errno(error)),
             },
         );
+    }
+}
+
+/// What became of a rename. One that was in doubt and failed may have been done, and something else found in its way.
+fn outcome_of(result: &OpResult<()>, in_doubt: bool) -> Outcome {
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) if in_doubt || raises_doubt(*error) => Outcome::Doubt,
+        Err(_) => Outcome::Failed,
     }
 }
 

@@ -1,0 +1,54 @@
+//! Removing hidden files that nobody has open: what an outage kept from being removed at the last close, and what a
+//! steadfs that was killed left behind (promise P4). A thread of its own does it, so that no call waits for it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::Overlay;
+use super::commit::is_refused;
+use crate::backing::{Generation, OpResult};
+use crate::gate::policy::raises_doubt;
+
+/// Stack of that thread in bytes; the deepest call chain is a path walk.
+const STACK: usize = 512 << 10;
+
+impl Overlay {
+    /// Keeps the journal of hidden names in `directory`, which is this overlay's alone, and removes from the backing of
+    /// that label what an earlier process left behind there, in the next generation. To be called before that starts.
+    pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
+        let left = self.hidden_journal.keep_in(directory, backing);
+        if left > 0 {
+            tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");
+        }
+    }
+
+    /// Removes in the background what is to be removed, as long as that generation lives. What cannot be is tried again
+    /// after the next repair.
+    pub(super) fn sweep_hidden(self: &Arc<Self>, generation: &Arc<dyn Generation>) {
+        let doomed = self.hidden_journal.doomed();
+        if doomed.is_empty() {
+            return;
+        }
+        let (overlay, generation) = (Arc::clone(self), Arc::clone(generation));
+        let sweep = move || _ = doomed.iter().try_for_each(|path| overlay.remove_doomed(&*generation, path));
+        // One that gets stuck is freed when the generation is aborted.
+        let thread = std::thread::Builder::new().name("sweep".into()).stack_size(STACK);
+        if let Err(error) = thread.spawn(sweep) {
+            tracing::warn!(%error, "cannot start a thread to remove hidden files");
+        }
+    }
+
+    /// An error says that the generation is of no use any more.
+    fn remove_doomed(&self, generation: &dyn Generation, path: &Path) -> OpResult<()> {
+        match generation.tree().unlink(path) {
+            Ok(()) => self.hidden_journal.removed(path.file_name().unwrap_or_default()),
+            // It is not there, or something else is: no name of ours is a directory.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP) => self.hidden_journal.strike(path),
+            Err(error) if raises_doubt(error) && !is_refused(generation, error) => return Err(error),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "a hidden file is left on the backing"),
+        }
+        Ok(())
+    }
+}
