@@ -17,6 +17,7 @@ mod user;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use mishap::Mishap;
@@ -27,9 +28,11 @@ use shared::seeds::{Ordinary, soak};
 use user::Remote;
 
 /// Of an ordinary test. Most of a run is waiting, so several go on at once.
-const ORDINARY: Ordinary = Ordinary { runs: 80, limit: Duration::from_secs(50), lanes: 3 };
+const ORDINARY: Ordinary = Ordinary { runs: 80, limit: Duration::from_secs(50), lanes: 5 };
 /// One program in so many has a network between sshfs and its server.
 const NETWORKS: u64 = 8;
+/// Outages of all runs.
+static OUTAGES: AtomicU64 = AtomicU64::new(0);
 /// What sshd takes from the modes of new files whatever it is told (sshd.c); the overlay passes modes on as they are.
 const SERVER_MASK: u32 = 0o022;
 
@@ -75,6 +78,7 @@ fn run(seed: u64, program: &Program<Mishap>) -> Result<(), String> {
     let scene = RealScene::new(program, seed % NETWORKS == 0);
     let user = Remote::start(scene.hot(), scene.directory());
     let tree = play(program, &scene, user).map_err(|words| format!("{words}\nthe daemon said:\n{}", scene.log()))?;
+    OUTAGES.fetch_add(scene.outages(), Relaxed);
     let store = scene.end();
     let left = scene::stored(&store.path).map_err(|error| format!("the store after unmounting: {error}"))?;
     match trees_differ(&tree, &left, true) {
@@ -90,4 +94,5 @@ fn programs_do_not_notice_what_goes_wrong_with_a_real_sshfs() {
         let result = catch_unwind(AssertUnwindSafe(|| run(seed, &program)));
         (program, result.unwrap_or_else(|panic| Err(words(&*panic))))
     });
+    println!("{} outages", OUTAGES.load(Relaxed));
 }

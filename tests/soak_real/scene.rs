@@ -105,6 +105,11 @@ impl RealScene {
         }
     }
 
+    /// Outages so far.
+    pub fn outages(&self) -> u64 {
+        self.stage.site.status()["outages_total"].as_u64().unwrap_or(0)
+    }
+
     /// Unmounts.
     pub fn end(self) -> Store {
         let stage = Arc::into_inner(self.stage).expect("no thread is left");

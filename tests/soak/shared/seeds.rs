@@ -52,10 +52,12 @@ pub struct Ordinary {
 /// Runs programs from the first seed on.
 pub fn soak<M: Debug>(ordinary: Ordinary, go: impl Fn(u64) -> (Program<M>, Result<(), String>) + Sync) {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    let (first, limit) = (number("STEADFS_SOAK_SEED"), number("STEADFS_SOAK_SECONDS").map(Duration::from_secs));
-    let runs = if limit.is_some() { u64::MAX } else { ordinary.runs };
-    let runs = number("STEADFS_SOAK_RUNS").unwrap_or(if first.is_some() { 1 } else { runs });
-    let limit = limit.unwrap_or(if first.is_some() { Duration::MAX } else { ordinary.limit });
+    let (first, seconds) = (number("STEADFS_SOAK_SEED"), number("STEADFS_SOAK_SECONDS"));
+    let given = number("STEADFS_SOAK_RUNS").or(if first.is_some() && seconds.is_none() { Some(1) } else { None });
+    let (runs, limit) = match (given, seconds) {
+        (None, None) => (ordinary.runs, ordinary.limit),
+        (runs, seconds) => (runs.unwrap_or(u64::MAX), seconds.map_or(Duration::MAX, Duration::from_secs)),
+    };
     // How many failures to look for.
     let most = number("STEADFS_SOAK_FAILURES").unwrap_or(1) as usize;
     let (started, next, failed) = (Instant::now(), AtomicU64::new(0), Mutex::new(Vec::new()));
