@@ -28,9 +28,9 @@ use shared::seeds::{Ordinary, soak};
 use user::Remote;
 
 /// Of an ordinary test. Most of a run is waiting, so several go on at once.
-const ORDINARY: Ordinary = Ordinary { runs: 80, limit: Duration::from_secs(50), lanes: 5 };
+const ORDINARY: Ordinary = Ordinary { runs: 80, limit: Duration::from_secs(42), lanes: 5 };
 /// One program in so many has a network between sshfs and its server.
-const NETWORKS: u64 = 8;
+const NETWORKS: u64 = 16;
 /// Outages of all runs.
 static OUTAGES: AtomicU64 = AtomicU64::new(0);
 /// What sshd takes from the modes of new files whatever it is told (sshd.c); the overlay passes modes on as they are.
@@ -60,9 +60,7 @@ fn over_sshfs(op: Op) -> Op {
     match op {
         // sshfs keeps attributes by path for 20 s, so another name of the same file shows an old size.
         Op::Link { to, .. } => Op::Stat { name: to },
-        Op::Open { slot, name, how } => {
-            Op::Open { slot, name, how: How { mode: how.mode & !SERVER_MASK, ..how } }
-        }
+        Op::Open { slot, name, how } => Op::Open { slot, name, how: How { mode: how.mode & !SERVER_MASK, ..how } },
         Op::MakeDirectory { name, mode } => Op::MakeDirectory { name, mode: mode & !SERVER_MASK },
         other => other,
     }
