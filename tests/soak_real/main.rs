@@ -73,7 +73,7 @@ fn words(panic: &(dyn Any + Send)) -> String {
 
 /// Plays a program on a mount of its own, from mounting to unmounting.
 fn run(seed: u64, program: &Program<Mishap>) -> Result<(), String> {
-    let scene = RealScene::new(program, seed % NETWORKS == 0);
+    let scene = RealScene::new(program, seed.is_multiple_of(NETWORKS));
     let user = Remote::start(scene.hot(), scene.directory());
     let tree = play(program, &scene, user).map_err(|words| format!("{words}\nthe daemon said:\n{}", scene.log()))?;
     OUTAGES.fetch_add(scene.outages(), Relaxed);
