@@ -44,9 +44,11 @@ pub struct RealScene {
 }
 
 /// What a store holds. libfuse's names for what was removed while open may be left by an sshfs that died (docs/semantics.md).
-pub fn stored(store: &Path) -> Result<Tree, Errno> {
+/// A rename that was answered with an error in a long outage may leave the overlay's own hidden name until the next start.
+pub fn stored(store: &Path, long: bool) -> Result<Tree, Errno> {
     let mut tree = tree(store)?;
-    tree.retain(|(name, ..)| !name.rsplit('/').next().is_some_and(|name| name.starts_with(".fuse_hidden")));
+    let stray = |name: &str| name.starts_with(".fuse_hidden") || long && name.starts_with(".steadfs-hidden-");
+    tree.retain(|(name, ..)| !name.rsplit('/').next().is_some_and(stray));
     Ok(tree)
 }
 
@@ -161,7 +163,7 @@ impl Scene for RealScene {
     }
 
     fn stored(&self) -> Result<Tree, Errno> {
-        stored(self.stage.site.store())
+        stored(self.stage.site.store(), self.long)
     }
 
     fn blurs_errors(&self) -> bool {
