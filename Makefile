@@ -1,6 +1,7 @@
 # make [build] | demo | test | lint | bench | install. demo, test, lint and bench install what they lack first (see
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
-# make soak: random programs and faults for ten minutes, or for SOAK_SECONDS.
+# make soak: random programs and faults for ten minutes, or for SOAK_SECONDS: half of it on a fake backing, half on a real
+# sshfs.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
@@ -40,7 +41,8 @@ test: deps
 	./scripts/leftovers check target/leftovers.before
 
 soak: deps
-	STEADFS_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
+	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
+	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak_real programs_do_not -- --nocapture
 
 lint: deps
 	$(CARGO) fmt --check

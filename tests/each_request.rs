@@ -53,7 +53,7 @@ fn model(name: &str) -> Model {
 fn compare(mount: &mut Relayed, name: &str, model: &Model, strike: Option<(usize, Moment)>) -> (u64, Vec<String>) {
     let fresh = mount.fresh();
     mount.relay.arm(fresh.run, strike);
-    let steps = program::run(name, &fresh.hot, mount.directory.path());
+    let steps = program::run(name, &fresh.hot, mount.directory());
     let mut wrong: Vec<_> = mount.settle().err().into_iter().collect();
     match steps {
         Ok(steps) => {

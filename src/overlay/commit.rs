@@ -496,17 +496,21 @@ pub(super) fn is_refused(generation: &dyn Generation, error: Errno) -> bool {
     error != LOST_FILE && (!raises_doubt(error) || generation.probe().is_ok())
 }
 
-/// A file that was opened for writing may have lost, or never had, the permission to be (open(2) with O_CREAT and mode
-/// 0444): its owner may lend it for a moment.
+/// A file that was opened may have lost, or never had, the permission to be (open(2) with O_CREAT and mode 0444): its owner
+/// may lend it for a moment.
 fn open_whatever_its_mode(generation: &dyn Generation, path: &Path, flags: i32) -> OpResult<Box<dyn File>> {
     let tree = generation.tree();
     match tree.open(path, flags) {
-        Err(Errno::EACCES) if flags & libc::O_ACCMODE != libc::O_RDONLY => {
+        Err(Errno::EACCES) => {
             let mode = u32::from(tree.stat(path)?.perm);
-            if mode & libc::S_IWUSR != 0 {
+            let (wanted, lent) = match flags & libc::O_ACCMODE {
+                libc::O_RDONLY => (libc::S_IRUSR, libc::S_IRUSR),
+                _ => (libc::S_IWUSR, libc::S_IWUSR | libc::S_IRUSR),
+            };
+            if mode & wanted != 0 {
                 return Err(Errno::EACCES);
             }
-            tree.set_mode(path, mode | libc::S_IWUSR | libc::S_IRUSR).map_err(|_| Errno::EACCES)?;
+            tree.set_mode(path, mode | lent).map_err(|_| Errno::EACCES)?;
             let opened = tree.open(path, flags);
             tree.set_mode(path, mode)?;
             opened

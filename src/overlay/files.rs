@@ -12,6 +12,7 @@ use super::Overlay;
 use super::closer::Descriptor;
 use super::inodes::{Inode, Writer};
 use crate::backing::{File, Generation, OpResult};
+use crate::gate::policy::raises_doubt;
 use crate::handover::{Item, Notes};
 
 /// What a call on a file that a repair did not find again fails with, inside; callers are told EIO. Any errno a backing
@@ -148,13 +149,19 @@ impl Overlay {
     }
 
     fn open_again(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
+        let mut flags = first_flags(file.flags) & !FIRST_OPEN_ONLY;
         if file.writes() {
-            let writer = self.writer(generation, &file.inode)?;
-            if writer.reads || !file.reads() {
-                return Ok(writer.descriptor);
+            match self.writer(generation, &file.inode) {
+                Ok(writer) if writer.reads || !file.reads() => return Ok(writer.descriptor),
+                Ok(_) => {}
+                // A store that has become read-only can be read, where nothing would have to be written first.
+                Err(error) if file.reads() && file.inode.is_clean() && !raises_doubt(error) && error != LOST_FILE => {
+                    flags = flags & !libc::O_ACCMODE | libc::O_RDONLY;
+                }
+                Err(error) => return Err(error),
             }
         }
-        let opened = self.reopen(generation, file.node, first_flags(file.flags) & !FIRST_OPEN_ONLY)?;
+        let opened = self.reopen(generation, file.node, flags)?;
         let descriptor = Arc::new(Descriptor::new(opened));
         self.verify_or_lose(generation, &file.inode, &**descriptor, file.reads())?;
         Ok(descriptor)

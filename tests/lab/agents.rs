@@ -104,6 +104,7 @@ pub fn main() {
         "stream" => streams(&target, 1, &desk),
         "streams" => streams(&target, STREAMS, &desk),
         "unpaced" => unpaced(&target, &desk),
+        "sparse" => sparse(&target, &desk),
         "prober" => prober(&target, &desk),
         "stat" => stats(&target, &desk),
         "crowd" => crowd(&target, &desk),
@@ -254,6 +255,22 @@ fn bulk(path: &Path, desk: &Desk) {
     }
     if desk.timed("fsync", || file.sync_all()).is_some() {
         desk.change(|report| report.synced = offset);
+    }
+    desk.close(file);
+}
+
+/// Single bytes with holes between them, so that nothing can be merged.
+fn sparse(path: &Path, desk: &Desk) {
+    let Some(file) = desk.timed("open", || File::create(path)) else { return };
+    desk.ready();
+    let mut done = 0;
+    while !desk.stopped() {
+        if desk.timed("write", || file.write_all_at(&[1], done * 100)).is_some() {
+            done += 1;
+        }
+    }
+    if desk.timed("fsync", || file.sync_all()).is_some() {
+        desk.change(|report| report.synced = done);
     }
     desk.close(file);
 }

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod agents;
 pub mod container;
+pub mod control;
 pub mod net;
 pub mod process;
 pub mod program;
@@ -41,7 +42,8 @@ pub struct Lab {
     pub hot: PathBuf,
     pub store: PathBuf,
     daemon: Option<Child>,
-    directory: tempfile::TempDir,
+    /// Absent once it has been given away.
+    directory: Option<tempfile::TempDir>,
     _alone: Flock<File>,
 }
 
@@ -79,7 +81,7 @@ impl Lab {
         std::fs::create_dir(&store).unwrap();
         let net = Net::new();
         let sshd = Sshd::start(&net, directory.path());
-        Lab { sshd, net, daemon: None, hot, store, directory, _alone: alone }
+        Lab { sshd, net, daemon: None, hot, store, directory: Some(directory), _alone: alone }
     }
 
     /// Starts what mounts `hot` and stays in the foreground, and waits for the mount.
@@ -113,12 +115,12 @@ impl Lab {
 
     /// A path outside the mount.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory().join(name)
     }
 
     /// The directory of everything.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        self.directory.as_ref().expect("it is there until the end").path()
     }
 
     /// What the daemon said.
@@ -155,7 +157,7 @@ impl Lab {
 
     /// The client's processes of that name; each has a path of this laboratory in its command line.
     pub fn clients(&self, name: &str) -> Vec<i32> {
-        let all = process::mentioning(self.directory.path().to_str().unwrap());
+        let all = process::mentioning(self.directory().to_str().unwrap());
         all.into_iter().filter(|&pid| process::name(pid) == name).collect()
     }
 
@@ -173,11 +175,12 @@ impl Lab {
         daemon.wait().unwrap();
     }
 
-    /// Unmounts by umount(8) and checks that nothing is left.
-    pub fn umount(mut self) {
+    /// Unmounts by umount(8) and checks that nothing is left but the store, which is below the directory returned.
+    pub fn umount(mut self) -> tempfile::TempDir {
         let output = run("umount", &[self.hot.to_str().unwrap()]);
         assert!(output.status.success(), "{output:?}");
         self.assert_ended();
+        self.directory.take().expect("it is there until the end")
     }
 
     /// Checks that the daemon ends and leaves no process, mount or file.
@@ -190,7 +193,7 @@ impl Lab {
         for name in ["steadfs", "sshfs", "ssh"] {
             wait(&format!("every {name} ends"), || self.clients(name).is_empty());
         }
-        assert_eq!(sweep::mounts_below(self.directory.path()), Vec::<String>::new());
+        assert_eq!(sweep::mounts_below(self.directory()), Vec::<String>::new());
         for place in ["run", "state"] {
             let left = std::fs::read_dir(self.path(place)).into_iter().flatten().flatten();
             assert_eq!(left.map(|entry| entry.path()).collect::<Vec<_>>(), Vec::<PathBuf>::new());
@@ -201,7 +204,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.directory.is_some() {
             eprintln!("--- {} ---\n{}", self.path("log").display(), self.log());
         }
         let wedged = self.daemon.as_ref().map(|_| self.family()).unwrap_or_default();
@@ -210,7 +213,9 @@ impl Drop for Lab {
             let _ = daemon.wait();
         }
         self.sshd.stop();
-        sweep::directory(self.directory.path());
+        if let Some(directory) = &self.directory {
+            sweep::directory(directory.path());
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Relay {
         let (exe, at) = (std::env::current_exe().unwrap(), relay.directory.display());
         // The standard output of a test binary is not its own, so the two ends of the link move elsewhere.
         let script = format!(
-            "#!/bin/sh\nexec 3<&0 4>&1 </dev/null >/dev/null\n\
+            "#!/bin/sh\n[ -e {at}/away ] && exit 1\nexec 3<&0 4>&1 </dev/null >/dev/null\n\
              exec env LAB_RELAY={at} {} relay_process {at} --exact --ignored --nocapture --test-threads=1\n",
             exe.display()
         );
@@ -77,6 +77,12 @@ impl Relay {
     /// Everything passes again.
     pub fn disarm(&self) {
         std::fs::remove_file(self.directory.join("order")).unwrap();
+    }
+
+    /// From now on nobody can be reached, or everybody again. Links that are there stay.
+    pub fn is_away(&self, away: bool) {
+        let path = self.directory.join("away");
+        let _ = if away { std::fs::write(path, "") } else { std::fs::remove_file(path) };
     }
 
     /// The requests of a run in their order, until the strike.

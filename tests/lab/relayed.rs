@@ -1,9 +1,7 @@
 //! A steadfs mount whose sshfs reaches a real sftp-server through a [`Relay`]: no network, no keys.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::relay::Relay;
-use super::{PATIENCE, mount_of, process, sweep, wait};
+use super::{PATIENCE, control, mount_of, process, sweep, wait};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(3);
@@ -19,7 +17,8 @@ const LOOK: Duration = Duration::from_millis(3);
 /// One mount.
 pub struct Relayed {
     pub relay: Relay,
-    pub directory: tempfile::TempDir,
+    /// Absent once it has been given away.
+    directory: Option<tempfile::TempDir>,
     hot: PathBuf,
     store: PathBuf,
     daemon: Child,
@@ -53,6 +52,7 @@ impl Relayed {
             .stderr(File::create(path("log")).unwrap())
             .spawn()
             .unwrap();
+        let directory = Some(directory);
         let mut relayed = Relayed { relay, directory, hot, store, daemon, runs: 0 };
         wait("the mount is there", || {
             assert!(matches!(relayed.daemon.try_wait(), Ok(None)), "steadfs does not mount");
@@ -60,6 +60,11 @@ impl Relayed {
         });
         wait("the mount is live", || relayed.status()["state"] == "live");
         relayed
+    }
+
+    /// The directory of everything.
+    pub fn directory(&self) -> &Path {
+        self.directory.as_ref().expect("it is there until the end").path()
     }
 
     /// A directory for the next run.
@@ -73,18 +78,12 @@ impl Relayed {
 
     /// What `steadfs status` shows, without starting it; null if nobody answers.
     pub fn status(&self) -> Value {
-        self.ask().unwrap_or_default()
+        control::status(&self.directory().join("run")).unwrap_or_default()
     }
 
-    fn ask(&self) -> std::io::Result<Value> {
-        let run =
-            std::fs::read_dir(self.directory.path().join("run"))?.next().ok_or(std::io::ErrorKind::NotFound)??;
-        let mut socket = UnixStream::connect(run.path().join("control.sock"))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.write_all(b"{\"request\":\"status\"}\n")?;
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line)?;
-        Ok(serde_json::from_str(&line)?)
+    /// The processes that the daemon has started, and theirs.
+    pub fn family(&self) -> Vec<i32> {
+        process::descendants(self.daemon.id().cast_signed())
     }
 
     /// Waits until the mount is live, nothing is open in it and nothing is under way; what is left otherwise.
@@ -107,8 +106,7 @@ impl Relayed {
 
     /// Files of the store that an sftp-server has open.
     fn open_on_server(&self) -> Vec<PathBuf> {
-        let all = process::descendants(self.daemon.id().cast_signed()).into_iter();
-        let servers = all.filter(|&pid| process::name(pid) == "sftp-server");
+        let servers = self.family().into_iter().filter(|&pid| process::name(pid) == "sftp-server");
         let files =
             servers.flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten());
         files
@@ -125,11 +123,11 @@ impl Relayed {
 
     /// What the daemon said.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.directory().join("log")).unwrap_or_default()
     }
 
-    /// Unmounts as a user would; the daemon must end well.
-    pub fn umount(mut self) {
+    /// Unmounts as a user would; the daemon must end well. What is left is its directory.
+    pub fn umount(mut self) -> tempfile::TempDir {
         super::run_ok("umount", &[self.hot.to_str().unwrap()]);
         let mut ended = None;
         wait("the daemon ends", || {
@@ -137,16 +135,19 @@ impl Relayed {
             ended.is_some()
         });
         assert!(ended.is_some_and(|status| status.success()), "{ended:?}\n{}", self.log());
+        self.directory.take().expect("it is there until the end")
     }
 }
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.directory.is_some() {
             eprintln!("{}", self.log());
         }
         process::signal(self.daemon.id().cast_signed(), Signal::SIGKILL);
         let _ = self.daemon.wait();
-        sweep::directory(self.directory.path());
+        if let Some(directory) = &self.directory {
+            sweep::directory(directory.path());
+        }
     }
 }

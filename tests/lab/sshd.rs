@@ -115,9 +115,14 @@ impl Sshd {
         self.signal_family("sftp-server", Signal::SIGCONT);
     }
 
+    /// What serves files.
+    pub fn servers(&self) -> Vec<i32> {
+        self.family().into_iter().filter(|&pid| name(pid) == "sftp-server").collect()
+    }
+
     /// How many clients have a session now.
     pub fn sessions(&self) -> usize {
-        self.family().into_iter().filter(|&pid| name(pid) == "sftp-server").count()
+        self.servers().len()
     }
 
     /// Ends the listener and all sessions.

@@ -13,7 +13,7 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use steadfs::backing::fake::{Call, Fault, What};
 
-use crate::rig::{LOCAL, Rig, SSHFS, errno};
+use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno};
 
 #[test]
 fn what_is_written_is_on_the_backing_and_can_be_read_again() {
@@ -33,7 +33,7 @@ fn what_is_written_is_on_the_backing_and_can_be_read_again() {
 
 #[test]
 fn appending_writers_do_not_overwrite_each_other() {
-    let rig = Rig::new(SSHFS);
+    let rig = Rig::prompt(SSHFS, PATIENCE);
     let open = || OpenOptions::new().append(true).create(true).open(rig.hot("log")).unwrap();
     let (mut one, mut two) = (open(), open());
     for i in 0..50 {
@@ -233,7 +233,7 @@ fn fsync_reaches_the_backing_and_a_clean_close_does_not() {
 fn a_full_store_says_so() {
     use nix::errno::Errno;
     use steadfs::backing::fake::{Call, Fault, What};
-    let rig = Rig::new(LOCAL);
+    let rig = Rig::prompt(LOCAL, PATIENCE);
     let mut file = File::create(rig.hot("f")).unwrap();
     // Without room the backing's EIO is ENOSPC; with room it stays what it is.
     rig.control().inject(Fault::new(What::Errno(Errno::EIO)).on(&[Call::Write]).times(1));

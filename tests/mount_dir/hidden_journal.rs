@@ -93,7 +93,7 @@ fn a_successor_removes_what_a_killed_steadfs_had_hidden_and_nothing_else() {
     assert_eq!(world.hidden().len(), 5);
     drop(closed);
     until(|| world.hidden().len() == 4);
-    drop(killed);
+    killed.kill();
     drop(files);
     assert_eq!(world.hidden().len(), 4, "nobody has tidied up");
     for directory in ["", "b/c/", "z/"] {
@@ -107,7 +107,7 @@ fn a_successor_removes_what_a_killed_steadfs_had_hidden_and_nothing_else() {
     other.repair();
     std::fs::write(other.hot("x"), "").unwrap();
     assert_eq!(other.control().calls(Call::Unlink), 0);
-    drop(other);
+    other.kill();
     assert_eq!(world.hidden().len(), 7);
 
     let successor = world.start("state", &[]);
@@ -123,7 +123,7 @@ fn what_a_successor_cannot_remove_waits_for_the_next_repair_and_nobody_waits_for
     let world = World::new();
     let killed = world.start("state", &[]);
     let files: Vec<_> = (0..3).map(|number| unlinked(&killed, &format!("f{number}"))).collect();
-    drop(killed);
+    killed.kill();
     drop(files);
     // A server that says no, then one that says nothing.
     let refused = Fault::new(What::Errno(Errno::EACCES)).on(&[Call::Unlink]).times(1);
@@ -139,11 +139,11 @@ fn what_a_successor_cannot_remove_waits_for_the_next_repair_and_nobody_waits_for
     until(|| world.hidden().is_empty());
     // Killed in the middle of it: the next one goes on.
     let file = unlinked(&successor, "again");
-    drop(successor);
+    successor.kill();
     drop(file);
     let last = world.start("state", &[]);
     until(|| world.hidden().is_empty());
-    drop(last);
+    last.kill();
 }
 
 #[test]
@@ -165,13 +165,13 @@ fn hidden_files_are_found_although_nobody_knew_where_they_were() {
             killed.gate.stop();
             assert!(renaming.join().unwrap().is_err());
         });
-        drop(killed);
+        killed.kill();
         files.push(inside);
         drop(files);
         assert_eq!(world.hidden().len(), 1, "{lost:?}");
         let successor = world.start("state", &[]);
         until(|| world.hidden().is_empty());
-        drop(successor);
+        successor.kill();
     }
 }
 
@@ -196,7 +196,7 @@ fn a_kill_between_the_line_and_the_name_or_after_it_leaves_nothing() {
             killed.gate.stop();
             assert!(acting.join().unwrap().is_err());
         });
-        drop(killed);
+        killed.kill();
         drop(file);
         assert_eq!(world.hidden().len(), usize::from(lost == What::LostReply), "{call:?} {lost:?}");
         let successor = world.start("state", &[]);

@@ -246,7 +246,7 @@ fn a_synchronous_write_is_committed_before_it_is_acknowledged() {
 
 #[test]
 fn nothing_is_sent_after_a_write_whose_fate_is_unknown() {
-    let rig = Rig::with(SSHFS, Duration::from_millis(400), |_| {});
+    let rig = Rig::prompt(SSHFS, Duration::from_millis(400));
     let (file, other) = (open(&rig, "f"), open(&rig, "g"));
     let hang = rig.control().inject(Fault::new(What::Hang).on(&[Call::Write]).path("f").times(1));
     assert_eq!(errno(file.write_at(b"old", 0)), Some(libc::ETIMEDOUT));

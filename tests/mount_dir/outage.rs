@@ -44,7 +44,7 @@ fn a_descriptor_works_after_a_repair_at_its_inode_and_offset() {
 
 #[test]
 fn a_repair_never_truncates_or_refuses_what_was_opened_so() {
-    let rig = Rig::new(SSHFS);
+    let rig = Rig::prompt(SSHFS, PATIENCE);
     let mut options = OpenOptions::new();
     let mut made = options.write(true).create_new(true).open(rig.hot("made")).unwrap();
     let mut cut = File::create(rig.hot("cut")).unwrap();

@@ -214,7 +214,7 @@ fn permission_that_was_taken_away_from_an_open_file_does_not_end_its_descriptors
         }
         rig.outage();
         std::fs::write(rig.cold("f"), "before").unwrap();
-        std::fs::set_permissions(rig.cold("f"), Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(rig.cold("f"), Permissions::from_mode(0o000)).unwrap();
         // root may do anything here; a server's user may not.
         rig.control().inject(Fault::new(What::Errno(Errno::EACCES)).on(&[Call::Open]).times(1));
         let report = rig.repair();
@@ -240,7 +240,7 @@ fn a_file_that_may_not_be_opened_any_more_keeps_what_it_has_until_it_may() {
     bystander.write_all_at(b"mine", 0).unwrap();
     rig.outage();
     std::fs::write(rig.cold("secret"), "").unwrap();
-    std::fs::set_permissions(rig.cold("secret"), Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(rig.cold("secret"), Permissions::from_mode(0o000)).unwrap();
     let shut = [Call::Open, Call::SetMode]
         .map(|call| rig.control().inject(Fault::new(What::Errno(Errno::EACCES)).on(&[call]).path("secret")));
     rig.repair();

@@ -49,13 +49,17 @@ impl Rig {
         Rig::with(traits, PATIENCE, |_| {})
     }
 
+    /// Every write goes to the backing before it is acknowledged.
+    pub fn prompt(traits: Traits, deadline: Duration) -> Rig {
+        Rig::with(traits, deadline, |config| config.gather = Duration::ZERO)
+    }
+
     pub fn with(traits: Traits, deadline: Duration, configure: impl FnOnce(&mut OverlayConfig)) -> Rig {
         let backing = FakeBacking::new().expect("a directory").with_traits(traits);
         Rig::mounted(backing, None, deadline, configure)
     }
 
-    /// Over a directory that outlives it, with a journal of hidden names in `state`. Dropping it is like a kill: nothing is
-    /// tidied up.
+    /// Over a directory that outlives it, with a journal of hidden names in `state`.
     pub fn over(path: &Path, state: &Path, traits: Traits, faults: &[Fault]) -> Rig {
         let backing = FakeBacking::over(path.to_owned()).with_traits(traits);
         faults.iter().for_each(|fault| _ = backing.control().inject(fault.clone()));
@@ -157,6 +161,13 @@ impl Rig {
         let report = self.overlay.restore(&generation, PATIENCE).expect("it is of use");
         self.gate.open(generation);
         report
+    }
+
+    /// As kill -9 of the daemon: whoever has something open is cut off, and nothing is tidied up.
+    pub fn kill(self) {
+        self.gate.stop();
+        // While it is mounted: its connection is found by that.
+        self.mount.abort();
     }
 
     /// From now on no probe settles what is in doubt.

@@ -14,8 +14,9 @@ use steadfs::backing::{Backing, ExitSink, Generation, Traits};
 use steadfs::gate::{Complaint, Gate};
 use steadfs::overlay::Overlay;
 
-use crate::dice::Dice;
-use crate::program::{Mishap, Program};
+use crate::mishap::Mishap;
+use crate::shared::dice::Dice;
+use crate::shared::program::Program;
 use crate::world::{Plan, Stage};
 
 const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
@@ -122,14 +123,10 @@ impl Stage for Hand {
     fn store(&self) -> PathBuf {
         self.store.path().to_owned()
     }
-
-    fn blurs_errors(&self) -> bool {
-        false
-    }
 }
 
 /// A store that forgets, for that program.
-pub fn plan(program: &Program, dice: Dice) -> Plan {
+pub fn plan(program: &Program<Mishap>, dice: Dice) -> Plan {
     // In memory if possible: the fake really syncs.
     let memory = Path::new("/dev/shm");
     let at = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };

@@ -7,6 +7,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use steadfs::backing::Traits;
 use steadfs::config::{CallPolicy, OverlayConfig};
@@ -15,7 +16,11 @@ use steadfs::overlay::Overlay;
 use steadfs::overlay::mount::Mount;
 use steadfs::overlay::rescue::{Rescue, Spool};
 
-use crate::program::{Mishap, Program};
+use crate::mishap::Mishap;
+use crate::shared::outcome::Tree;
+use crate::shared::play::Scene;
+use crate::shared::program::Program;
+use crate::shared::real::tree;
 
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,8 +39,6 @@ pub trait Stage {
     fn on_disk(&self, name: &str) -> std::io::Result<Vec<u8>>;
     /// The directory behind it.
     fn store(&self) -> PathBuf;
-    /// Errors lose their number on the way.
-    fn blurs_errors(&self) -> bool;
 }
 
 /// How a stage begins, closed gate and all.
@@ -51,7 +54,7 @@ pub struct Plan {
 /// Removes itself, even when a program fails.
 pub struct World {
     stage: Option<Box<dyn Stage>>,
-    pub overlay: Arc<Overlay>,
+    overlay: Arc<Overlay>,
     pub mount: Arc<Mount>,
     gate: Arc<Gate>,
     session: Option<JoinHandle<()>>,
@@ -62,7 +65,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(program: &Program, plan: Plan) -> World {
+    pub fn new(program: &Program<Mishap>, plan: Plan) -> World {
         let mountpoint = tempfile::Builder::new().prefix("steadfs-hot-").tempdir().expect("a directory");
         let mut config = OverlayConfig { guard: false, ..OverlayConfig::default() };
         if !program.caching || program.long {
@@ -100,7 +103,7 @@ impl World {
         World { stage, overlay, mount, gate, session, mountpoint, _spool: spool, notices }
     }
 
-    pub fn stage(&self) -> &dyn Stage {
+    fn stage(&self) -> &dyn Stage {
         &**self.stage.as_ref().expect("it is there until the end")
     }
 
@@ -113,17 +116,8 @@ impl World {
         self.mountpoint.path()
     }
 
-    /// Makes everything well and waits until nothing is under way; false if that does not come about.
-    pub fn settle(&self) -> bool {
-        self.stage().heal();
-        self.until(|world| {
-            let load = world.gate.load();
-            load.waiting == 0 && load.stuck == 0 && !world.stage().is_busy()
-        })
-    }
-
     /// Waits until it is so; false if it does not come about.
-    pub fn until(&self, condition: impl Fn(&World) -> bool) -> bool {
+    fn until(&self, condition: impl Fn(&World) -> bool) -> bool {
         let end = Instant::now() + PATIENCE;
         while !condition(self) {
             if Instant::now() > end {
@@ -132,6 +126,47 @@ impl World {
             std::thread::sleep(Duration::from_micros(300));
         }
         true
+    }
+}
+
+impl Scene for World {
+    type Mishap = Mishap;
+
+    fn mishap(&self, mishap: &Mishap) {
+        self.stage().mishap(*mishap);
+    }
+
+    fn settle(&self) -> bool {
+        self.stage().heal();
+        self.until(|world| {
+            let load = world.gate.load();
+            load.waiting == 0 && load.stuck == 0 && !world.stage().is_busy()
+        })
+    }
+
+    fn finish(&self) -> Result<(), String> {
+        let idle = |world: &World| {
+            let counts = world.overlay.counts();
+            counts.open_files == 0 && counts.log_bytes == 0 && counts.dirty_files == 0
+        };
+        if self.until(idle) && self.settle() { Ok(()) } else { Err(format!("{:?}", self.overlay.counts())) }
+    }
+
+    fn given_up(&self) -> Option<String> {
+        let counts = self.overlay.counts();
+        ((counts.spooled_files, counts.lost_files) != (0, 0)).then(|| format!("{counts:?}"))
+    }
+
+    fn on_disk(&self, name: &str) -> std::io::Result<Vec<u8>> {
+        self.stage().on_disk(name)
+    }
+
+    fn stored(&self) -> Result<Tree, Errno> {
+        tree(&self.stage().store())
+    }
+
+    fn blurs_errors(&self) -> bool {
+        false
     }
 }
 

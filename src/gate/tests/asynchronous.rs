@@ -163,3 +163,40 @@ fn outages_at_random_moments_leave_each_write_with_one_reply_and_no_room_lost() 
     until(|| rig.gate.load().bytes_in_flight * 2 <= rig.gate.load().window);
     assert_eq!(rig.gate.load().waiting, 0);
 }
+
+#[test]
+fn what_is_kept_takes_no_room_and_what_is_sent_for_others_does() {
+    let all = Asynchronous::new(PATIENCE, Duration::ZERO);
+    let kept = submit_data(&all.rig.gate, 16 * KIB, |context| {
+        context.keeps_its_payload();
+        Ok(())
+    });
+    assert_eq!(kept.recv_timeout(PATIENCE), Ok(Ok(())));
+    until(|| all.rig.gate.load().bytes_in_flight == 0);
+    let sent = submit(&all.rig.gate, |context| {
+        context.sends_for_others(16 * KIB);
+        Ok(())
+    });
+    assert_eq!(sent.recv_timeout(PATIENCE), Ok(Ok(())));
+    until(|| all.rig.gate.load().bytes_in_flight == 16 * KIB);
+    // A barrier gives it back when room gets scarce.
+    all.write(1, 200 * KIB);
+    until(|| all.rig.gate.load().bytes_in_flight == 0);
+}
+
+#[test]
+fn a_call_is_answered_at_once_only_where_nothing_speaks_against_it() {
+    let rig = rig(PATIENCE);
+    assert_eq!(rig.gate.at_once(Op::Write, Some), None, "closed");
+    rig.gate.open(generation(7));
+    assert_eq!(rig.gate.at_once(Op::Write, Some), Some(7));
+    assert_eq!(rig.gate.stats().result(Op::Write, Outcome::Ok), 1);
+    assert_eq!(rig.gate.at_once(Op::Write, |_| None::<()>), None);
+    assert_eq!(rig.gate.stats().result(Op::Write, Outcome::Ok), 1, "that is submitted yet");
+    rig.gate.suspect(Some(Instant::now()));
+    assert_eq!(rig.gate.at_once(Op::Write, Some), None, "suspected");
+    rig.gate.suspect(None);
+    assert!(rig.gate.at_once(Op::Write, Some).is_some());
+    rig.gate.stop();
+    assert_eq!(rig.gate.at_once(Op::Write, Some), None, "stopped");
+}

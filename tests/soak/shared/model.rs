@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use crate::outcome::{Kind, Outcome, Seen, Value};
-use crate::program::{How, Op, SLOTS, bytes};
+use super::outcome::{Kind, Outcome, Seen, Tree, Value};
+use super::program::{How, Op, SLOTS, bytes};
 
 /// More links than that in one path are ELOOP (path_resolution(7)).
 const MAX_LINKS: usize = 40;
@@ -128,14 +128,14 @@ impl Model {
         }
     }
 
-    /// Everything that has a name, and what it is. Directories come before what is in them.
-    pub fn tree(&self) -> Vec<(String, Seen, Vec<u8>)> {
+    /// What has a name.
+    pub fn tree(&self) -> Tree {
         let mut found = Vec::new();
         self.walk(ROOT, "", &mut found);
         found
     }
 
-    fn walk(&self, directory: usize, prefix: &str, found: &mut Vec<(String, Seen, Vec<u8>)>) {
+    fn walk(&self, directory: usize, prefix: &str, found: &mut Tree) {
         let Body::Directory(entries) = &self.inodes[directory].body else { return };
         for (name, &inode) in entries {
             let path = format!("{prefix}{name}");

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 
-use crate::outcome::{Kind, Outcome, Seen, Value};
-use crate::program::{How, Op, SLOTS, bytes};
+use super::outcome::{Kind, Look, Outcome, Seen, Tree, Value};
+use super::play::User;
+use super::program::{How, Op, SLOTS, bytes};
 
 /// A directory and the descriptors of a program on it.
 pub struct Real {
@@ -43,12 +44,33 @@ impl Real {
         Real { root: root.to_owned(), slots: Default::default() }
     }
 
-    /// Where a write(2) would go.
-    pub fn offset(&mut self, slot: usize) -> Option<usize> {
-        self.slots[slot].as_mut()?.stream_position().ok().map(|at| at as usize)
+    /// Opens a slot's file once more: nothing that the kernel believes of its content is used then.
+    fn content(&self, slot: usize) -> Option<Result<Vec<u8>, Errno>> {
+        let file = self.slots[slot].as_ref()?;
+        Some(std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(errno))
     }
 
-    pub fn apply(&mut self, op: &Op) -> Outcome {
+    fn open(&self, name: &str, how: &How) -> Result<File, Errno> {
+        let mut options = OpenOptions::new();
+        // Not its own words for creating: it refuses what open(2) does not mind, such as O_CREAT without write access.
+        options.read(how.read).write(how.write).mode(how.mode).custom_flags(flags(how));
+        let file = options.open(self.root.join(name)).map_err(errno)?;
+        if file.metadata().map_err(errno)?.is_dir() {
+            return Err(Errno::EISDIR);
+        }
+        Ok(file)
+    }
+
+    fn close(&mut self, slot: usize) -> Outcome {
+        match self.slots[slot].take() {
+            Some(file) => nix::unistd::close(file).map(|()| Value::Nothing),
+            None => Ok(Value::Nothing),
+        }
+    }
+}
+
+impl User for Real {
+    fn apply(&mut self, op: &Op) -> Outcome {
         let at = |name: &str| self.root.join(name);
         match op {
             Op::Open { slot, name, how } => {
@@ -120,33 +142,13 @@ impl Real {
         }
     }
 
-    /// The program's directory.
-    pub fn root(&self) -> &Path {
-        &self.root
+    fn offset(&mut self, slot: usize) -> Option<usize> {
+        self.slots[slot].as_mut()?.stream_position().ok().map(|at| at as usize)
     }
 
-    /// Opens a slot's file once more: nothing that the kernel believes of its content is used then.
-    pub fn content(&self, slot: usize) -> Option<Result<Vec<u8>, Errno>> {
-        let file = self.slots[slot].as_ref()?;
-        Some(std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(errno))
-    }
-
-    fn open(&self, name: &str, how: &How) -> Result<File, Errno> {
-        let mut options = OpenOptions::new();
-        // Not its own words for creating: it refuses what open(2) does not mind, such as O_CREAT without write access.
-        options.read(how.read).write(how.write).mode(how.mode).custom_flags(flags(how));
-        let file = options.open(self.root.join(name)).map_err(errno)?;
-        if file.metadata().map_err(errno)?.is_dir() {
-            return Err(Errno::EISDIR);
-        }
-        Ok(file)
-    }
-
-    fn close(&mut self, slot: usize) -> Outcome {
-        match self.slots[slot].take() {
-            Some(file) => nix::unistd::close(file).map(|()| Value::Nothing),
-            None => Ok(Value::Nothing),
-        }
+    fn look(&mut self) -> Result<Look, Errno> {
+        let tree = tree(&self.root)?;
+        Ok(Look { tree, open: (0..SLOTS).map(|slot| self.content(slot).and_then(Result::ok)).collect() })
     }
 }
 
@@ -167,14 +169,14 @@ fn list(path: &Path) -> Result<Vec<String>, Errno> {
     Ok(names)
 }
 
-/// Everything below a directory, as [`crate::model::Model::tree`] says it.
-pub fn tree(root: &Path) -> Result<Vec<(String, Seen, Vec<u8>)>, Errno> {
+/// Everything below a directory, as [`super::model::Model::tree`] says it.
+pub fn tree(root: &Path) -> Result<Tree, Errno> {
     let mut found = Vec::new();
     walk(root, "", &mut found)?;
     Ok(found)
 }
 
-fn walk(directory: &Path, prefix: &str, found: &mut Vec<(String, Seen, Vec<u8>)>) -> Result<(), Errno> {
+fn walk(directory: &Path, prefix: &str, found: &mut Tree) -> Result<(), Errno> {
     for name in list(directory)? {
         let (at, path) = (directory.join(&name), format!("{prefix}{name}"));
         let seen = seen(&std::fs::symlink_metadata(&at).map_err(errno)?);

@@ -1,8 +1,12 @@
 //! Programs: file operations on a few names, and what goes wrong meanwhile.
 
+use std::fmt::Debug;
+use std::ops::Range;
+
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Descriptors that a program has at once.
 pub const SLOTS: usize = 4;
@@ -15,7 +19,7 @@ const NAMES: [Name; 8] = ["a", "b", "c", "d", "d/a", "d/b", "e", "e/a"];
 const TARGETS: [&str; 5] = ["a", "b", "d/a", "e/a", "nowhere/at/all"];
 
 /// How a file is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct How {
     pub read: bool,
     pub write: bool,
@@ -27,11 +31,11 @@ pub struct How {
 }
 
 /// One operation. Slots number the descriptors of the program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     Open {
         slot: usize,
-        name: Name,
+        name: &'static str,
         how: How,
     },
     Close {
@@ -71,82 +75,59 @@ pub enum Op {
         size: usize,
     },
     Truncate {
-        name: Name,
+        name: &'static str,
         size: usize,
     },
     Unlink {
-        name: Name,
+        name: &'static str,
     },
     Rename {
-        from: Name,
-        to: Name,
+        from: &'static str,
+        to: &'static str,
     },
     Link {
-        from: Name,
-        to: Name,
+        from: &'static str,
+        to: &'static str,
     },
     Symlink {
         target: &'static str,
-        name: Name,
+        name: &'static str,
     },
     ReadLink {
-        name: Name,
+        name: &'static str,
     },
     MakeDirectory {
-        name: Name,
+        name: &'static str,
         mode: u32,
     },
     RemoveDirectory {
-        name: Name,
+        name: &'static str,
     },
     SetMode {
-        name: Name,
+        name: &'static str,
         mode: u32,
     },
     Stat {
-        name: Name,
+        name: &'static str,
     },
     StatOpen {
         slot: usize,
     },
     List {
-        name: Name,
+        name: &'static str,
     },
-}
-
-/// What goes wrong from a step on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mishap {
-    /// The generation dies before the operation, and the next one is there at once.
-    Blip,
-    /// It dies during the operation, whenever that is.
-    Kill,
-    /// It dies at that call of the backing from here, which is done or not.
-    Die { after: u64, done: bool },
-    /// As `Blip`, and the next generation dies at that call, perhaps in its replay.
-    Twice { after: u64, done: bool },
-    /// It freezes, and is given up or goes on.
-    Freeze { thaws: bool },
-    /// One call does not come back, done or not; the generation is given up.
-    Hang { after: u64, done: bool },
-    /// Some calls take milliseconds.
-    Late { after: u64, millis: u64 },
-    /// Data moves in small pieces.
-    Short { bytes: usize },
-    /// There is nothing for longer than the deadline. A program of blips takes it for a `Blip`.
-    Down,
 }
 
 /// One step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    pub mishap: Option<Mishap>,
+pub struct Step<M> {
+    pub mishap: Option<M>,
     pub op: Op,
 }
 
 /// What is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Program {
+pub struct Program<M> {
     /// The backing is as sshfs, not as a local directory.
     pub like_sshfs: bool,
     /// Outages outlive the deadline.
@@ -157,7 +138,7 @@ pub struct Program {
     pub log: u64,
     /// Small appends are gathered.
     pub gather: bool,
-    pub steps: Vec<Step>,
+    pub steps: Vec<Step<M>>,
 }
 
 /// The bytes of a write: no two places of one are alike for long, and no two writes of another tone.
@@ -234,25 +215,15 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn mishap() -> impl Strategy<Value = Mishap> {
-    let calls = || prop_oneof![3 => 0_u64..4, 1 => 0_u64..30];
-    prop_oneof![
-        2 => Just(Mishap::Blip),
-        2 => Just(Mishap::Kill),
-        5 => (calls(), any::<bool>()).prop_map(|(after, done)| Mishap::Die { after, done }),
-        3 => (calls(), any::<bool>()).prop_map(|(after, done)| Mishap::Twice { after, done }),
-        1 => any::<bool>().prop_map(|thaws| Mishap::Freeze { thaws }),
-        2 => (calls(), any::<bool>()).prop_map(|(after, done)| Mishap::Hang { after, done }),
-        1 => (calls(), 1_u64..5).prop_map(|(after, millis)| Mishap::Late { after, millis }),
-        1 => (1_usize..3000).prop_map(|bytes| Mishap::Short { bytes }),
-        1 => Just(Mishap::Down),
-    ]
-}
-
-/// Any program.
-pub fn program() -> impl Strategy<Value = Program> {
+/// Any program. Before a step one of these mishaps comes in so many of a hundred.
+pub fn program<M: Debug + Clone>(
+    mishap: impl Strategy<Value = M>,
+    percent: u32,
+    steps: Range<usize>,
+) -> impl Strategy<Value = Program<M>> {
     let log = prop_oneof![3 => Just(8_u64 << 20), 1 => Just(48_u64 << 10)];
-    let steps = vec((weighted(0.15, mishap()), op()).prop_map(|(mishap, op)| Step { mishap, op }), 5..60);
+    let mishap = weighted(f64::from(percent) / 100.0, mishap);
+    let steps = vec((mishap, op()).prop_map(|(mishap, op)| Step { mishap, op }), steps);
     let gather = proptest::bool::weighted(0.75);
     (any::<bool>(), proptest::bool::weighted(0.2), any::<bool>(), log, steps, gather).prop_map(
         |(like_sshfs, long, caching, log, steps, gather)| Program { like_sshfs, long, caching, log, gather, steps },
