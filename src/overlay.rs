@@ -28,7 +28,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -98,8 +98,6 @@ pub struct Overlay {
     hidden_journal: HiddenJournal,
     notices: OnceLock<Notices>,
     notes: Notes,
-    /// Handles that are not known were a predecessor's, of which nothing else is known.
-    blind: AtomicBool,
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
 }
@@ -143,7 +141,6 @@ impl Overlay {
             hidden_journal: HiddenJournal::default(),
             notices: OnceLock::new(),
             notes,
-            blind: AtomicBool::new(false),
             granted: Mutex::default(),
         })
     }

@@ -210,9 +210,9 @@ impl Files {
         self.notes.note(&Item::Told { handle: file.handle, count: file.told.load(Relaxed) });
     }
 
-    /// The file behind a handle.
+    /// The file behind a handle. One that nobody knows was a predecessor's.
     pub fn get(&self, handle: u64) -> OpResult<Arc<OpenFile>> {
-        self.open.read().0.get(&handle).cloned().ok_or(Errno::EBADF)
+        self.open.read().0.get(&handle).cloned().ok_or(LOST_FILE)
     }
 
     /// Takes one out.

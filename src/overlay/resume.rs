@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fuser::{Filesystem, Session};
@@ -48,7 +47,6 @@ impl Overlay {
         self.nodes.resume_after(above);
         self.files.resume_after(above);
         self.directories.resume_after(above);
-        self.blind.store(true, Relaxed);
     }
 
     /// Begins the session on `device`, or goes on with one that a predecessor began: what that had read and not answered is

@@ -1,6 +1,7 @@
 //! Removing hidden files that nobody has open: what an outage kept from being removed at the last close, and what a
 //! steadfs that was killed left behind (promise P4). A thread of its own does it, so that no call waits for it.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,9 +17,12 @@ const STACK: usize = 512 << 10;
 
 impl Overlay {
     /// Keeps the journal of hidden names in `directory`, which is this overlay's alone, and removes from the backing of
-    /// that label what an earlier process left behind there, in the next generation. To be called before that starts.
+    /// that label what an earlier process left behind there, in the next generation, unless it is open. To be called before
+    /// that starts.
     pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
-        let left = self.hidden_journal.keep_in(directory, backing);
+        let names = self.files.all().into_iter().flat_map(|file| self.nodes.names(file.node));
+        let open: HashSet<_> = names.map(|(_, name)| name).collect();
+        let left = self.hidden_journal.keep_in(directory, backing, |name| open.contains(name));
         if left > 0 {
             tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");
         }

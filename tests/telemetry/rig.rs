@@ -65,6 +65,7 @@ impl Rig {
             },
             soft_start: true,
             sshfs_options: Vec::new(),
+            keeper: KeeperConfig::default(),
         };
         change(&mut config);
         let watch = Watch::default();

@@ -148,7 +148,7 @@ impl Overlay {
 
     /// FUSE_READ.
     pub fn read(self: &Arc<Self>, asked: Asked, handle: u64, offset: u64, size: u32, reply: ReplyData) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let worker = Arc::clone(self);
         self.submit_on(
             asked,
@@ -196,7 +196,7 @@ impl Overlay {
 
     /// FUSE_WRITE. The kernel gives appenders their offset too.
     pub fn write(self: &Arc<Self>, asked: Asked, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let mut data = data.to_vec();
         if let Some(written) = self.write_at_once(&file, offset, &mut data) {
             self.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
@@ -225,7 +225,7 @@ impl Overlay {
 
     /// FUSE_FLUSH (close) and FUSE_FSYNC: 0 only if everything written before is committed.
     pub fn sync(self: &Arc<Self>, asked: Asked, op: Op, handle: u64, data_only: bool, reply: ReplyEmpty) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         // A close tells, but does not count as having told: it may be a child's, who never looks at the answer.
         let tells = op == Op::Fsync;
         if op == Op::Flush && file.inode.is_clean() && file.untold_error(false).is_none() && !file.inode.is_lost() {
@@ -357,7 +357,7 @@ impl Overlay {
     ) {
         let (source, target) = match (self.files.get(from.0), self.inode_of(to.0)) {
             (Ok(source), Ok(target)) => (source, target),
-            _ => return reply.error(fuser::Errno::EBADF),
+            _ => return reply.error(fuser::Errno::EIO),
         };
         let (worker, length) = (Arc::clone(self), length.min(COPY_AT_ONCE));
         self.submit_on(

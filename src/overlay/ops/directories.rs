@@ -22,6 +22,7 @@ use crate::gate::{Class, Context, Op};
 use crate::handover::{Item, Notes, Picture, item};
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::{file_attr, file_type, node_errno};
+use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
 use crate::overlay::{Overlay, is_hidden};
 
@@ -105,7 +106,7 @@ impl Directories {
     }
 
     fn get(&self, handle: u64) -> OpResult<Arc<OpenDirectory>> {
-        self.open.read().0.get(&handle).cloned().ok_or(Errno::EBADF)
+        self.open.read().0.get(&handle).cloned().ok_or(LOST_FILE)
     }
 
     /// How many.
