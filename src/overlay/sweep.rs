@@ -2,6 +2,7 @@
 //! steadfs that was killed left behind (promise P4). A thread of its own does it, so that no call waits for it.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,8 +21,7 @@ impl Overlay {
     /// that label what an earlier process left behind there, in the next generation, unless it is open. To be called before
     /// that starts.
     pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
-        let names = self.files.all().into_iter().flat_map(|file| self.nodes.names(file.node));
-        let open: HashSet<_> = names.map(|(_, name)| name).collect();
+        let open = self.names_of_open_files();
         let left = self.hidden_journal.keep_in(directory, backing, |name| open.contains(name));
         if left > 0 {
             tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");
@@ -31,10 +31,13 @@ impl Overlay {
     /// Removes in the background what is to be removed, as long as that generation lives. What cannot be is tried again
     /// after the next repair.
     pub(super) fn sweep_hidden(self: &Arc<Self>, generation: &Arc<dyn Generation>) {
-        let doomed = self.hidden_journal.doomed();
+        let mut doomed = self.hidden_journal.doomed();
         if doomed.is_empty() {
             return;
         }
+        // Of a call that failed one may be what an open file goes on under: its last close removes it.
+        let open = self.names_of_open_files();
+        doomed.retain(|path| !path.file_name().is_some_and(|name| open.contains(name)));
         let (overlay, generation) = (Arc::clone(self), Arc::clone(generation));
         let sweep = move || _ = doomed.iter().try_for_each(|path| overlay.remove_doomed(&*generation, path));
         // One that gets stuck is freed when the generation is aborted.
@@ -42,6 +45,11 @@ impl Overlay {
         if let Err(error) = thread.spawn(sweep) {
             tracing::warn!(%error, "cannot start a thread to remove hidden files");
         }
+    }
+
+    fn names_of_open_files(&self) -> HashSet<OsString> {
+        let names = self.files.all().into_iter().flat_map(|file| self.nodes.names(file.node));
+        names.map(|(_, name)| name).collect()
     }
 
     /// An error says that the generation is of no use any more.

@@ -145,3 +145,41 @@ fn a_file_that_loses_one_of_its_names_while_open_keeps_no_hidden_one() {
     drop(file);
     until(|| rig.cold_names("").is_empty());
 }
+
+#[test]
+fn a_call_that_fails_in_an_outage_leaves_no_hidden_name_for_good() {
+    let patience = Duration::from_millis(300);
+    for lost in MOMENTS {
+        for (call, rename) in [(Call::Link, true), (Call::Rename, true), (Call::Rename, false)] {
+            let rig = Rig::with(SSHFS, patience, |_| {});
+            rig.hold_verdicts();
+            let open = File::create_new(rig.hot("open")).unwrap();
+            open.write_all_at(b"open", 0).unwrap();
+            open.sync_all().unwrap();
+            std::fs::write(rig.hot("other"), "other").unwrap();
+            rig.control().inject(Fault::new(lost).on(&[call]).times(1));
+            let act = || match rename {
+                true => std::fs::rename(rig.hot("other"), rig.hot("open")),
+                false => std::fs::remove_file(rig.hot("open")),
+            };
+            let complaints = rig.complaints.lock().len();
+            std::thread::scope(|scope| {
+                let acting = scope.spawn(act);
+                until(|| rig.complaints.lock().len() > complaints);
+                rig.outage();
+                // Past its deadline: nobody will run it again.
+                assert_eq!(errno(acting.join().expect("no panic")), Some(libc::ENOTCONN), "{lost:?} {call:?}");
+            });
+            rig.repair();
+            let mut text = [0; 4];
+            open.read_exact_at(&mut text, 0).unwrap();
+            assert_eq!(&text, b"open", "{lost:?} {call:?}");
+            drop(open);
+            let hidden = |name: &String| name.starts_with(".steadfs-hidden-");
+            until(|| rig.overlay.counts().open_files == 0);
+            rig.outage();
+            rig.repair();
+            until(|| !rig.cold_names("").iter().any(hidden));
+        }
+    }
+}

@@ -78,8 +78,7 @@ fn run(seed: u64, program: &Program<Mishap>) -> Result<(), String> {
     let tree = play(program, &scene, user).map_err(|words| format!("{words}\nthe daemon said:\n{}", scene.log()))?;
     OUTAGES.fetch_add(scene.outages(), Relaxed);
     let store = scene.end();
-    let left =
-        scene::stored(&store.path, program.long).map_err(|error| format!("the store after unmounting: {error}"))?;
+    let left = scene::stored(&store.path).map_err(|error| format!("the store after unmounting: {error}"))?;
     match trees_differ(&tree, &left, true) {
         Some(words) => Err(format!("the store after unmounting: {words}")),
         None => Ok(()),

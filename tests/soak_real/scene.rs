@@ -44,10 +44,9 @@ pub struct RealScene {
 }
 
 /// What a store holds. libfuse's names for what was removed while open may be left by an sshfs that died (docs/semantics.md).
-/// A rename that was answered with an error in a long outage may leave the overlay's own hidden name until the next start.
-pub fn stored(store: &Path, long: bool) -> Result<Tree, Errno> {
+pub fn stored(store: &Path) -> Result<Tree, Errno> {
     let mut tree = tree(store)?;
-    let stray = |name: &str| name.starts_with(".fuse_hidden") || long && name.starts_with(".steadfs-hidden-");
+    let stray = |name: &str| name.starts_with(".fuse_hidden");
     tree.retain(|(name, ..)| !name.rsplit('/').next().is_some_and(stray));
     Ok(tree)
 }
@@ -163,7 +162,7 @@ impl Scene for RealScene {
     }
 
     fn stored(&self) -> Result<Tree, Errno> {
-        stored(self.stage.site.store(), self.long)
+        stored(self.stage.site.store())
     }
 
     fn blurs_errors(&self) -> bool {

@@ -216,6 +216,14 @@ impl Overlay {
         settle::removal(self.unlink_hidden(tree, &path.with_file_name(hidden)), true)
     }
 
+    /// A call that may have made a hidden name is answered with an error and will not be run again: nobody else will find
+    /// out whether the name is there.
+    pub(super) fn give_up_hidden(&self, hidden: &OsStr, result: &OpResult<()>) {
+        if result.is_err() && self.hidden_journal.has(hidden) {
+            self.hidden_journal.doom(hidden);
+        }
+    }
+
     /// Removes the hidden name of a target that was closed for the last time while it was being saved.
     pub(super) fn drop_closed_target(&self, tree: &dyn Tree, to: &Name, path: &Path, hidden: &OsStr) {
         if self.nodes.open_node(to.0, hidden).is_none() && self.nodes.node(to.0, hidden).is_some() {

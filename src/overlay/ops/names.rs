@@ -181,6 +181,7 @@ impl Overlay {
         }
         // Chosen once: when the call is run again in doubt, it must find what it did before.
         let (name, hidden) = (name.to_owned(), self.hidden_name());
+        let chosen = hidden.clone();
         self.submit(
             asked,
             Op::Unlink,
@@ -197,7 +198,10 @@ impl Overlay {
                 overlay.nodes.removed(parent, &name);
                 Ok(())
             },
-            |_, result| reply_empty(result, reply),
+            move |overlay, result| {
+                overlay.give_up_hidden(&chosen, &result);
+                reply_empty(result, reply);
+            },
         );
     }
 
@@ -239,6 +243,7 @@ impl Overlay {
         }
         // Chosen once, as for unlink.
         let hidden = self.hidden_name();
+        let chosen = hidden.clone();
         self.submit(
             asked,
             Op::Rename,
@@ -251,11 +256,18 @@ impl Overlay {
                 overlay.let_close(context, to.0, &to.1);
                 overlay.show_name(context, from.0, &from.1)?;
                 overlay.show_name(context, to.0, &to.1)?;
-                overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
+                let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
-                })
+                });
+                if context.is_abandoned() {
+                    overlay.give_up_hidden(&hidden, &result);
+                }
+                result
             },
-            |_, result| reply_empty(result, reply),
+            move |overlay, result| {
+                overlay.give_up_hidden(&chosen, &result);
+                reply_empty(result, reply);
+            },
         );
     }
 
