@@ -427,6 +427,11 @@ impl Core {
             }
             for (_, event) in self.events.try_iter() {
                 tracing::debug!(?event);
+                match event {
+                    Event::OutageBegan { since, .. } => self.succession.outage(Some(since)),
+                    Event::Recovered { .. } => self.succession.outage(None),
+                    _ => {}
+                }
                 notify::status(&self.watch.snapshot());
             }
             match self.inbox.recv_timeout(every) {

@@ -96,6 +96,8 @@ pub struct Predecessor {
     pub newest: u64,
     /// The one that was live, or may be.
     pub live: Option<Legacy>,
+    /// Since when there has been an outage, if there was one when the daemon died.
+    pub outage_since: Option<Instant>,
 }
 
 impl Predecessor {
@@ -150,7 +152,10 @@ impl Supervisor {
     pub fn resume(parts: Parts, predecessor: Predecessor) -> std::io::Result<Supervisor> {
         let spared = predecessor.spared();
         let newest = spared.unwrap_or(predecessor.newest);
-        let begun = Machine::resume(parts.policy, parts.deadline, Instant::now(), newest, spared.is_some());
+        let now = Instant::now();
+        let since = predecessor.outage_since.map_or(now, |since| since.min(now));
+        let begun = Machine::resume(parts.policy, parts.deadline, now, since, newest, spared.is_some());
+        parts.gate.close(since);
         Supervisor::run(parts, begun, predecessor.live.filter(|_| spared.is_some()))
     }
 

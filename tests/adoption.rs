@@ -301,7 +301,8 @@ fn a_supervisor_takes_over_and_repairs_with_the_next_number() {
         deadline: CallPolicy::default().deadline,
         watch,
     };
-    let predecessor = Predecessor { newest: 1, live: Some(Legacy { record: rig.record(), root: None }) };
+    let predecessor =
+        Predecessor { newest: 1, live: Some(Legacy { record: rig.record(), root: None }), outage_since: None };
     let supervisor = Supervisor::resume(parts, predecessor).unwrap();
     let recovered = || loop {
         match events.recv_timeout(LIMIT).expect("an event").1 {

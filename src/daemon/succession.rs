@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
@@ -28,6 +29,9 @@ const MEMORY: &str = "memory";
 const SESSION: &str = "session";
 /// Name of the root of the live generation.
 const ROOT: &str = "root";
+
+/// Under that key the memory says since when there has been an outage, in milliseconds since 1970.
+const OUTAGE: &str = "outage";
 
 /// The session as every version of steadfs can read it, whatever becomes of the memory's format: JSON, to which fields may be
 /// added with a default.
@@ -101,7 +105,8 @@ impl Succession {
                 if let Some(torn) = &inherited.torn {
                     tracing::error!(?torn, "the last record of the predecessor was damaged");
                 }
-                let predecessor = predecessor(inherited.picture.backing.as_deref(), take(ROOT));
+                let mut predecessor = predecessor(inherited.picture.backing.as_deref(), take(ROOT));
+                predecessor.outage_since = inherited.picture.aside.get(OUTAGE).and_then(|since| instant_of(since));
                 let succession = Succession::with(link, Notes::in_memory(Arc::new(memory)), predecessor);
                 Ok((succession, Heritage::Whole(mounted, Box::new(inherited))))
             }
@@ -163,6 +168,14 @@ impl Succession {
         self.link.hold(DEVICE, device)
     }
 
+    /// An outage has begun, at that time, or has ended: a successor must not take an old one for a new one.
+    pub fn outage(&self, since: Option<SystemTime>) {
+        if self.record.lock().0 {
+            let text = since.map(|since| since.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis().to_string());
+            self.notes.note(&Item::Aside { key: OUTAGE, value: text.unwrap_or_default().into_bytes().into() });
+        }
+    }
+
     /// A generation is about to be used.
     pub fn using(&self, generation: &Arc<dyn Generation>) {
         let Some(record) = generation.record() else { return };
@@ -186,6 +199,12 @@ impl Succession {
             kept.1 = Some(encoded);
         }
     }
+}
+
+fn instant_of(millis: &[u8]) -> Option<Instant> {
+    let millis = std::str::from_utf8(millis).ok()?.parse().ok()?;
+    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(millis)).unwrap_or_default();
+    Instant::now().checked_sub(age)
 }
 
 fn new_memory(link: &Link, config: &MountConfig) -> Notes {
@@ -218,7 +237,9 @@ fn read_session(descriptor: OwnedFd) -> io::Result<Session> {
 fn predecessor(record: Option<&[u8]>, root: Option<OwnedFd>) -> Predecessor {
     let Some(record) = record else { return Predecessor::default() };
     match serde_json::from_slice::<Record>(record) {
-        Ok(record) => Predecessor { newest: record.number, live: Some(Legacy { record, root }) },
+        Ok(record) => {
+            Predecessor { newest: record.number, live: Some(Legacy { record, root }), ..Predecessor::default() }
+        }
         Err(error) => {
             tracing::warn!(%error, "the generation of the predecessor is not understood; a new one is started");
             Predecessor::default()

@@ -84,6 +84,7 @@ impl Machine {
         policy: RepairPolicy,
         deadline: Duration,
         now: Instant,
+        since: Instant,
         newest: u64,
         adopt: bool,
     ) -> (Machine, Vec<Action>) {
@@ -91,7 +92,10 @@ impl Machine {
             true => (State::Adopting { generation: newest }, Action::Adopt(newest)),
             false => (State::Reaching { asking: true, last: now }, Action::Reach),
         };
-        let machine = Machine::new(policy, deadline, now, state, Reason::Succession);
+        let mut machine = Machine::new(policy, deadline, now, state, Reason::Succession);
+        if let Some(outage) = &mut machine.outage {
+            outage.since = since;
+        }
         // What the machine lacks was there for the predecessor, so that it may come back.
         (Machine { newest, ever_live: true, ..machine }, vec![first])
     }

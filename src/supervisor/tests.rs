@@ -230,7 +230,7 @@ fn a_successor_takes_the_generation_over_or_says_why_not_and_starts_the_next() {
             control.freeze();
         }
         let live = Some(Legacy { record: left.record().expect("it has one"), root: None });
-        let (supervisor, gate, seen) = succeed(backing, Predecessor { newest: 4, live });
+        let (supervisor, gate, seen) = succeed(backing, Predecessor { newest: 4, live, ..Predecessor::default() });
         let last = seen.last();
         if healthy {
             assert!(matches!(last, Some(Event::Recovered { generation: 4, .. })) && seen.len() == 1, "{seen:?}");
@@ -252,10 +252,33 @@ fn what_was_followed_by_a_newer_one_is_not_looked_at() {
     let backing = FakeBacking::new().expect("a directory");
     let left = backing.start(4, PATIENCE, Arc::new(|_| {})).expect("starts");
     let live = Some(Legacy { record: left.record().expect("it has one"), root: None });
-    let predecessor = Predecessor { newest: 6, live };
+    let predecessor = Predecessor { newest: 6, live, ..Predecessor::default() };
     assert_eq!(predecessor.spared(), None);
     let (supervisor, gate, seen) = succeed(backing, predecessor);
     assert!(matches!(seen.last(), Some(Event::Recovered { generation: 7, .. })), "{seen:?}");
+    supervisor.stop();
+    gate.stop();
+}
+
+#[test]
+fn an_outage_does_not_grow_young_again_when_the_daemon_dies_in_it() {
+    let inbox = Inbox::new();
+    let gate = Gate::new(CallPolicy::default(), inbox.complaints()).expect("a gate");
+    let backing = FakeBacking::new().expect("a directory");
+    backing.control().unreachable(true);
+    let parts = Parts {
+        inbox,
+        backing: Arc::new(backing),
+        gate: Arc::clone(&gate),
+        restore: Arc::new(|_| Ok(())),
+        policy: RepairPolicy::default(),
+        deadline: CallPolicy::default().deadline,
+        watch: Watch::default(),
+    };
+    let outage_since = Instant::now().checked_sub(Duration::from_secs(60));
+    let supervisor =
+        Supervisor::resume(parts, Predecessor { outage_since, ..Predecessor::default() }).expect("it begins");
+    assert!(gate.fails_fast(), "it is a minute old");
     supervisor.stop();
     gate.stop();
 }

@@ -218,8 +218,10 @@ fn numbers_go_on_after_a_predecessor_whose_generation_cannot_be_taken_over() {
     // Nothing is hopeless for who has seen it work.
     rig.put(Input::StartFailed(8, StartError::Local(String::new())));
     assert_eq!(rig.machine.state().name(), "waiting");
-    let (mut machine, done) = Machine::resume(RepairPolicy::default(), 5 * S, rig.now, 9, false);
+    let (mut machine, done) = Machine::resume(RepairPolicy::default(), 5 * S, rig.now, rig.now - 60 * S, 9, false);
     assert_eq!(done, [Action::Reach]);
     let sight = Sight { now: rig.now, vitals: rig.vitals, inside: rig.inside, dice: 0.0 };
-    assert_eq!(machine.handle(Input::Reached, &sight), [Action::Start(10)]);
+    // What is a minute old is overdue at once.
+    assert_eq!(machine.handle(Input::Reached, &sight)[0], Action::Start(10));
+    assert_eq!(machine.outage().map(|outage| outage.since), Some(rig.now - 60 * S), "it goes on");
 }
