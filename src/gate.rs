@@ -303,6 +303,7 @@ impl Gate {
         let barriers = self.asynchronous.load(SeqCst).then_some(self.policy.deadline);
         state.phase = Phase::Open(Service::new(generation, barriers));
         state.outage_since = None;
+        state.opened_at = Some(Instant::now());
         let mut parked = std::mem::take(&mut state.parked);
         parked.sort_by_key(|call| call.arrived);
         for call in parked {
@@ -370,12 +371,13 @@ impl Gate {
             Phase::Open(service) => (false, service.generation.vitals().progress_at),
             Phase::Closed => (true, None),
         };
-        Weather { outage_since: state.outage_since, closed, progress_at }
+        Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at }
     }
 
     fn fails_at_once(&self, state: &State, class: Class, now: Instant) -> bool {
         let closed = matches!(state.phase, Phase::Closed);
-        let weather = Weather { outage_since: state.outage_since, closed, progress_at: None };
+        let weather =
+            Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at: None };
         policy::is_failed_by_outage(&weather, class)
             && policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
     }

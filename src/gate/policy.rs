@@ -14,6 +14,8 @@ pub struct Weather {
     pub outage_since: Option<Instant>,
     /// The gate is closed.
     pub closed: bool,
+    /// When it opened last.
+    pub opened_at: Option<Instant>,
     /// Last time bytes moved on the link.
     pub progress_at: Option<Instant>,
 }
@@ -39,13 +41,17 @@ pub fn is_failed_by_outage(weather: &Weather, class: Class) -> bool {
 
 /// When a call that arrived then and has that limit must be answered.
 pub fn due_at(policy: &CallPolicy, weather: &Weather, class: Class, arrived: Instant, limit: Duration) -> Instant {
-    let mut due = arrived + limit;
+    // What was held in an outage has not been tried yet: its time begins anew, for as long as it may be held.
+    let held_until =
+        weather.opened_at.filter(|opened| *opened > arrived).map(|opened| opened.min(arrived + policy.hold));
+    let begins = held_until.unwrap_or(arrived);
+    let mut due = begins + limit;
     if weather.closed {
-        due += policy.hold;
+        due = arrived + limit + policy.hold;
     } else if class == Class::Data {
         // A deadline counts silence, not slowness.
         if let Some(progress) = weather.progress_at {
-            due = due.max(progress + limit).min(arrived + policy.sync_deadline.max(limit));
+            due = due.max(progress + limit).min(begins + policy.sync_deadline.max(limit));
         }
     }
     match overdue_at(policy, weather).filter(|_| is_failed_by_outage(weather, class)) {
@@ -87,7 +93,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn fair() -> Weather {
-        Weather { outage_since: None, closed: false, progress_at: None }
+        Weather { outage_since: None, closed: false, opened_at: None, progress_at: None }
     }
 
     #[test]
@@ -110,7 +116,7 @@ mod tests {
     #[test]
     fn an_old_outage_fails_even_an_fsync() {
         let (policy, t) = (CallPolicy::default(), Instant::now());
-        let outage = Weather { outage_since: Some(t + 3 * S), closed: true, progress_at: None };
+        let outage = Weather { outage_since: Some(t + 3 * S), closed: true, ..fair() };
         assert_eq!(due_at(&policy, &outage, Class::Sync, t, 30 * S), t + 8 * S);
         assert_eq!(due_at(&policy, &outage, Class::Meta, t + 4 * S, 5 * S), t + 8 * S);
         assert_eq!(due_at(&policy, &outage, Class::Meta, t + 20 * S, 5 * S), t + 20 * S);
@@ -119,7 +125,7 @@ mod tests {
     #[test]
     fn an_old_suspicion_fails_what_does_not_sync() {
         let (policy, t) = (CallPolicy::default(), Instant::now());
-        let suspicion = Weather { outage_since: Some(t), closed: false, progress_at: None };
+        let suspicion = Weather { outage_since: Some(t), ..fair() };
         assert_eq!(due_at(&policy, &suspicion, Class::Meta, t + 3 * S, 5 * S), t + 5 * S);
         assert_eq!(due_at(&policy, &suspicion, Class::Sync, t + 3 * S, 30 * S), t + 33 * S);
     }
@@ -128,8 +134,23 @@ mod tests {
     fn hold_lets_calls_wait_longer_in_an_outage() {
         let t = Instant::now();
         let policy = CallPolicy { hold: 60 * S, ..CallPolicy::default() };
-        let outage = Weather { outage_since: Some(t), closed: true, progress_at: None };
+        let outage = Weather { outage_since: Some(t), closed: true, ..fair() };
         assert_eq!(due_at(&policy, &outage, Class::Meta, t, 5 * S), t + 65 * S);
+    }
+
+    #[test]
+    fn what_was_held_has_its_whole_deadline_when_the_outage_is_over() {
+        let t = Instant::now();
+        let policy = CallPolicy { hold: 60 * S, ..CallPolicy::default() };
+        let open = Weather { opened_at: Some(t + 40 * S), ..fair() };
+        assert_eq!(due_at(&policy, &open, Class::Meta, t, 5 * S), t + 45 * S);
+        assert_eq!(due_at(&policy, &open, Class::Meta, t + 41 * S, 5 * S), t + 46 * S);
+        let moving = Weather { progress_at: Some(t + 50 * S), ..open };
+        assert_eq!(due_at(&policy, &moving, Class::Data, t, 5 * S), t + 55 * S);
+        // Never longer than it may be held, and not held at all by default.
+        let late = Weather { opened_at: Some(t + 63 * S), ..fair() };
+        assert_eq!(due_at(&policy, &late, Class::Meta, t, 5 * S), t + 65 * S);
+        assert_eq!(due_at(&CallPolicy::default(), &open, Class::Meta, t, 5 * S), t + 5 * S);
     }
 
     #[test]

@@ -71,6 +71,8 @@ pub(super) struct Job {
 pub(super) struct State {
     pub phase: Phase,
     pub outage_since: Option<Instant>,
+    /// When it was opened last.
+    pub opened_at: Option<Instant>,
     pub ready: Queue,
     pub parked: Vec<Arc<Call>>,
     pub limbo: Vec<Limbo>,
@@ -94,6 +96,7 @@ impl State {
         State {
             phase: Phase::Closed,
             outage_since: Some(Instant::now()),
+            opened_at: None,
             ready: Queue::default(),
             parked: Vec::new(),
             limbo: Vec::new(),

@@ -44,9 +44,12 @@ struct Rig {
 }
 
 fn rig(deadline: Duration) -> Rig {
+    rig_of(CallPolicy { deadline, sync_deadline: deadline * 4, ..CallPolicy::default() })
+}
+
+fn rig_of(policy: CallPolicy) -> Rig {
     let (sender, complaints) = channel();
     let sender = Mutex::new(sender);
-    let policy = CallPolicy { deadline, sync_deadline: deadline * 4, ..CallPolicy::default() };
     let gate = Gate::new(policy, move |generation, complaint| _ = sender.lock().send((generation, complaint)));
     Rig { gate: gate.expect("a thread can be started"), complaints }
 }
@@ -275,4 +278,23 @@ fn outages_at_random_moments_leave_each_call_with_one_reply() {
         assert_eq!(replies.recv_timeout(PATIENCE), Ok(Ok(())));
         assert_eq!(replies.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     }
+}
+
+#[test]
+fn what_was_held_longer_than_its_deadline_is_done_when_the_outage_is_over() {
+    let deadline = 400 * MS;
+    let policy = CallPolicy { deadline, sync_deadline: deadline * 4, hold: PATIENCE, ..CallPolicy::default() };
+    let rig = rig_of(policy);
+    let arrived = Instant::now();
+    // Long enough for the clock to look several times.
+    let work = |_: &Context<'_>| {
+        std::thread::sleep(100 * MS);
+        Ok(1)
+    };
+    let reply = submit(&rig.gate, work);
+    while arrived.elapsed() < deadline * 2 {
+        std::thread::sleep(10 * MS);
+    }
+    rig.gate.open(generation(1));
+    assert_eq!(reply.recv_timeout(PATIENCE), Ok(Ok(1)));
 }

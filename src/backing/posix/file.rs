@@ -33,15 +33,18 @@ impl File for PosixFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> OpResult<usize> {
         let start = convert::offset(offset)?;
         let mut done = 0;
-        while done < buf.len() {
+        // Once at least: to read nothing of a directory is an error too.
+        loop {
             self.stop.check()?;
             let at = start.checked_add(done as i64).ok_or(Errno::EINVAL)?;
-            match retry(|| nix::sys::uio::pread(&self.fd, &mut buf[done..], at))? {
-                0 => break,
-                n => done += n,
+            done += match retry(|| nix::sys::uio::pread(&self.fd, &mut buf[done..], at))? {
+                0 => return Ok(done),
+                length => length,
+            };
+            if done == buf.len() {
+                return Ok(done);
             }
         }
-        Ok(done)
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> OpResult<usize> {
