@@ -248,36 +248,45 @@ fn calls_never_run_after_they_were_answered() {
     assert_eq!(ran.load(SeqCst), 0);
 }
 
-#[test]
-fn outages_at_random_moments_leave_each_call_with_one_reply() {
-    let rig = rig(PATIENCE);
+type Work = Box<dyn FnMut(&Context<'_>) -> OpResult<()> + Send>;
+
+/// Forty generations that die at random moments, with twenty calls each, which `submit` hands in with a number and their
+/// work. Each must have one reply, and that a good one.
+fn storm(gate: &Gate, submit: impl Fn(u64, Work) -> Receiver<OpResult<()>>) {
     let alive = Arc::new(AtomicUsize::new(0));
     let mut replies = Vec::new();
     for round in 1..=40_u64 {
         alive.store(round as usize, SeqCst);
-        rig.gate.open(generation(round));
-        for _ in 0..20 {
+        gate.open(generation(round));
+        for number in 0..20 {
             let alive = Arc::clone(&alive);
-            replies.push(submit(&rig.gate, move |context| {
+            let work = move |context: &Context<'_>| {
                 std::thread::yield_now();
                 match context.generation.number() as usize == alive.load(SeqCst) {
                     true => Ok(()),
                     false => Err(Errno::ENOTCONN),
                 }
-            }));
+            };
+            replies.push(submit(number, Box::new(work)));
         }
         if round % 3 == 0 {
             std::thread::sleep(MS);
         }
         alive.store(0, SeqCst);
-        rig.gate.close(Instant::now());
+        gate.close(Instant::now());
     }
     alive.store(99, SeqCst);
-    rig.gate.open(generation(99));
+    gate.open(generation(99));
     for replies in replies {
         assert_eq!(replies.recv_timeout(PATIENCE), Ok(Ok(())));
         assert_eq!(replies.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     }
+}
+
+#[test]
+fn outages_at_random_moments_leave_each_call_with_one_reply() {
+    let rig = rig(PATIENCE);
+    storm(&rig.gate, |_, work| submit(&rig.gate, work));
 }
 
 #[test]

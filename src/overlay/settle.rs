@@ -1,6 +1,7 @@
 //! Calls that may have been done by a generation before it died (`in doubt`) are settled by looking, not by repeating
 //! blindly: the answer of the repetition is read in the light of what is there now.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::path::Path;
 
@@ -82,6 +83,23 @@ fn seen<T>(result: OpResult<T>) -> OpResult<T> {
 /// What is there was made by this call, or by somebody else.
 fn ours(yes: bool) -> OpResult<()> {
     if yes { Ok(()) } else { Err(Errno::EEXIST) }
+}
+
+/// A call that may have been done before: in doubt, or because this very run finds that it was done to another file and
+/// does it again.
+pub struct Again(Cell<bool>);
+
+impl Again {
+    /// Of a call whose first run may not be the first.
+    pub fn new(in_doubt: bool) -> Again {
+        Again(Cell::new(in_doubt))
+    }
+
+    /// What a run comes to: `expected` is the error that its own success would have caused, if `done` finds it done.
+    pub fn settle(&self, result: OpResult<()>, expected: Errno, done: impl FnOnce() -> OpResult<bool>) -> OpResult<()> {
+        let again = self.0.replace(true);
+        if again && result == Err(expected) && done()? { Ok(()) } else { result }
+    }
 }
 
 #[cfg(test)]

@@ -133,33 +133,7 @@ fn a_read_gives_its_room_back_when_it_returns() {
 fn outages_at_random_moments_leave_each_write_with_one_reply_and_no_room_lost() {
     let rig = rig(PATIENCE);
     rig.gate.writes_are_asynchronous(true);
-    let alive = Arc::new(AtomicUsize::new(0));
-    let mut replies = Vec::new();
-    for round in 1..=40_u64 {
-        alive.store(round as usize, SeqCst);
-        rig.gate.open(generation(round));
-        for number in 0..20 {
-            let alive = Arc::clone(&alive);
-            replies.push(submit_data(&rig.gate, (number + 1) * 8 * KIB, move |context| {
-                std::thread::yield_now();
-                match context.generation.number() as usize == alive.load(SeqCst) {
-                    true => Ok(()),
-                    false => Err(Errno::ENOTCONN),
-                }
-            }));
-        }
-        if round % 3 == 0 {
-            std::thread::sleep(MS);
-        }
-        alive.store(0, SeqCst);
-        rig.gate.close(Instant::now());
-    }
-    alive.store(99, SeqCst);
-    rig.gate.open(generation(99));
-    for replies in replies {
-        assert_eq!(replies.recv_timeout(PATIENCE), Ok(Ok(())));
-        assert_eq!(replies.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
-    }
+    storm(&rig.gate, |number, work| submit_data(&rig.gate, (number + 1) * 8 * KIB, work));
     until(|| rig.gate.load().bytes_in_flight * 2 <= rig.gate.load().window);
     assert_eq!(rig.gate.load().waiting, 0);
 }

@@ -1,6 +1,5 @@
 //! getxattr, listxattr, setxattr, removexattr.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::sync::Arc;
 
@@ -10,9 +9,9 @@ use nix::errno::Errno;
 use super::names::reply_node;
 use crate::backing::OpResult;
 use crate::gate::{Class, Op};
-use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
+use crate::overlay::{Overlay, settle};
 
 impl Overlay {
     /// FUSE_GETXATTR; size 0 asks for the length.
@@ -58,20 +57,19 @@ impl Overlay {
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
-                // Also if this very run finds that it was done to another file, and does it again.
-                let again = Cell::new(context.in_doubt);
-                let settled = |result, now: &dyn Fn() -> OpResult<Vec<u8>>| match result {
-                    Err(Errno::EEXIST) if again.get() && now()? == value => Ok(()),
-                    result => {
-                        again.set(true);
-                        result
-                    }
-                };
+                let again = settle::Again::new(context.in_doubt);
+                let done = |now: OpResult<Vec<u8>>| Ok(now? == value);
                 overlay.on_node(
                     context,
                     node,
-                    |tree, path| settled(tree.set_xattr(path, &name, &value, flags), &|| tree.get_xattr(path, &name)),
-                    |file| settled(file.set_xattr(&name, &value, flags), &|| file.get_xattr(&name)),
+                    |tree, path| {
+                        let result = tree.set_xattr(path, &name, &value, flags);
+                        again.settle(result, Errno::EEXIST, || done(tree.get_xattr(path, &name)))
+                    },
+                    |file| {
+                        let result = file.set_xattr(&name, &value, flags);
+                        again.settle(result, Errno::EEXIST, || done(file.get_xattr(&name)))
+                    },
                 )
             },
             |_, result| reply_node(result, reply),
@@ -86,19 +84,12 @@ impl Overlay {
             Op::Removexattr,
             Class::Meta,
             move |overlay, context| {
-                let again = Cell::new(context.in_doubt);
-                let settled = |result| match result {
-                    Err(Errno::ENODATA) if again.get() => Ok(()),
-                    result => {
-                        again.set(true);
-                        result
-                    }
-                };
+                let again = settle::Again::new(context.in_doubt);
                 overlay.on_node(
                     context,
                     node,
-                    |tree, path| settled(tree.remove_xattr(path, &name)),
-                    |file| settled(file.remove_xattr(&name)),
+                    |tree, path| again.settle(tree.remove_xattr(path, &name), Errno::ENODATA, || Ok(true)),
+                    |file| again.settle(file.remove_xattr(&name), Errno::ENODATA, || Ok(true)),
                 )
             },
             |_, result| reply_node(result, reply),
@@ -112,8 +103,8 @@ impl Overlay {
             Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
             Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
             Ok(value) => reply.data(&value),
-            // SFTP, which knows no owners either, has none at all. ENOSYS makes the kernel remember that (callers get EOPNOTSUPP all the same); else it
-            // would ask for security.capability before every single write.
+            // SFTP, which knows no owners either, has none at all. ENOSYS makes the kernel remember that (callers get
+            // EOPNOTSUPP all the same); else it would ask for security.capability before every single write.
             Err(Errno::EOPNOTSUPP) if !self.traits.owners => reply.error(fuser::Errno::ENOSYS),
             Err(error) => reply.error(node_errno(error)),
         }
