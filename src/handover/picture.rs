@@ -293,7 +293,9 @@ impl Picture {
             emit(&Item::Session(session.clone()))?;
         }
         emit(&Item::Counters(self.counters))?;
-        for (&node, found) in &self.nodes {
+        let mut nodes: Vec<(&u64, &Node)> = self.nodes.iter().collect();
+        nodes.sort_unstable_by_key(|(node, _)| **node);
+        for (&node, found) in nodes {
             let Node { kind, identity, lookups, by, ref names } = *found;
             let names = names.iter().map(borrowed).collect();
             emit(&Item::Node { node, kind, identity, lookups, by, names })?;
