@@ -6,6 +6,7 @@ mod notify;
 mod orphans;
 mod signals;
 mod succession;
+mod upkeep;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -34,6 +35,7 @@ use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
 use link::{Link, Start};
 use succession::{Heritage, Mounted, Succession};
+use upkeep::Upkeep;
 
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
@@ -132,7 +134,9 @@ fn live(
     let watch = Watch::default();
     // Both follow the supervisor from its first event on.
     let bound = telemetry::bind(&config, &watch).map_err(MountError::System)?;
-    let worker = Worker::start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
+    let successor = !matches!(heritage, Heritage::None);
+    let start = if successor { Worker::succeed } else { Worker::start };
+    let worker = start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
     let mut guard = None;
     let succession = Arc::new(succession);
@@ -159,6 +163,8 @@ fn serve(
     let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
     _ = life.0.set(Arc::clone(&core.gate));
+    let successor = !matches!(heritage, Heritage::None);
+    let _upkeep = Upkeep::start(succession.notes(), &core.overlay, successor).map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
     let first = served.and_then(|served| {
@@ -180,6 +186,9 @@ fn serve(
         }
     };
     ready();
+    if let Some(event) = succession.ready() {
+        watch.publish(event);
+    }
     notify::ready();
     core.serve(&mount);
     notify::stopping();
@@ -381,6 +390,7 @@ impl Core {
     fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
+        let succession = Arc::clone(&self.succession);
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
@@ -388,6 +398,7 @@ impl Core {
             worker: Arc::clone(worker),
             started,
             counts: Arc::new(move || overlay.counts()),
+            kept: Arc::new(move || succession.kept()),
             retry_now: Arc::new(move || supervisor.retry_now()),
             stop: Arc::new(move |lazy| {
                 let Some(mount) = mount.get() else {

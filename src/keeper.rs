@@ -33,3 +33,9 @@ pub mod threads;
 pub const DEVICE: &str = "device";
 /// Environment variable with the number of the descriptor that leads to the other side.
 pub const LINK: &str = "STEADFS_LINK";
+
+/// CLOCK_MONOTONIC in milliseconds, the same for all processes; 0 where it cannot be read.
+pub fn monotonic_ms() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| u64::try_from(std::time::Duration::from(now).as_millis()).unwrap_or(0))
+}

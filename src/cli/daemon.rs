@@ -1,6 +1,7 @@
 //! `steadfs daemon`, which only a keeper starts: see [`crate::keeper`].
 
 use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -85,6 +86,11 @@ fn heed(request: Request) {
 fn read(start: &Start) -> std::io::Result<MountConfig> {
     let found = start.held.iter().find(|(name, _)| name == CONFIG);
     let (_, descriptor) = found.ok_or_else(|| std::io::Error::other("the keeper has none"))?;
+    read_config(descriptor)
+}
+
+/// What is held as [`CONFIG`].
+pub fn read_config(descriptor: &OwnedFd) -> std::io::Result<MountConfig> {
     let mut file = std::fs::File::from(descriptor.try_clone()?);
     // Its offset is shared with whoever read it before.
     file.rewind()?;

@@ -231,6 +231,21 @@ fn describe(status: &Status) -> String {
         ),
     ]);
     lines.extend(status.worker.paused_since.as_ref().map(|since| format!("  worker      paused since {since}")));
+    let keeper = &status.keeper;
+    lines.push(match keeper.pid {
+        Some(pid) if keeper.can_succeed => format!(
+            "  keeper      pid {pid}, {} of {} bytes noted for a successor in {} bytes of memory",
+            keeper.memory_bytes, keeper.memory_limit_bytes, keeper.resident_bytes
+        ),
+        Some(pid) => format!("  keeper      pid {pid}; no successor can go on: mount again when nothing is open"),
+        None => "  keeper      none: the mount ends with the daemon".into(),
+    });
+    lines.extend(keeper.last.as_ref().map(|last| {
+        format!(
+            "  replaced    {} times since {}, last at {} ({}; {:.2} s without)",
+            keeper.successions_total, keeper.mounted_at, last.at, last.reason, last.pause_secs
+        )
+    }));
     lines.push(format!("  daemon      pid {}, up {}", status.pid, round(status.uptime_secs)));
     lines.join("\n") + "\n"
 }

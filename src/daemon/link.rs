@@ -43,6 +43,8 @@ pub struct Start {
     pub deaths: u32,
     /// What the last one died of; empty for the first.
     pub reason: String,
+    /// When, by CLOCK_MONOTONIC in milliseconds; 0 if nobody saw it.
+    pub died: u64,
 }
 
 /// What the keeper wants of the daemon.
@@ -93,8 +95,8 @@ impl Link {
             wait(channel.as_fd(), PollFlags::POLLIN, until.saturating_duration_since(Instant::now()));
             match channel.receive()? {
                 Received::Message(Message::Held { name }, Some(descriptor)) => held.push((name, descriptor)),
-                Received::Message(Message::Go { why, deaths, reason, beat, keeper, .. }, _) => {
-                    let start = Start { held, why, deaths, reason };
+                Received::Message(Message::Go { why, deaths, reason, died, beat, keeper, .. }, _) => {
+                    let start = Start { held, why, deaths, reason, died };
                     return Ok(Some(Handshake { channel, start, beat: Duration::from_millis(beat), keeper }));
                 }
                 Received::Closed => return Err(io::Error::other("the keeper ended")),
@@ -103,6 +105,11 @@ impl Link {
                 other => tracing::warn!(?other, "the keeper said what is not understood"),
             }
         }
+    }
+
+    /// The keeper's process id.
+    pub fn keeper(&self) -> Option<u32> {
+        self.0.as_ref().map(|shared| shared.state.lock().keeper)
     }
 
     /// True if there is a keeper.
@@ -188,6 +195,7 @@ impl Handshake {
         }
         let mut state = State {
             channel: Arc::new(channel),
+            keeper: std::os::unix::process::parent_id(),
             outbox: VecDeque::new(),
             held,
             overlay: None,
@@ -221,6 +229,8 @@ struct Shared {
 /// What a next keeper would have to be told.
 struct State {
     channel: Arc<Channel>,
+    /// Process id of whoever is at its other end.
+    keeper: u32,
     outbox: VecDeque<(Message, Option<OwnedFd>)>,
     held: Store,
     overlay: Option<Place>,
@@ -361,7 +371,10 @@ impl Thread {
         let (ours, theirs) = Channel::pair()?;
         let arguments: Vec<_> = self.arguments.iter().map(Into::into).collect();
         let child = process::command(&self.executable, &arguments, &theirs).spawn()?;
-        self.shared.state.lock().repeat(ours)?;
+        let mut state = self.shared.state.lock();
+        state.keeper = child.id();
+        state.repeat(ours)?;
+        drop(state);
         Ok(child)
     }
 }

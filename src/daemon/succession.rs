@@ -17,11 +17,12 @@ use super::link::{Link, Start};
 use crate::backing::{Generation, Record};
 use crate::config::MountConfig;
 use crate::handover::{Inherited, Item, Memory, Notes, Sizes, item};
-use crate::keeper::DEVICE;
 use crate::keeper::message::{What, Why};
+use crate::keeper::{DEVICE, monotonic_ms};
 use crate::overlay::mount::Mount;
 use crate::overlay::{Device, Greeting};
-use crate::supervisor::{Legacy, Predecessor};
+use crate::supervisor::{Event, Legacy, Predecessor};
+use crate::telemetry::{Kept, Last};
 
 /// Name of the memory among what is held: see [`crate::handover`].
 const MEMORY: &str = "memory";
@@ -40,6 +41,12 @@ struct Session {
     init: Vec<u8>,
     reply: Vec<u8>,
     dev: (u32, u32),
+    /// Daemons that came after the first.
+    #[serde(default)]
+    successions: u64,
+    /// When the first one mounted it, in seconds since 1970.
+    #[serde(default)]
+    mounted: Option<u64>,
 }
 
 /// A mount that is to be gone on with.
@@ -64,6 +71,14 @@ pub enum Heritage {
     Blind(Mounted, String),
 }
 
+/// How this daemon came to its mount.
+#[derive(Debug, Clone)]
+struct Lineage {
+    successions: u64,
+    mounted: SystemTime,
+    last: Option<Last>,
+}
+
 /// See the module.
 pub struct Succession {
     link: Link,
@@ -71,12 +86,15 @@ pub struct Succession {
     /// The record of the live generation, until the session is noted: that comes first.
     record: Mutex<(bool, Option<Vec<u8>>)>,
     legacy: Mutex<Predecessor>,
+    lineage: Mutex<Lineage>,
+    /// When the predecessor died.
+    died: Instant,
 }
 
 impl Succession {
     /// Of a daemon that nobody keeps.
     pub fn none() -> Succession {
-        Succession { link: Link::none(), notes: Notes::nowhere(), record: Mutex::default(), legacy: Mutex::default() }
+        Succession::with(Link::none(), Notes::nowhere(), Predecessor::default())
     }
 
     /// Takes what the keeper held. An error says why the mount cannot be gone on with.
@@ -94,6 +112,17 @@ impl Succession {
             return Err(io::Error::other("the keeper did not hold the device and its session"));
         };
         let session = read_session(session)?;
+        let ago = Duration::from_millis(monotonic_ms().saturating_sub(start.died));
+        let died = if start.died == 0 { None } else { Instant::now().checked_sub(ago) };
+        let lineage = Lineage {
+            successions: session.successions + 1,
+            mounted: session.mounted.map_or(SystemTime::now(), |at| UNIX_EPOCH + Duration::from_secs(at)),
+            last: Some(Last { at: SystemTime::now(), reason: start.reason, pause: Duration::ZERO }),
+        };
+        let succeed = |link, notes, predecessor| {
+            let fresh = Succession::with(link, notes, predecessor);
+            Succession { lineage: Mutex::new(lineage), died: died.unwrap_or(fresh.died), ..fresh }
+        };
         let mounted = Mounted {
             device: Device::new(device),
             greeting: Greeting { init: session.init, reply: session.reply },
@@ -107,18 +136,48 @@ impl Succession {
                 }
                 let mut predecessor = predecessor(inherited.picture.backing.as_deref(), take(ROOT));
                 predecessor.outage_since = inherited.picture.aside.get(OUTAGE).and_then(|since| instant_of(since));
-                let succession = Succession::with(link, Notes::in_memory(Arc::new(memory)), predecessor);
+                let succession = succeed(link, Notes::in_memory(Arc::new(memory)), predecessor);
                 Ok((succession, Heritage::Whole(mounted, Box::new(inherited))))
             }
             Err(reason) => {
                 let notes = new_memory(&link, config);
-                Ok((Succession::with(link, notes, Predecessor::default()), Heritage::Blind(mounted, reason)))
+                Ok((succeed(link, notes, Predecessor::default()), Heritage::Blind(mounted, reason)))
             }
         }
     }
 
     fn with(link: Link, notes: Notes, predecessor: Predecessor) -> Succession {
-        Succession { link, notes, record: Mutex::default(), legacy: Mutex::new(predecessor) }
+        let lineage = Mutex::new(Lineage { successions: 0, mounted: SystemTime::now(), last: None });
+        let (record, legacy) = (Mutex::default(), Mutex::new(predecessor));
+        Succession { link, notes, record, legacy, lineage, died: Instant::now() }
+    }
+
+    /// Calls are served from now on. Of a successor: what is to be told of it.
+    pub fn ready(&self) -> Option<Event> {
+        let mut lineage = self.lineage.lock();
+        let successions = lineage.successions;
+        let last = lineage.last.as_mut()?;
+        last.pause = self.died.elapsed();
+        Some(Event::Succession { successions, reason: last.reason.clone(), pause_secs: last.pause.as_secs_f64() })
+    }
+
+    /// What can be seen of it.
+    pub fn kept(&self) -> Kept {
+        let Lineage { successions, mounted, last } = self.lineage.lock().clone();
+        let memory = self.notes.memory().map(|memory| (memory.used(), memory.resident()));
+        let ((used, limit), (resident, most)) = memory.unwrap_or_default();
+        let keeper = self.link.keeper();
+        Kept {
+            keeper,
+            possible: keeper.is_some() && limit > 0,
+            successions,
+            mounted,
+            last,
+            used,
+            limit,
+            resident,
+            most,
+        }
     }
 
     /// The connection to the keeper.
@@ -160,7 +219,12 @@ impl Succession {
         }
         drop(record);
         self.link.mounted(What::Overlay, Some(mount.place()));
-        let session = Session { init: greeting.init.clone(), reply: greeting.reply.clone(), dev };
+        let (successions, mounted) = {
+            let lineage = self.lineage.lock();
+            (lineage.successions, lineage.mounted.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs()))
+        };
+        let (init, reply) = (greeting.init.clone(), greeting.reply.clone());
+        let session = Session { init, reply, dev, successions, mounted };
         let mut file = File::from(memfd_create(c"steadfs-session", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(&serde_json::to_vec(&session)?)?;
         self.link.hold(SESSION, file.as_fd())?;

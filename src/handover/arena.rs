@@ -285,15 +285,30 @@ impl Arena {
         }
     }
 
-    /// Gives all pages of a half back; it reads as zeros then.
+    /// Gives the pages of a half back that begin at `from` (rounded up to one) or later; they read as zeros then.
     ///
     /// # Safety
-    /// Nobody reads or writes the half meanwhile.
-    pub(super) unsafe fn discard(&self, half: usize) -> Result<(), ArenaError> {
-        let at = self.in_half(half, 0, self.sizes.tape);
+    /// Nobody reads or writes that part of the half meanwhile.
+    pub(super) unsafe fn discard(&self, half: usize, from: u64) -> Result<(), ArenaError> {
+        let from = from.next_multiple_of(PAGE).min(self.sizes.tape);
+        let length = self.sizes.tape - from;
+        if length == 0 {
+            return Ok(());
+        }
+        let at = self.in_half(half, from, length);
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        fallocate(&self.fd, flags, at.cast_signed(), self.sizes.tape.cast_signed())
-            .map_err(system("give back a part of"))
+        fallocate(&self.fd, flags, at.cast_signed(), length.cast_signed()).map_err(system("give back a part of"))
+    }
+
+    /// Bytes of memory that it takes at present.
+    pub fn resident(&self) -> u64 {
+        // st_blocks counts 512 bytes each (stat(3type)).
+        fstat(&self.fd).map_or(0, |found| found.st_blocks.cast_unsigned() * 512)
+    }
+
+    /// Most bytes of memory that it may take.
+    pub fn most(&self) -> u64 {
+        self.sizes.total()
     }
 }
 
@@ -325,10 +340,6 @@ mod tests {
         file.into()
     }
 
-    fn resident(arena: &Arena) -> i64 {
-        fstat(arena.fd()).expect("a file").st_blocks * 512
-    }
-
     #[test]
     fn what_one_mapping_writes_another_one_reads() {
         let arena = Arena::create(SMALL).expect("memory");
@@ -345,12 +356,12 @@ mod tests {
     #[test]
     fn memory_is_used_by_what_is_written_and_given_back() {
         let arena = Arena::create(Sizes { slots: 4, tape: 1 << 30 }).expect("memory");
-        assert!(resident(&arena) < 64 << 10);
+        assert!(arena.resident() < 64 << 10);
         arena.populate(0, 0, 8 << 20).expect("memory");
-        assert!(resident(&arena) >= 8 << 20);
+        assert!(arena.resident() >= 8 << 20);
         // SAFETY: nobody else is there.
-        unsafe { arena.discard(0) }.expect("a hole");
-        assert!(resident(&arena) < 64 << 10);
+        unsafe { arena.discard(0, 0) }.expect("a hole");
+        assert!(arena.resident() < 64 << 10);
     }
 
     #[test]

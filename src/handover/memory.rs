@@ -108,8 +108,21 @@ impl Memory {
         self.arena.word(at::GIVEN_UP).store(1, Relaxed);
     }
 
-    /// Frees what is superseded, if that is half of it or more. To be called every second or so, by a thread that nobody
-    /// waits for: it takes time and, for a while, as much memory again.
+    /// What has to be done now and then, by a thread that nobody waits for: [`Memory::compact_if_due`], and pages are got
+    /// before they are needed. To be called every second or so, and whenever the thread that did so first is unparked.
+    pub fn attend(&self) -> Result<Option<Compacted>, HandoverError> {
+        self.tape.attend();
+        let done = self.compact_if_due();
+        self.tape.prepare()?;
+        done
+    }
+
+    /// Nothing has been noted for a while: pages that are kept are given back.
+    pub fn rest(&self) -> Result<(), HandoverError> {
+        Ok(self.tape.trim()?)
+    }
+
+    /// Frees what is superseded, if that is half of it or more. It takes time and, for a while, as much memory again.
     pub fn compact_if_due(&self) -> Result<Option<Compacted>, HandoverError> {
         if self.tape.is_due() { self.compact_if(Tape::is_due) } else { Ok(None) }
     }
@@ -121,7 +134,7 @@ impl Memory {
 
     fn compact_if(&self, wanted: impl FnOnce(&Tape) -> bool) -> Result<Option<Compacted>, HandoverError> {
         self.tape.compact(wanted, |scan, copy: &mut Copy<'_>| {
-            fold(scan)?.items(|item| Ok(item.encode(|kind, parts| copy.append(kind, parts))??))
+            fold(scan)?.items(|item| item.encode(|kind, parts| copy.append(kind, parts))?.map_err(HandoverError::from))
         })
     }
 
@@ -133,6 +146,12 @@ impl Memory {
     /// Bytes in use of the tape, and the most it may have.
     pub fn used(&self) -> (u64, u64) {
         (self.tape.len(), self.arena.sizes().tape)
+    }
+
+    /// Bytes of memory that all of it takes at present, and the most that it may take. Each process that has it mapped counts
+    /// them as its own.
+    pub fn resident(&self) -> (u64, u64) {
+        (self.arena.resident(), self.arena.most())
     }
 
     /// Requests in flight.

@@ -82,7 +82,7 @@ pub struct Picture {
     /// What was mounted.
     pub session: Option<Session>,
     /// By id; the root only if it was noted.
-    pub nodes: BTreeMap<u64, Node>,
+    pub nodes: HashMap<u64, Node>,
     /// Which node has which name.
     by_name: HashMap<Name<'static>, u64>,
     /// Renames under way, by ticket. Their outcome is unknown to a successor.
@@ -131,9 +131,11 @@ impl Picture {
         match item {
             Item::Session(session) => self.session = Some(session),
             Item::Node { node, kind, identity, lookups, by, names } => {
-                self.forget_node(node);
                 raise(&mut self.counters.node, node);
-                self.nodes.insert(node, Node { kind, identity, lookups, by, names: Vec::new() });
+                let new = Node { kind, identity, lookups, by, names: Vec::with_capacity(names.len()) };
+                if let Some(replaced) = self.nodes.insert(node, new) {
+                    self.lose_names(replaced);
+                }
                 names.into_iter().for_each(|name| self.name(node, name.into_owned()));
             }
             Item::Gone { node } => self.forget_node(node),
@@ -206,10 +208,13 @@ impl Picture {
         if !self.nodes.contains_key(&node) {
             return;
         }
-        self.unname(&name);
+        if let Some(before) = self.by_name.insert(name.clone(), node)
+            && let Some(found) = self.nodes.get_mut(&before)
+        {
+            found.names.retain(|its| *its != name);
+        }
         if let Some(found) = self.nodes.get_mut(&node) {
-            found.names.push(name.clone());
-            self.by_name.insert(name, node);
+            found.names.push(name);
         }
     }
 
@@ -230,7 +235,13 @@ impl Picture {
     }
 
     fn forget_node(&mut self, node: u64) {
-        for name in self.nodes.remove(&node).into_iter().flat_map(|found| found.names) {
+        if let Some(found) = self.nodes.remove(&node) {
+            self.lose_names(found);
+        }
+    }
+
+    fn lose_names(&mut self, node: Node) {
+        for name in node.names {
             self.by_name.remove(&name);
         }
     }
@@ -282,7 +293,9 @@ impl Picture {
             emit(&Item::Session(session.clone()))?;
         }
         emit(&Item::Counters(self.counters))?;
-        for (&node, found) in &self.nodes {
+        let mut nodes: Vec<(&u64, &Node)> = self.nodes.iter().collect();
+        nodes.sort_unstable_by_key(|(node, _)| **node);
+        for (&node, found) in nodes {
             let Node { kind, identity, lookups, by, ref names } = *found;
             let names = names.iter().map(borrowed).collect();
             emit(&Item::Node { node, kind, identity, lookups, by, names })?;

@@ -7,10 +7,15 @@
 //!
 //! [`Tape::compact`] writes a shorter tape to the other half of the arena while appending goes on, copies what came in
 //! meanwhile, and switches with one store.
+//!
+//! To get a page from the system costs more than to fill it. So those of the half that has become free are kept for the
+//! next compaction, up to [`KEPT`]; [`Tape::prepare`] gets others ahead, outside of the lock that appending takes, and
+//! [`Tape::trim`] gives back what is kept when nothing happens.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
@@ -22,7 +27,12 @@ const HEADER: u64 = 32;
 /// Pages are got in pieces of that many bytes: the zeroing of one takes some 100 µs.
 const CHUNK: u64 = 1 << 20;
 /// A tape that is shorter is not compacted, in bytes.
-const WORTHWHILE: u64 = 4 << 20;
+const WORTHWHILE: u64 = 8 << 20;
+/// Most bytes of pages that are kept in the half that is not in use: what a compaction of a short tape, and what comes in
+/// meanwhile, need.
+pub const KEPT: u64 = 32 << 20;
+/// Bytes of pages that are got ahead of the end.
+const AHEAD: u64 = 4 << 20;
 /// The last step of a compaction stops appending; it is taken when no more bytes than that are left to copy.
 const LAST_STEP: u64 = 64 << 10;
 /// Steps after which it is taken all the same: whoever appends faster than memory is copied has to wait.
@@ -72,6 +82,8 @@ pub struct Record<'a> {
     pub kind: u16,
     /// What it says.
     pub payload: &'a [u8],
+    /// XXH3 of that, 64 bits.
+    sum: u64,
 }
 
 /// The end of a tape that is not as its writer left it.
@@ -115,11 +127,12 @@ impl<'a> Scan<'a> {
         }
         let end = length.checked_add(HEADER).filter(|end| *end <= rest.len() as u64).ok_or("it is cut off")?;
         let payload = &rest[HEADER as usize..end as usize];
-        if check != checked(length, number, kind, xxh3_64(payload)) {
+        let sum = xxh3_64(payload);
+        if check != checked(length, number, kind, sum) {
             return Err("its checksum is another one");
         }
         let kind = u16::try_from(kind).map_err(|_| "its kind is none")?;
-        Ok((Record { at: self.at, kind, payload }, end.next_multiple_of(8)))
+        Ok((Record { at: self.at, kind, payload, sum }, end.next_multiple_of(8)))
     }
 }
 
@@ -171,6 +184,11 @@ struct Tail {
 impl Tail {
     fn half(&self) -> usize {
         (self.epoch % 2) as usize
+    }
+
+    /// Less than half of what is to be ready ahead of the end is.
+    fn is_short(&self, limit: u64) -> bool {
+        self.ready < limit && self.ready - self.end < AHEAD / 2
     }
 
     fn append(&mut self, arena: &Arena, kind: u16, parts: &[&[u8]], sum: u64) -> Result<(), TapeError> {
@@ -253,10 +271,13 @@ pub struct Compacted {
 pub struct Tape {
     arena: Arc<Arena>,
     tail: Mutex<Tail>,
-    /// Held by whoever reads what is published, or makes it superfluous.
-    stable: Mutex<()>,
+    /// Held by whoever reads what is published, or makes it superfluous. Bytes of the half that is not in use whose pages
+    /// are there.
+    stable: Mutex<u64>,
     /// Length from which on a compaction pays.
     due: AtomicU64,
+    /// Whoever compacts and prepares, to be woken when there is something to do.
+    attendant: OnceLock<Thread>,
 }
 
 impl Tape {
@@ -284,14 +305,74 @@ impl Tape {
         let due = AtomicU64::new(WORTHWHILE);
         // A predecessor may have died in a compaction.
         // SAFETY: nobody else has the tape yet, and this is not the half that is in use.
-        unsafe { arena.discard(1 - half) }.map_err(TapeError::from)?;
-        Ok((Tape { arena, tail: Mutex::new(tail), stable: Mutex::new(()), due }, result, torn))
+        unsafe { arena.discard(1 - half, KEPT) }.map_err(TapeError::from)?;
+        // How much of the rest is there is not known; to get it again costs little.
+        let (tail, stable, attendant) = (Mutex::new(tail), Mutex::new(0), OnceLock::new());
+        Ok((Tape { arena, tail, stable, due, attendant }, result, torn))
     }
 
     /// Appends a record whose payload is these parts, one after the other.
     pub fn append(&self, kind: u16, parts: &[&[u8]]) -> Result<(), TapeError> {
-        let sum = sum_of(parts);
-        self.tail.lock().append(&self.arena, kind, parts, sum)
+        let (sum, limit) = (sum_of(parts), self.arena.sizes().tape);
+        let (before, now) = {
+            let mut tail = self.tail.lock();
+            let before = *tail;
+            tail.append(&self.arena, kind, parts, sum)?;
+            (before, *tail)
+        };
+        let due = self.due.load(Relaxed);
+        if (before.end < due && now.end >= due) || (!before.is_short(limit) && now.is_short(limit)) {
+            self.wake();
+        }
+        Ok(())
+    }
+
+    fn wake(&self) {
+        if let Some(attendant) = self.attendant.get() {
+            attendant.unpark();
+        }
+    }
+
+    /// This thread is unparked from now on when a compaction is due or pages should be got. The first one is.
+    pub fn attend(&self) {
+        self.attendant.get_or_init(std::thread::current);
+    }
+
+    /// Gets pages ahead of the end, so that appending need not. Others may go on appending.
+    pub fn prepare(&self) -> Result<(), TapeError> {
+        // No compaction may change the half meanwhile.
+        let _stable = self.stable.lock();
+        let limit = self.arena.sizes().tape;
+        let mut tail = *self.tail.lock();
+        let goal = (tail.end + AHEAD).next_multiple_of(CHUNK).min(limit);
+        while tail.ready < goal {
+            let next = (tail.ready + CHUNK).min(goal);
+            self.arena.populate(tail.half(), tail.ready, next)?;
+            let mut shared = self.tail.lock();
+            // Whoever appends may have been faster.
+            shared.ready = shared.ready.max(next);
+            tail = *shared;
+        }
+        Ok(())
+    }
+
+    /// Gives back what is kept and not used. Appending waits meanwhile: to be called when nobody does.
+    pub fn trim(&self) -> Result<(), TapeError> {
+        let mut spare = self.stable.lock();
+        let mut tail = self.tail.lock();
+        let kept = tail.end.next_multiple_of(CHUNK).min(tail.ready);
+        if tail.ready > kept {
+            tail.ready = kept;
+            // SAFETY: what lies behind the end is written to under the lock of the tail only, which is held, and read by
+            // nobody.
+            unsafe { self.arena.discard(tail.half(), kept) }?;
+        }
+        if *spare > 0 {
+            *spare = 0;
+            // SAFETY: that half is written to by compactions only, which hold `stable`, and read by nobody.
+            unsafe { self.arena.discard(1 - tail.half(), 0) }?;
+        }
+        Ok(())
     }
 
     /// Bytes in use.
@@ -330,22 +411,23 @@ impl Tape {
         wanted: impl FnOnce(&Tape) -> bool,
         rewrite: impl FnOnce(&mut Scan<'_>, &mut Copy<'_>) -> Result<(), E>,
     ) -> Result<Option<Compacted>, E> {
-        let _stable = self.stable.lock();
+        let mut spare = self.stable.lock();
         if !wanted(self) {
             return Ok(None);
         }
         let mark = *self.tail.lock();
-        let fresh = Tail { epoch: mark.epoch + 1, end: 0, count: 0, ready: 0 };
+        let fresh = Tail { epoch: mark.epoch + 1, end: 0, count: 0, ready: *spare };
         self.arena.word(at::LAST[fresh.half()]).store(0, Release);
         self.arena.word(at::END[fresh.half()]).store(0, Release);
         let mut copy = Copy { arena: &self.arena, tail: fresh };
         let result = self.rewrite(mark, &mut copy, rewrite);
         let (before, unused) = match &result {
-            Ok(before) => (*before, mark.half()),
-            Err(_) => (mark.end, fresh.half()),
+            Ok(before) => (before.end, *before),
+            Err(_) => (mark.end, copy.tail),
         };
+        *spare = unused.ready.min(KEPT);
         // SAFETY: nobody else may read (`stable` is held), and nobody appends to a half that is not in use.
-        let discarded = unsafe { self.arena.discard(unused) }.map_err(TapeError::from);
+        let discarded = unsafe { self.arena.discard(unused.half(), KEPT) }.map_err(TapeError::from);
         if result.is_err() {
             // Not again at once.
             self.due.store(mark.end.saturating_add(WORTHWHILE), Relaxed);
@@ -360,7 +442,7 @@ impl Tape {
         mark: Tail,
         copy: &mut Copy<'_>,
         rewrite: impl FnOnce(&mut Scan<'_>, &mut Copy<'_>) -> Result<(), E>,
-    ) -> Result<u64, E> {
+    ) -> Result<Tail, E> {
         let mut scan = self.scan(&mark);
         rewrite(&mut scan, copy)?;
         for rest in scan.by_ref() {
@@ -379,7 +461,7 @@ impl Tape {
         let mut tail = self.tail.lock();
         self.copy(&done, &tail, copy)?;
         self.arena.word(at::EPOCH).store(copy.tail.epoch, Release);
-        let before = tail.end;
+        let before = *tail;
         *tail = copy.tail;
         self.due.store(due, Relaxed);
         Ok(before)
@@ -389,7 +471,10 @@ impl Tape {
     fn copy(&self, from: &Tail, to: &Tail, copy: &mut Copy<'_>) -> Result<(), TapeError> {
         let mut scan = self.scan(to);
         (scan.at, scan.number) = (from.end, (from.epoch << EPOCH_SHIFT) + from.count);
-        scan.try_for_each(|record| record.and_then(|record| copy.append(record.kind, &[record.payload])))
+        scan.try_for_each(|record| {
+            let Record { kind, payload, sum, .. } = record?;
+            copy.tail.append(copy.arena, kind, &[payload], sum)
+        })
     }
 }
 

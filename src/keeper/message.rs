@@ -72,6 +72,9 @@ pub enum Message {
         deaths: u32,
         /// What the last one died of; empty for the first.
         reason: String,
+        /// When the last one died, by CLOCK_MONOTONIC in milliseconds; 0 if nobody saw it.
+        #[serde(default)]
+        died: u64,
         /// Milliseconds between two beats.
         beat: u64,
         /// Arguments of the next keeper, if this one dies; none if there shall be none.

@@ -61,6 +61,8 @@ struct Keeper {
     candidate: Option<Executable>,
     overlay: Option<Place>,
     backing: Option<Place>,
+    /// When the last daemon died, until the next one is ready; see [`Message::Go`].
+    died: Option<u64>,
     /// What the next daemon is to be told of the upgrade.
     upgrade: Option<Message>,
     code: Option<u8>,
@@ -91,6 +93,7 @@ impl Keeper {
             candidate: None,
             overlay: None,
             backing: None,
+            died: None,
             upgrade: None,
             code: None,
         })
@@ -142,6 +145,7 @@ impl Keeper {
                 // What it said before it ended comes first.
                 self.listen(&mut inputs)?;
                 (self.daemon, self.channel) = (None, None);
+                self.died.get_or_insert_with(super::monotonic_ms);
                 inputs.push_back(Input::Exited(death));
             }
             // After what was heard: whoever has spoken is not silent, however long this process did not run.
@@ -272,7 +276,8 @@ impl Keeper {
         let reason = reason.map(|death| death.to_string()).unwrap_or_default();
         let beat = u64::try_from(self.setup.policy.beat().as_millis()).unwrap_or(u64::MAX);
         let keeper = self.setup.keeper.clone();
-        ours.send(&Message::Go { version: VERSION, why, deaths, reason, beat, keeper }, None)?;
+        let died = self.died.unwrap_or(0);
+        ours.send(&Message::Go { version: VERSION, why, deaths, reason, died, beat, keeper }, None)?;
         let executable = match (image, &self.candidate) {
             (Image::Candidate, Some(candidate)) => candidate,
             _ => &self.setup.executable,
@@ -310,6 +315,7 @@ impl Keeper {
 
     fn tell_ready(&mut self) {
         self.manager.ready();
+        self.died = None;
         if let Some(ready) = self.setup.ready.take() {
             ready();
         }

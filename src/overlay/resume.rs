@@ -93,6 +93,14 @@ impl Overlay {
         Ok(())
     }
 
+    /// What a predecessor had in flight has been sent again by now, or never will be: what is kept for it is forgotten.
+    pub fn resending_is_over(&self) {
+        self.granted.lock().clear();
+        if let Some(memory) = self.notes.memory() {
+            memory.requests().forget_leftovers();
+        }
+    }
+
     /// The kernel never got what was granted to that request.
     pub(super) fn take_back(self: &Arc<Self>, unique: u64) {
         for grant in self.granted.lock().remove(&(unique & !RESENT)).into_iter().flatten() {

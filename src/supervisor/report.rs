@@ -68,6 +68,15 @@ pub enum Event {
         /// The generation.
         generation: u64,
     },
+    /// A daemon has taken the place of one that died, or that made room for it.
+    Succession {
+        /// How many have, of this mount.
+        successions: u64,
+        /// What became of the one before.
+        reason: String,
+        /// Seconds in which nobody served the mount.
+        pause_secs: f64,
+    },
     /// A finding that concerns one file, or left-overs that could not be removed.
     Notice {
         /// In words.

@@ -17,7 +17,7 @@ use steadfs::gate::{Class, Gate, Op};
 use steadfs::overlay::Counts;
 use steadfs::rundir;
 use steadfs::supervisor::{Event, Watch};
-use steadfs::telemetry::{self, Guard, Observed, UmountRefused};
+use steadfs::telemetry::{self, Guard, Kept, Last, Observed, UmountRefused};
 use steadfs::worker::Worker;
 
 /// Says that it has begun, and waits for a word.
@@ -93,6 +93,21 @@ impl Rig {
                 nodes: 13,
                 log_bytes: 14,
                 ..Counts::default()
+            }),
+            kept: Arc::new(|| Kept {
+                keeper: Some(77),
+                possible: true,
+                successions: 3,
+                mounted: SystemTime::UNIX_EPOCH,
+                last: Some(Last {
+                    at: SystemTime::UNIX_EPOCH + Duration::from_secs(9),
+                    reason: "it was killed by SIGKILL".into(),
+                    pause: Duration::from_millis(250),
+                }),
+                used: 1000,
+                limit: 2000,
+                resident: 3000,
+                most: 4000,
             }),
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
             stop: Arc::new(move |lazy| {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,6 +57,11 @@ impl Claim {
         }
     }
 
+    /// One that somebody took for this mountpoint and that has been handed over.
+    pub fn of(lock: OwnedFd, mountpoint: &Path) -> Claim {
+        Claim { lock: lock.into(), dir: rundir::of(mountpoint) }
+    }
+
     /// Removes what a predecessor that was killed has left, and the directory with it.
     pub fn sweep(self) -> Result<(), MountError> {
         super::sweep::directory(&self.dir)
@@ -75,6 +80,12 @@ impl Claim {
         }
         let _ = std::fs::remove_dir(&self.dir);
     }
+}
+
+/// Gives a lock up whoever else has a copy of its descriptor.
+pub fn unlock(lock: &OwnedFd) {
+    // SAFETY: a descriptor that lives, and a flag. It fails only for what is no lock.
+    let _ = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// Who has a mountpoint.
