@@ -1,0 +1,202 @@
+//! Kills the daemon at each record that it writes for its successor in turn: before anything of it is there, half written,
+//! and published. Some strikes hit the successor too, while it takes over. The kernel keeps what is asked meanwhile, so
+//! nothing may show: every call has the result that a local directory gives, and afterwards the store holds what the local
+//! directory holds. Needs root, /dev/fuse, sshfs, sftp-server and a debug build.
+//!
+//! `EACH_RECORD_STRIKES` is how many of the strikes are made, spread evenly; `all` makes every one. `EACH_RECORD="ORDER TIMES"`
+//! repeats one strike (an order is as in `src/handover/crash.rs`).
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use lab::program::{self, Step};
+use lab::relayed::{Fresh, Relayed};
+use lab::tree::{self, Tree};
+
+/// Mounts that are struck at the same time: most of a run is waiting.
+const MOUNTS: usize = 3;
+/// Records at the end of a program that may come or not: the kernel forgets and releases when it likes.
+const LOOSE_END: u64 = 24;
+/// Strikes of an ordinary test.
+const STRIKES: usize = 12;
+/// Calls are to be found unanswered. Daemons that die young make the next one wait, so a run is as short as can be.
+const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms,deadline=30s";
+
+#[test]
+#[ignore = "a process of other tests, not a test"]
+fn relay_process() {
+    lab::relay::main();
+}
+
+#[test]
+#[ignore = "a process of other tests, not a test"]
+fn program_process() {
+    program::main();
+}
+
+/// What a program does to a plain directory.
+struct Model {
+    steps: Vec<Step>,
+    tree: Tree,
+}
+
+fn model(name: &str) -> Model {
+    let (outside, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let steps = program::run(name, plain.path(), outside.path()).unwrap();
+    Model { steps, tree: tree::of(plain.path()) }
+}
+
+fn orders(directory: &Path) -> PathBuf {
+    directory.join("crash")
+}
+
+fn mount() -> Relayed {
+    Relayed::with(OPTIONS, |command, directory| _ = command.env("STEADFS_CRASH", orders(directory)))
+}
+
+fn give(mount: &Relayed, order: &str) {
+    let (path, part) = (orders(mount.directory()), mount.directory().join("crash.part"));
+    std::fs::write(&part, order).unwrap();
+    std::fs::rename(part, path).unwrap();
+}
+
+fn daemon(mount: &Relayed) -> u64 {
+    let mut pid = 0;
+    lab::wait("the daemon answers", || {
+        pid = mount.status()["pid"].as_u64().unwrap_or(0);
+        pid != 0
+    });
+    pid
+}
+
+/// Runs a program; what was not as it should be.
+fn compare(mount: &Relayed, fresh: &Fresh, name: &str, model: &Model) -> Vec<String> {
+    let steps = program::run(name, &fresh.hot, mount.directory());
+    let mut wrong: Vec<_> = mount.settle().err().into_iter().collect();
+    match steps {
+        Ok(steps) => wrong.extend(program::differences(&model.steps, &steps)),
+        Err(error) => wrong.push(error),
+    }
+    wrong.extend(tree::differences(&model.tree, &tree::of(&fresh.store)));
+    wrong.extend(mount.strangers().into_iter().map(|name| format!("{name} is left on the store")));
+    wrong
+}
+
+struct Score<'a> {
+    name: &'a str,
+    model: Model,
+    total: u64,
+    queue: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
+    struck: AtomicUsize,
+    stall: Mutex<f64>,
+}
+
+impl Score<'_> {
+    fn work(&self, mut mount: Relayed) {
+        let next = || self.queue.lock().unwrap().pop();
+        while let Some(order) = next() {
+            let (fresh, before) = (mount.fresh(), daemon(&mount));
+            give(&mount, &order);
+            let begun = Instant::now();
+            let wrong = compare(&mount, &fresh, self.name, &self.model);
+            let took = begun.elapsed().as_secs_f64();
+            let struck = daemon(&mount) != before;
+            let left = std::fs::remove_file(orders(mount.directory())).is_ok();
+            let number: u64 = order.split([':', ' ']).next().unwrap().parse().unwrap();
+            let place = format!("{}: {order} of {}", self.name, self.total);
+            if !wrong.is_empty() {
+                self.failures.lock().unwrap().push(format!("{place}\n    {}", wrong.join("\n    ")));
+                if std::env::var("EACH_RECORD").is_ok() {
+                    println!("{place}\n{}", mount.log());
+                }
+            } else if !struck && number + LOOSE_END < self.total {
+                self.failures.lock().unwrap().push(format!("{place}: not struck (order left: {left})"));
+            }
+            self.struck.fetch_add(usize::from(struck), Relaxed);
+            let mut stall = self.stall.lock().unwrap();
+            *stall = stall.max(took);
+        }
+        let parts = mount.parts();
+        assert_eq!((parts.daemons().len(), parts.keepers().len()), (1, 1));
+        let sshfs = |pids: Vec<i32>| pids.into_iter().filter(|&pid| lab::process::name(pid) == "sshfs").count();
+        assert_eq!(sshfs(mount.family()), 1);
+        mount.umount();
+    }
+}
+
+/// The strikes of a program of so many records, in the order in which they are made.
+fn strikes(total: u64) -> Vec<String> {
+    let mut all = Vec::new();
+    for number in 1..=total {
+        for stage in ["before", "middle", "late", "after"] {
+            all.push(format!("{number}:{stage}"));
+        }
+        // Its successor dies as well, somewhere in what it notes first.
+        all.push(format!("{number}:after {}:late", 1 + number % 9));
+    }
+    let wanted = match std::env::var("EACH_RECORD_STRIKES").as_deref() {
+        Ok("all") => all.len(),
+        Ok(text) => text.parse().expect("EACH_RECORD_STRIKES is a number or `all`"),
+        Err(_) => STRIKES,
+    };
+    let wanted = wanted.min(all.len());
+    (0..wanted).map(|n| all[(n * all.len() + all.len() / 2) / wanted].clone()).collect()
+}
+
+fn strike_each(name: &str) {
+    let begun = Instant::now();
+    let (model, mut first) = (model(name), mount());
+    let fresh = first.fresh();
+    give(&first, "count");
+    let wrong = compare(&first, &fresh, name, &model);
+    assert!(wrong.is_empty(), "{name}, undisturbed:\n{}", wrong.join("\n"));
+    let count = std::fs::read_to_string(first.directory().join("crash.count")).expect("a debug build counts");
+    let total: u64 = count.parse().unwrap();
+    assert!(total > 100, "{name}: only {total} records");
+    // Popped from the end: from the first record to the last.
+    let mut all = strikes(total);
+    if let Ok(only) = std::env::var("EACH_RECORD") {
+        let (order, times) = only.rsplit_once(' ').expect("EACH_RECORD is like `17:late 20`");
+        all = vec![order.to_owned(); times.parse().unwrap()];
+    }
+    all.reverse();
+    let planned = all.len();
+    let (queue, failures) = (Mutex::new(all), Mutex::default());
+    let score = Score { name, model, total, queue, failures, struck: 0.into(), stall: Mutex::default() };
+    std::thread::scope(|scope| {
+        scope.spawn(|| score.work(first));
+        for _ in 1..MOUNTS {
+            scope.spawn(|| score.work(mount()));
+        }
+    });
+    let failures = score.failures.into_inner().unwrap();
+    println!(
+        "{name}: {total} records, {} of {planned} strikes, {} failed, longest run {:.2} s, {:.1} s",
+        score.struck.into_inner(),
+        failures.len(),
+        score.stall.into_inner().unwrap(),
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn names_agree_after_a_death_at_each_record() {
+    strike_each("names");
+}
+
+#[test]
+fn data_agrees_after_a_death_at_each_record() {
+    strike_each("data");
+}
+
+#[test]
+fn a_crawl_agrees_after_a_death_at_each_record() {
+    strike_each("crawl");
+}
