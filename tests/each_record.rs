@@ -9,6 +9,9 @@
 
 mod lab;
 
+use std::fs::File;
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,6 +20,7 @@ use std::time::Instant;
 use lab::program::{self, Step};
 use lab::relayed::{Fresh, Relayed};
 use lab::tree::{self, Tree};
+use nix::sys::signal::Signal;
 
 /// Mounts that are struck at the same time: most of a run is waiting.
 const MOUNTS: usize = 3;
@@ -184,6 +188,65 @@ fn strike_each(name: &str) {
         begun.elapsed().as_secs_f64()
     );
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Kills sshfs and waits until there is another.
+fn next_generation(mount: &Relayed) {
+    let before = mount.status()["generation"].as_u64().unwrap();
+    let sshfs = mount.family().into_iter().find(|&pid| lab::process::name(pid) == "sshfs").unwrap();
+    lab::process::signal(sshfs, Signal::SIGKILL);
+    lab::wait("there is another generation", || {
+        let status = mount.status();
+        status["state"] == "live" && status["generation"].as_u64() > Some(before)
+    });
+}
+
+/// Writes a file, gets an order, removes the file's name, and goes on with the descriptor after one more repair.
+fn lose_a_name(mount: &Relayed, fresh: &Fresh, by_rename: bool, order: &str) -> Vec<String> {
+    let (path, other) = (fresh.hot.join("f"), fresh.hot.join("g"));
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.write_all_at(b"not committed", 0).unwrap();
+    std::fs::write(&other, "another").unwrap();
+    give(mount, order);
+    let mut wrong = Vec::new();
+    let lost = if by_rename { std::fs::rename(&other, &path) } else { std::fs::remove_file(&path) };
+    wrong.extend(lost.err().map(|error| format!("the call: {error}")));
+    // What a successor sweeps it sweeps after its first repair.
+    daemon(mount);
+    next_generation(mount);
+    let mut text = [0; 13];
+    match file.read_exact_at(&mut text, 0) {
+        Ok(()) if &text == b"not committed" => {}
+        Ok(()) => wrong.push(format!("it reads {text:?}")),
+        Err(error) => wrong.push(format!("reading: {error}")),
+    }
+    wrong.extend(file.write_all_at(b"and goes on", 13).err().map(|error| format!("writing: {error}")));
+    wrong.extend(file.sync_all().err().map(|error| format!("fsync: {error}")));
+    wrong.extend(nix::unistd::close(file.into_raw_fd()).err().map(|error| format!("close: {error}")));
+    wrong.extend(mount.settle().err());
+    let left: Vec<_> = std::fs::read_dir(&fresh.store).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    if left.len() != 1 || left[0] != if by_rename { "f" } else { "g" } {
+        wrong.push(format!("the store has {left:?}"));
+    }
+    wrong
+}
+
+/// A regression: the successor swept the hidden name of an open file if its predecessor had died before it noted that the
+/// file had it.
+#[test]
+fn a_file_that_loses_its_name_in_the_moment_of_a_death_goes_on() {
+    let mut mount = mount();
+    for by_rename in [false, true] {
+        let fresh = mount.fresh();
+        assert_eq!(lose_a_name(&mount, &fresh, by_rename, "count"), Vec::<String>::new());
+        for number in 1..=7 {
+            let fresh = mount.fresh();
+            let wrong = lose_a_name(&mount, &fresh, by_rename, &format!("{number}:before"));
+            let _ = std::fs::remove_file(orders(mount.directory()));
+            assert!(wrong.is_empty(), "by rename: {by_rename}, {number}: {}\n{}", wrong.join(", "), mount.log());
+        }
+    }
+    mount.umount();
 }
 
 #[test]

@@ -21,7 +21,9 @@ impl Overlay {
     /// that starts.
     pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
         let names = self.files.all().into_iter().flat_map(|file| self.nodes.names(file.node));
-        let open: HashSet<_> = names.map(|(_, name)| name).collect();
+        // One that a predecessor died over giving to an open file may be there: the first repair looks, see `settle_renames`.
+        let perhaps = self.nodes.doubtful_renames().into_iter().map(|(_, to)| to);
+        let open: HashSet<_> = names.chain(perhaps).map(|(_, name)| name).collect();
         let left = self.hidden_journal.keep_in(directory, backing, |name| open.contains(name));
         if left > 0 {
             tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");
