@@ -17,6 +17,7 @@ pub mod scenario;
 pub mod sftp;
 pub mod sshd;
 pub mod sweep;
+pub mod tidy;
 pub mod tools;
 pub mod tree;
 pub mod workloads;
