@@ -29,7 +29,7 @@ impl Default for Policy {
         Policy {
             deadline: Duration::from_secs(30),
             watchdog: Some(Duration::from_secs(10)),
-            served: Duration::from_secs(5),
+            served: Duration::from_secs(1),
             pause_min: Duration::from_millis(100),
             pause_max: Duration::from_secs(2),
             yielding: Duration::from_secs(2),
