@@ -125,6 +125,8 @@ pub enum Input {
     Ready,
     /// The daemon is about to exit for good, with that code.
     Said(u8),
+    /// The daemon was killed, and threads of it have not ended: they are inside something that keeps them.
+    Dying,
     /// The daemon has ended, or could not be started.
     Exited(Death),
     /// The keeper was sent that signal.
