@@ -34,13 +34,14 @@ fn agent_process() {
 
 /// What a daemon needs at rest.
 #[derive(Debug, Clone, Copy)]
+#[allow(dead_code, reason = "shown")]
 struct Needs {
     descriptors: usize,
     threads: u64,
     /// Of its own.
     anonymous_kib: u64,
-    /// With the memory that outlives it.
-    resident_kib: u64,
+    /// Of the memory that outlives it.
+    shared_kib: u64,
 }
 
 fn needs(lab: &Lab) -> Needs {
@@ -49,14 +50,18 @@ fn needs(lab: &Lab) -> Needs {
         descriptors: process::descriptors(daemon).len(),
         threads: process::status_number(daemon, "Threads"),
         anonymous_kib: process::status_number(daemon, "RssAnon"),
-        resident_kib: process::status_number(daemon, "VmRSS"),
+        shared_kib: process::status_number(daemon, "RssShmem"),
     }
 }
 
 /// Kills a part of steadfs and waits until the daemon that then serves answers. When, in seconds since the epoch.
 fn kill(lab: &Lab, part: Part) -> f64 {
     let at = now();
-    assert!(lab.parts().kill(part).is_some(), "there is no {part:?} to be killed, or it would be the end:\n{}", lab.log());
+    assert!(
+        lab.parts().kill(part).is_some(),
+        "there is no {part:?} to be killed, or it would be the end:\n{}",
+        lab.log()
+    );
     wait("a daemon answers", || lab.status()["pid"].is_u64());
     at
 }
@@ -94,7 +99,9 @@ impl Crowd {
         let (log, names) = (self.log.finish(), self.names.1.finish());
         let all = [("synced", &synced), ("closed", &closed), ("log", &log), ("names", &names)];
         for (who, report) in all {
-            println!("   {who}: {} calls, longest {:.3} s", report.quick + report.calls.len() as u64, longest(report));
+            let worst = report.calls.iter().max_by(|one, other| one.took.total_cmp(&other.took));
+            let worst = worst.map_or(String::new(), |call| format!("{} took {:.3} s", call.name, call.took));
+            println!("   {who}: {} calls, {worst}", report.quick + report.calls.len() as u64);
         }
         for (who, report) in all {
             assert_eq!(report.hanging, Vec::new(), "{who}: calls that hang\n{}", lab.log());
@@ -128,14 +135,11 @@ fn is_libfuses(path: &Path) -> bool {
     path.file_name().unwrap().to_str().unwrap().starts_with(".fuse_hidden")
 }
 
-fn longest(report: &Report) -> f64 {
-    report.longest(|_| true)
-}
-
 /// For each of these moments the longest call that was under way in it or began soon after, in ascending order.
 fn stalls(calls: &[Call], moments: &[f64]) -> Vec<f64> {
     let concerns = |call: &&Call, at: f64| call.end() >= at && call.start <= at + 0.5;
-    let longest = |&at: &f64| calls.iter().filter(|call| concerns(call, at)).map(|call| call.took).fold(QUICK, f64::max);
+    let longest =
+        |&at: &f64| calls.iter().filter(|call| concerns(call, at)).map(|call| call.took).fold(QUICK, f64::max);
     let mut all: Vec<f64> = moments.iter().map(longest).collect();
     all.sort_by(f64::total_cmp);
     all
@@ -376,4 +380,8 @@ fn callers_and_the_worker_are_let_go_when_no_daemon_can_go_on() {
     assert!(!report.errors().is_empty());
     assert!(!pause.exists(), "the worker is paused for ever\n{}", lab.log());
     assert_eq!(lab.parts().daemons(), Vec::<i32>::new());
+    for name in ["sshfs", "ssh"] {
+        assert_eq!(lab.clients(name), Vec::<i32>::new(), "{name} is left");
+    }
+    assert_eq!(lab::sweep::mounts_below(lab.directory()), Vec::<String>::new());
 }

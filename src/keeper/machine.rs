@@ -156,6 +156,7 @@ impl Machine {
         // A daemon that was killed for its silence died of that.
         let (was, death) = match self.state {
             State::Down { .. } => return,
+            State::Hung { death: Death::Unknown, .. } => (self.state, death),
             State::Hung { death, .. } => (self.state, death),
             state => (state, death),
         };
@@ -259,7 +260,12 @@ impl Machine {
     /// Somebody else has killed it. Until its last thread has ended there can be no successor.
     fn dying(&mut self, now: Instant) {
         match self.state {
-            State::Serving { .. } => self.unserved = Some(now),
+            State::Serving { since } => {
+                self.unserved = Some(now);
+                if now >= since + self.policy.served {
+                    self.early = 0;
+                }
+            }
             State::Starting { .. } => {}
             _ => return,
         }
