@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::complain;
 use super::mount::claim::{self, Holder};
+use super::mount::kept;
 use super::options::duration;
 use crate::config::KeeperConfig;
 use crate::daemon::link;
@@ -83,8 +84,10 @@ fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io:
         None => run::run(setup),
     };
     // Unless another steadfs has it by now.
-    if let Some(Ok(Holder::Left(claim))) = args.mountpoint.as_deref().map(claim::holder) {
-        claim.release();
+    if let Some(mountpoint) = &args.mountpoint
+        && let Ok(Holder::Left(claim)) = claim::holder(mountpoint)
+    {
+        kept::end(claim, mountpoint, matches!(code, Ok(0)));
     }
     code
 }

@@ -3,7 +3,7 @@
 mod background;
 pub(super) mod claim;
 mod dead;
-mod kept;
+pub(super) mod kept;
 pub(super) mod logging;
 mod machine;
 pub(super) mod place;

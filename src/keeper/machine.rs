@@ -120,6 +120,7 @@ impl Machine {
             Input::Beat => self.beat = now,
             Input::Ready => self.ready(now, &mut todo),
             Input::Said(code) => self.said = Some(code),
+            Input::Dying => self.dying(now),
             Input::Exited(death) => self.exited(death, now, &mut todo),
             Input::Stop(signal) => self.stop(signal, &mut todo),
             Input::UpgradeAsked => self.upgrade(now, &mut todo),
@@ -155,6 +156,7 @@ impl Machine {
         // A daemon that was killed for its silence died of that.
         let (was, death) = match self.state {
             State::Down { .. } => return,
+            State::Hung { death: Death::Unknown, .. } => (self.state, death),
             State::Hung { death, .. } => (self.state, death),
             state => (state, death),
         };
@@ -253,6 +255,21 @@ impl Machine {
         }
         self.state = State::Hung { death, free_at: Some(now + self.policy.dying) };
         todo.extend([Action::DumpThreads, Action::Kill]);
+    }
+
+    /// Somebody else has killed it. Until its last thread has ended there can be no successor.
+    fn dying(&mut self, now: Instant) {
+        match self.state {
+            State::Serving { since } => {
+                self.unserved = Some(now);
+                if now >= since + self.policy.served {
+                    self.early = 0;
+                }
+            }
+            State::Starting { .. } => {}
+            _ => return,
+        }
+        self.state = State::Hung { death: Death::Unknown, free_at: Some(now + self.policy.dying) };
     }
 
     fn look_at_the_deadline(&mut self, now: Instant, todo: &mut Vec<Action>) {

@@ -100,6 +100,17 @@ impl Process {
         }
     }
 
+    /// It was killed, and some thread of it has not ended yet: its first one is a zombie (proc_pid_stat(5)), and its pidfd
+    /// says nothing before the last is. To be asked only if it has not ended.
+    pub fn is_dying(&self) -> bool {
+        let stat = std::fs::read(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The name in parentheses may hold anything.
+        let end = stat.iter().rposition(|&byte| byte == b')').unwrap_or(0);
+        let zombie = stat.get(end..end + 3) == Some(b") Z");
+        // The number was its own until now.
+        zombie && matches!(poll(&mut [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO), Ok(0))
+    }
+
     /// How it ended, if it has; a child is reaped by that.
     pub fn ended(&self) -> Option<Death> {
         match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG) {

@@ -22,6 +22,8 @@ use super::threads;
 
 /// How long a daemon that wants a new keeper may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(10);
+/// How often to look for a daemon that was killed and cannot end.
+const LOOK: Duration = Duration::from_millis(250);
 /// mount(8)'s code for a mount that failed.
 const FAILED: u8 = 32;
 
@@ -147,16 +149,20 @@ impl Keeper {
                 (self.daemon, self.channel) = (None, None);
                 self.died.get_or_insert_with(super::monotonic_ms);
                 inputs.push_back(Input::Exited(death));
+            } else if self.daemon.as_ref().is_some_and(Process::is_dying) {
+                inputs.push_back(Input::Dying);
             }
             // After what was heard: whoever has spoken is not silent, however long this process did not run.
-            if inputs.is_empty() {
+            if inputs.iter().all(|input| *input == Input::Dying) {
                 inputs.push_back(Input::Tick);
             }
         }
     }
 
     fn wait(&self, due: Option<Instant>) -> io::Result<()> {
-        let due = [due, self.manager.wakes_at()].into_iter().flatten().min();
+        // A daemon that is dying says nothing.
+        let look = self.daemon.is_some().then(|| Instant::now() + LOOK);
+        let due = [due, self.manager.wakes_at(), look].into_iter().flatten().min();
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.channel.as_ref().map(|channel| PollFd::new(channel.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.daemon.as_ref().map(|daemon| PollFd::new(daemon.as_fd(), PollFlags::POLLIN)));

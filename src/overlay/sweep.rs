@@ -21,7 +21,9 @@ impl Overlay {
     /// that label what an earlier process left behind there, in the next generation, unless it is open. To be called before
     /// that starts.
     pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
-        let open = self.names_of_open_files();
+        let mut open = self.names_of_open_files();
+        // One that a predecessor died over giving to an open file may be there: the first repair looks, see `settle_renames`.
+        open.extend(self.nodes.doubtful_renames().into_iter().map(|(_, (_, name))| name));
         let left = self.hidden_journal.keep_in(directory, backing, |name| open.contains(name));
         if left > 0 {
             tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");

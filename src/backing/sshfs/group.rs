@@ -129,6 +129,14 @@ impl Group {
     /// As [`Group::reap`], for members that are not our children.
     fn watch(&self, identity: Identity, mut members: Vec<Pinned>, exited: &dyn Fn(String)) {
         loop {
+            if members.is_empty() {
+                // Those that came later, or were not known.
+                let later = identity.members().into_iter().filter_map(Process::of);
+                members = later.filter_map(|process| process.pin().ok().flatten()).collect();
+                if members.is_empty() {
+                    break;
+                }
+            }
             let Ok(ended) = process::ended(&members, LOOK) else { continue };
             let mut ended = ended.into_iter();
             let mut dead = Vec::new();
@@ -145,14 +153,6 @@ impl Group {
                     _ => "ended".to_owned(),
                 };
                 self.member_ended(pid, &what, exited);
-            }
-            if members.is_empty() {
-                // Those that came later.
-                let later = identity.members().into_iter().filter_map(Process::of);
-                members = later.filter_map(|process| process.pin().ok().flatten()).collect();
-                if members.is_empty() {
-                    break;
-                }
             }
         }
         self.all_ended();
@@ -320,6 +320,18 @@ mod tests {
         assert!(receiver.recv_timeout(Duration::from_secs(10)).is_err(), "an end that was asked for is no news");
         // The watcher may have reaped it: it is our child.
         let _ = child.wait();
+    }
+
+    /// A regression: the end of nobody was waited for, and each repair of a dead sshfs after a death of the daemon took five
+    /// seconds.
+    #[test]
+    fn a_group_that_has_gone_when_it_is_taken_over_is_empty_at_once() {
+        let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().expect("sleep starts");
+        let identity = Identity::of(child.id().cast_signed()).expect("it lives");
+        child.kill().expect("killed");
+        child.wait().expect("it ended");
+        let group = Group::adopt(identity, Vec::new(), |_| {}).expect("taken over");
+        assert!(group.wait_empty(Duration::from_secs(10)));
     }
 
     /// Kills a member that is not the leader.

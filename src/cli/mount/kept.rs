@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -18,6 +18,7 @@ use crate::keeper::DEVICE;
 use crate::keeper::executable::Executable;
 use crate::keeper::notify::Manager;
 use crate::keeper::run::{self, Setup};
+use crate::worker;
 
 /// Name under which the lock on the runtime directory is held, so that it lasts as long as any of the processes does.
 const CLAIM: &str = "claim";
@@ -33,7 +34,7 @@ pub enum Log {
 }
 
 /// Keeps a daemon until the overlay is gone. Returns the exit code of the last one, which has said what was wrong.
-pub fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static) -> Result<u8, MountError> {
+pub(super) fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static) -> Result<u8, MountError> {
     let Prepared { config, notes, claim } = prepared;
     for note in notes {
         tracing::debug!("{note}");
@@ -108,9 +109,24 @@ fn keep(
     };
     let code = run::run(setup).map_err(system);
     if let Some(claim) = claim {
-        claim.release();
+        end(claim, &config.mountpoint, matches!(code, Ok(0)));
     }
     code
+}
+
+/// After the last daemon. One that did not end well may have left a worker paused, and an sshfs.
+pub fn end(claim: Claim, mountpoint: &Path, well: bool) {
+    if well {
+        return claim.release();
+    }
+    match worker::let_go(mountpoint) {
+        Ok(true) => tracing::warn!("the worker is let go"),
+        Ok(false) => {}
+        Err(error) => tracing::error!("{error}"),
+    }
+    if let Err(error) = claim.sweep() {
+        tracing::error!(%error, "something of the daemon is left behind");
+    }
 }
 
 fn written(bytes: &[u8]) -> io::Result<OwnedFd> {

@@ -65,6 +65,7 @@ fn inputs() -> Vec<(&'static str, Duration, Input)> {
     vec![
         ("Ready", Duration::ZERO, Input::Ready),
         ("Exited", Duration::ZERO, KILLED),
+        ("Dying", Duration::ZERO, Input::Dying),
         ("Exited, not started", Duration::ZERO, Input::Exited(Death::NotStarted(2))),
         ("Stop: SIGTERM", Duration::ZERO, Input::Stop(15)),
         ("Stop: SIGHUP", Duration::ZERO, Input::Stop(1)),
@@ -147,9 +148,21 @@ fn pauses_grow_between_early_deaths_and_end_with_a_long_life() {
         rig.tell(Input::Ready);
     }
     assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 2000, 2000]);
-    rig.now += 5 * SECOND;
+    rig.now += SECOND;
     rig.tell(Input::Beat);
     assert!(starts(&rig.tell(KILLED)), "it had served long enough");
+}
+
+/// A regression: the pidfd of a daemon that somebody had killed said nothing while a thread of it was inside a frozen sshfs,
+/// and callers waited for the watchdog.
+#[test]
+fn a_daemon_that_was_killed_and_cannot_end_is_freed_at_once() {
+    let mut rig = Rig::fed(&[(0, HELD), (0, Input::Ready)]);
+    assert_eq!(rig.tell(Input::Dying), []);
+    assert_eq!(rig.after(SECOND / 4, Input::Dying), [], "it may still end by itself");
+    assert_eq!(rig.after(SECOND / 4, Input::Tick), [Action::Free]);
+    assert_eq!(rig.tell(Input::Dying), []);
+    assert!(starts(&rig.tell(KILLED)));
 }
 
 #[test]

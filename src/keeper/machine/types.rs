@@ -29,7 +29,7 @@ impl Default for Policy {
         Policy {
             deadline: Duration::from_secs(30),
             watchdog: Some(Duration::from_secs(10)),
-            served: Duration::from_secs(5),
+            served: Duration::from_secs(1),
             pause_min: Duration::from_millis(100),
             pause_max: Duration::from_secs(2),
             yielding: Duration::from_secs(2),
@@ -125,6 +125,8 @@ pub enum Input {
     Ready,
     /// The daemon is about to exit for good, with that code.
     Said(u8),
+    /// The daemon was killed, and threads of it have not ended: they are inside something that keeps them.
+    Dying,
     /// The daemon has ended, or could not be started.
     Exited(Death),
     /// The keeper was sent that signal.
