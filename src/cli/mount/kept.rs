@@ -41,6 +41,7 @@ pub fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static) -> Res
         Log::Debug => arguments.push("--debug".into()),
         Log::File(path) => arguments.extend(["--log".into(), path.into()]),
     }
+    let mountpoint = config.mountpoint.clone();
     let setup = Setup {
         executable: Executable::current().map_err(system)?,
         arguments: arguments.clone(),
@@ -53,7 +54,7 @@ pub fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static) -> Res
         ready: Some(Box::new(ready)),
     };
     let code = run::run(setup).map_err(system);
-    claim.release();
+    keeper::clean_up(&mountpoint, claim);
     code
 }
 
