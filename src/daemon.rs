@@ -408,7 +408,8 @@ impl Core {
     fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
-        let (link, told, hot) = (self.succession.link().clone(), self.succession.link().clone(), config.mountpoint.clone());
+        let (link, told, hot) =
+            (self.succession.link().clone(), self.succession.link().clone(), config.mountpoint.clone());
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),

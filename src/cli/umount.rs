@@ -80,10 +80,13 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
 /// a worker to let go.
 fn clean_up(path: &Path, holder: Holder) -> Result<bool, MountError> {
     // Held meanwhile, so that no daemon begins.
-    clean_up_as(path, match holder {
-        Holder::Left(claim) => claim,
-        Holder::Nobody | Holder::Daemon => Claim::take(path)?,
-    })
+    clean_up_as(
+        path,
+        match holder {
+            Holder::Left(claim) => claim,
+            Holder::Nobody | Holder::Daemon => Claim::take(path)?,
+        },
+    )
 }
 
 /// The same for whoever has the claim.

@@ -133,7 +133,9 @@ fn upgrade(args: &UpgradeArgs, outcomes: &mut Vec<Outcome>) -> Result<(), Refuse
                 return Err(Refused::Absent(format!("no steadfs serves {shown}")));
             }
             other => {
-                return Err(MountError::Usage(format!("{}: the daemon does not answer: {other:?}", socket.display())).into());
+                return Err(
+                    MountError::Usage(format!("{}: the daemon does not answer: {other:?}", socket.display())).into()
+                );
             }
         };
         let outcome = one(&socket, &before, &executable)?;

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::Observed;
-use crate::daemon::link::Upgraded;
 use super::journal::Journal;
+use crate::daemon::link::Upgraded;
 use crate::gate::Outcome;
 
 /// Version of the JSON.
