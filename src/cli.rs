@@ -9,6 +9,7 @@ pub mod source;
 pub mod spool;
 pub mod status;
 pub mod umount;
+pub mod upgrade;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Try to repair now instead of after the back-off.
     Recover(RecoverArgs),
+    /// Serve mounts by the installed steadfs from now on, without unmounting.
+    Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
         Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Keeper(args) => keeper::run(args),

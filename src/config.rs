@@ -218,24 +218,37 @@ pub struct MountConfig {
     /// Absolute, canonical path of the hot path.
     pub mountpoint: PathBuf,
     /// Deadlines.
+    #[serde(default)]
     pub calls: CallPolicy,
     /// Supervision.
+    #[serde(default)]
     pub repair: RepairPolicy,
     /// The overlay.
+    #[serde(default)]
     pub overlay: OverlayConfig,
     /// The write log.
+    #[serde(default)]
     pub log: LogConfig,
     /// The worker.
+    #[serde(default)]
     pub worker: WorkerConfig,
     /// Metrics.
+    #[serde(default)]
     pub telemetry: TelemetryConfig,
     /// `soft_start=`: mount even if the server cannot be reached yet.
+    #[serde(default = "yes")]
     pub soft_start: bool,
     /// Options handed to sshfs (and by it to ssh), one `-o` value each, unescaped.
+    #[serde(default)]
     pub sshfs_options: Vec<String>,
     /// The process that starts the daemon again when it dies (promise P6).
     #[serde(default)]
     pub keeper: KeeperConfig,
+}
+
+/// soft_start= as it is when nothing is said.
+fn yes() -> bool {
+    true
 }
 
 /// For `#[serde(with)]`: an errno by its number.
@@ -249,5 +262,38 @@ mod errno {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
         i32::deserialize(deserializer).map(Errno::from_raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn read(value: Value) -> MountConfig {
+        serde_json::from_value(value).expect("another version's is understood")
+    }
+
+    #[test]
+    fn a_configuration_of_another_version_is_understood() {
+        let ours = read(json!({"source": {"Sshfs": {"target": "h:d"}}, "mountpoint": "/hot"}));
+        assert_eq!((ours.calls, ours.keeper, ours.soft_start), (CallPolicy::default(), KeeperConfig::default(), true));
+        let mut value = serde_json::to_value(&ours).expect("text");
+        assert_eq!(read(value.clone()), ours);
+        // What a later version has added, at each level; what an earlier one did not have yet.
+        value["unheard_of"] = json!({"a": [1]});
+        let sections = ["calls", "repair", "overlay", "log", "worker", "telemetry", "keeper"];
+        for section in sections {
+            value[section]["unheard_of"] = json!("x");
+        }
+        assert_eq!(read(value.clone()), ours);
+        for section in sections {
+            let fields: Vec<String> = value[section].as_object().expect("a table").keys().cloned().collect();
+            for field in fields {
+                let mut fewer = value.clone();
+                fewer[section].as_object_mut().expect("a table").remove(&field);
+                assert_eq!(read(fewer), ours, "{section}.{field}");
+            }
+        }
     }
 }

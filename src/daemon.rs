@@ -23,6 +23,7 @@ use crate::backing::{Backing, Generation};
 use crate::config::{MountConfig, Source};
 use crate::gate::Gate;
 use crate::handover::Inherited;
+use crate::keeper::executable::Executable;
 use crate::overlay::Overlay;
 use crate::overlay::mount::Mount;
 use crate::overlay::rescue::{Rescue, Spool};
@@ -167,6 +168,7 @@ fn serve(
     let _upkeep = Upkeep::start(succession.notes(), &core.overlay, successor).map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
+    let ended = heritage.device_ended();
     let first = served.and_then(|served| {
         *guard = Some(served);
         match heritage {
@@ -181,8 +183,14 @@ fn serve(
     let mount = match first {
         Ok(mount) => mount,
         Err(error) => {
+            let over = ended();
+            if over {
+                tracing::info!(%error, "unmounted while nobody served");
+                // An aborted connection stays mounted, and every call on it would fail for ever.
+                core.mount.get().inspect(|mount| _ = mount.unmount(true));
+            }
             core.stop();
-            return Err(error);
+            return if over { Ok(()) } else { Err(error) };
         }
     };
     ready();
@@ -194,6 +202,25 @@ fn serve(
     notify::stopping();
     core.stop();
     Ok(())
+}
+
+/// Asks the keeper for a daemon of the executable at `path`.
+fn upgrade(link: &Link, mountpoint: &Path, path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(format!("{shown}: an absolute path is needed"));
+    }
+    // Nobody would serve it while it is started.
+    if path.starts_with(mountpoint) {
+        return Err(format!("{shown} lies on the overlay itself: copy it to a local disk"));
+    }
+    let without = "this mount has no keeper (keeper=no): unmount it and mount it again with the new steadfs";
+    let executable = Executable::open(path).map_err(|error| format!("{shown}: {error}"))?;
+    match link.upgrade(&executable) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(without.into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn system(error: io::Error) -> MountError {
@@ -391,6 +418,8 @@ impl Core {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
         let succession = Arc::clone(&self.succession);
+        let (link, told, hot) =
+            (self.succession.link().clone(), self.succession.link().clone(), config.mountpoint.clone());
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
@@ -400,6 +429,8 @@ impl Core {
             counts: Arc::new(move || overlay.counts()),
             kept: Arc::new(move || succession.kept()),
             retry_now: Arc::new(move || supervisor.retry_now()),
+            upgrade: Arc::new(move |path| upgrade(&link, &hot, path)),
+            upgraded: Arc::new(move || told.upgraded()),
             stop: Arc::new(move |lazy| {
                 let Some(mount) = mount.get() else {
                     // Nothing is mounted yet; who asks wants the daemon to end.

@@ -8,10 +8,12 @@ pub mod sockets;
 pub mod status;
 pub mod textfile;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::config::MountConfig;
+use crate::daemon::link::Upgraded;
 use crate::gate::Gate;
 use crate::overlay::Counts;
 use crate::rundir;
@@ -84,6 +86,10 @@ pub struct Observed {
     pub retry_now: Arc<dyn Fn() + Send + Sync>,
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
+    /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.
+    pub upgrade: Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>,
+    /// What became of that.
+    pub upgraded: Arc<dyn Fn() -> Option<Upgraded> + Send + Sync>,
     /// When the daemon started.
     pub started: SystemTime,
 }

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::mount::logging;
+use super::mount::{claim, logging};
 use super::{complain, exit_code};
 use crate::config::MountConfig;
 use crate::daemon::link::{Link, Request, Start};
 use crate::daemon::{self, MountError};
 use crate::keeper::executable::Executable;
 use crate::keeper::message::Why;
+use crate::rundir;
 
 /// Name under which the configuration is held: a [`MountConfig`] as JSON.
 pub const CONFIG: &str = "config";
@@ -51,6 +52,8 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
         }
     };
     std::env::set_current_dir("/").map_err(system)?;
+    // It was run through a descriptor, which would be its name.
+    let _ = nix::sys::prctl::set_name(c"steadfs");
     let accepted = Link::accept().map_err(system)?;
     let handshake = accepted.ok_or_else(|| MountError::Usage("only steadfs itself starts `steadfs daemon`".into()))?;
     let life = daemon::Life::default();
@@ -66,10 +69,19 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
             tracing::warn!(%error, "cannot leave the terminal");
         }
     };
-    let last = link.clone();
+    let (last, first, mountpoint) = (link.clone(), start.why == Why::First, config.mountpoint.clone());
     let result = daemon::run_kept(config, life, link, start, ready);
-    // There is nothing to go on with.
-    last.ended(result.as_ref().err().map_or(0, exit_code));
+    match &result {
+        Ok(()) => {
+            // Before the keeper is told, which may be dead already.
+            claim::remove(&rundir::of(&mountpoint));
+            last.ended(0);
+        }
+        // There is nothing to go on with.
+        Err(error) if first => last.ended(exit_code(error)),
+        // A successor that failed leaves everything to the next, or to the old executable if this one was new.
+        Err(_) => {}
+    }
     result
 }
 

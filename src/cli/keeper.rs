@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::complain;
-use super::mount::claim::{self, Holder};
-use super::mount::kept;
+use super::mount::claim::{self, Claim, Holder};
 use super::options::duration;
+use super::umount;
 use crate::config::KeeperConfig;
 use crate::daemon::link;
 use crate::keeper::executable::Executable;
@@ -26,8 +26,8 @@ pub struct KeeperArgs {
     #[arg(long, value_parser = duration::parse)]
     watchdog: Duration,
     /// How long a new executable is on trial.
-    #[arg(long, value_parser = duration::parse, default_value = "10s")]
-    trial: Duration,
+    #[arg(long, value_parser = duration::parse)]
+    trial: Option<Duration>,
     /// Whose runtime directory to remove at the end.
     #[arg(long)]
     mountpoint: Option<PathBuf>,
@@ -57,11 +57,18 @@ pub fn run(args: KeeperArgs) -> ExitCode {
 
 /// How patient a keeper is.
 pub fn policy(config: &KeeperConfig) -> Policy {
+    let usual = Policy::default();
     Policy {
         deadline: config.deadline,
         watchdog: Some(config.watchdog).filter(|limit| !limit.is_zero()),
-        ..Policy::default()
+        trial: trial().unwrap_or(usual.trial),
+        ..usual
     }
+}
+
+/// Shorter in tests.
+fn trial() -> Option<Duration> {
+    duration::parse(std::env::var("STEADFS_TRIAL").ok()?.as_str()).ok()
 }
 
 fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io::Result<u8> {
@@ -76,7 +83,8 @@ fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io:
     {
         keeper.insert(at, format!("--executable={}", path.display()));
     }
-    let policy = Policy { trial: args.trial, ..policy(&config) };
+    let policy = policy(&config);
+    let policy = Policy { trial: args.trial.unwrap_or(policy.trial), ..policy };
     let channel = if args.adopt { link::inherited()? } else { None };
     let setup = Setup { executable, arguments: args.arguments, policy, keeper, held, ready: None };
     let code = match channel {
@@ -84,12 +92,19 @@ fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io:
         None => run::run(setup),
     };
     // Unless another steadfs has it by now.
-    if let Some(mountpoint) = &args.mountpoint
-        && let Ok(Holder::Left(claim)) = claim::holder(mountpoint)
+    if let Some(path) = args.mountpoint.as_deref()
+        && let Ok(Holder::Left(claim)) = claim::holder(path)
     {
-        kept::end(claim, mountpoint, matches!(code, Ok(0)));
+        clean_up(path, claim);
     }
     code
+}
+
+/// What a daemon that was killed has left, its sshfs and a worker that is paused included. Nothing as a rule.
+pub fn clean_up(mountpoint: &Path, claim: Claim) {
+    if let Err(error) = umount::clean_up_as(mountpoint, claim) {
+        tracing::error!(%error, "something is left behind");
+    }
 }
 
 /// The arguments of a keeper that takes over from this one; none if they cannot be written down.

@@ -61,6 +61,15 @@ pub enum Request {
     },
 }
 
+/// What became of an upgrade.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Upgraded {
+    /// The new executable is in use.
+    pub accepted: bool,
+    /// Otherwise why not.
+    pub reason: String,
+}
+
 /// Gets what the keeper wants, in the link's thread.
 pub type Requests = Box<dyn Fn(Request) + Send>;
 /// True as long as the daemon does its work; one that blocks counts as no. Called before each beat, in the link's thread.
@@ -176,12 +185,20 @@ impl Link {
         }
     }
 
-    /// Asks to be replaced by a daemon of that executable. False without a keeper. What comes of it is a [`Request`].
+    /// Asks to be replaced by a daemon of that executable. False without a keeper. What comes of it is a [`Request`], and
+    /// then [`Link::upgraded`] of the daemon that serves in the end.
     pub fn upgrade(&self, executable: &Executable) -> io::Result<bool> {
         let Some(shared) = &self.0 else { return Ok(false) };
         let descriptor = executable.as_fd().try_clone_to_owned()?;
-        shared.state.lock().send(Message::Upgrade { path: executable.words().into() }, Some(descriptor));
+        let mut state = shared.state.lock();
+        state.upgraded = None;
+        state.send(Message::Upgrade { path: executable.words().into() }, Some(descriptor));
         Ok(true)
+    }
+
+    /// What became of the last upgrade that this daemon asked for or is the result of, once that is known.
+    pub fn upgraded(&self) -> Option<Upgraded> {
+        self.0.as_ref().and_then(|shared| shared.state.lock().upgraded.clone())
     }
 }
 
@@ -202,6 +219,7 @@ impl Handshake {
             backing: None,
             ready: false,
             ended: None,
+            upgraded: None,
         };
         state.introduce()?;
         let shared = Arc::new(Shared { state: Mutex::new(state), over: AtomicBool::new(false) });
@@ -237,6 +255,7 @@ struct State {
     backing: Option<Place>,
     ready: bool,
     ended: Option<u8>,
+    upgraded: Option<Upgraded>,
 }
 
 impl State {
@@ -333,6 +352,7 @@ impl Thread {
             match channel.receive()? {
                 Received::Message(Message::Yield, _) => (self.requests)(Request::Yield),
                 Received::Message(Message::UpgradeResult { accepted, reason }, _) => {
+                    self.shared.state.lock().upgraded = Some(Upgraded { accepted, reason: reason.clone() });
                     (self.requests)(Request::Upgraded { accepted, reason });
                 }
                 Received::Nothing => return Ok(()),

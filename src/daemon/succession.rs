@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,25 @@ struct Lineage {
     successions: u64,
     mounted: SystemTime,
     last: Option<Last>,
+}
+
+impl Heritage {
+    /// Says whether the session of the predecessor has ended: it was unmounted, or aborted. A question, since it can end at
+    /// any time.
+    pub fn device_ended(&self) -> impl Fn() -> bool + use<> {
+        let device = match self {
+            Heritage::None => None,
+            Heritage::Whole(mounted, _) | Heritage::Blind(mounted, _) => mounted.device.try_clone().ok(),
+        };
+        move || device.as_ref().is_some_and(|device| session_ended(device.as_fd()))
+    }
+}
+
+/// See fuse_dev_poll of the kernel, fs/fuse/dev.c.
+fn session_ended(device: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(device, PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    polled.is_ok() && fds[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLERR))
 }
 
 /// See the module.

@@ -93,13 +93,19 @@ impl Machine {
         self.state
     }
 
+    /// How long a daemon may be silent. One on trial has no choice.
+    fn patience(&self) -> Option<Duration> {
+        let limit = self.policy.watchdog;
+        if self.image == Image::Candidate { limit.or(Some(self.policy.trial)) } else { limit }
+    }
+
     /// When a `Tick` is due at the latest; `None` if nothing can become due.
     pub fn wakes_at(&self) -> Option<Instant> {
-        let silent = self.policy.watchdog.map(|limit| self.beat + limit);
+        let silent = self.patience().map(|limit| self.beat + limit);
         let trial = |since: Instant| (self.image == Image::Candidate).then_some(since + self.policy.trial);
         let own = match self.state {
             State::Starting { since } => earliest(silent, trial(since)),
-            State::Serving { since } => earliest(silent, trial(since)),
+            State::Serving { .. } => silent,
             State::Hung { free_at, .. } => free_at,
             State::Down { until } => Some(until),
             State::Upgrading { kill_at, .. } => kill_at,
@@ -117,7 +123,7 @@ impl Machine {
         self.forgive(now);
         match input {
             Input::Resumable(resumable) => self.resumable = resumable,
-            Input::Beat => self.beat = now,
+            Input::Beat => self.lives(now, &mut todo),
             Input::Ready => self.ready(now, &mut todo),
             Input::Said(code) => self.said = Some(code),
             Input::Dying => self.dying(now),
@@ -137,6 +143,18 @@ impl Machine {
         if late > PUNCTUAL {
             self.beat = now;
             self.unserved = self.unserved.map(|since| since + late);
+        }
+    }
+
+    /// A trial ends with a sign of life that comes after it: one that hangs must not pass.
+    fn lives(&mut self, now: Instant, todo: &mut Vec<Action>) {
+        self.beat = now;
+        if let State::Serving { since } = self.state
+            && self.image == Image::Candidate
+            && now >= since + self.policy.trial
+        {
+            self.image = Image::Present;
+            todo.push(Action::Accept);
         }
     }
 
@@ -224,16 +242,12 @@ impl Machine {
     }
 
     fn tick(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        let silent = self.policy.watchdog.is_some_and(|limit| now >= self.beat + limit);
+        let silent = self.patience().is_some_and(|limit| now >= self.beat + limit);
         let tried = |since: Instant| self.image == Image::Candidate && now >= since + self.policy.trial;
         match self.state {
             State::Starting { .. } if silent => self.hung(Death::Silent, now, todo),
             State::Starting { since } if tried(since) => self.hung(Death::NotReady, now, todo),
             State::Serving { .. } if silent => self.hung(Death::Silent, now, todo),
-            State::Serving { since } if tried(since) => {
-                self.image = Image::Present;
-                todo.push(Action::Accept);
-            }
             State::Hung { death, free_at: Some(at) } if now >= at => {
                 self.state = State::Hung { death, free_at: None };
                 todo.push(Action::Free);

@@ -24,6 +24,8 @@ use super::threads;
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// How often to look for a daemon that was killed and cannot end.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a daemon that was killed and freed may take to end before what it has left is cleaned up all the same.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// mount(8)'s code for a mount that failed.
 const FAILED: u8 = 32;
 
@@ -67,6 +69,7 @@ struct Keeper {
     died: Option<u64>,
     /// What the next daemon is to be told of the upgrade.
     upgrade: Option<Message>,
+    abandoned: bool,
     code: Option<u8>,
 }
 
@@ -97,6 +100,7 @@ impl Keeper {
             backing: None,
             died: None,
             upgrade: None,
+            abandoned: false,
             code: None,
         })
     }
@@ -338,6 +342,7 @@ impl Keeper {
     }
 
     fn abandon(&mut self) {
+        self.abandoned = true;
         tracing::error!("no daemon could go on; the overlay is abandoned");
         self.manager.status("no daemon could go on; the overlay is abandoned");
         if let Some(Err(error)) = self.overlay.as_ref().map(Place::abandon) {
@@ -345,7 +350,22 @@ impl Keeper {
         }
     }
 
+    fn see_it_end(&self) {
+        let Some(daemon) = &self.daemon else { return };
+        for limit in [self.setup.policy.dying, LAST_PATIENCE] {
+            let mut fds = [PollFd::new(daemon.as_fd(), PollFlags::POLLIN)];
+            if wait(&mut fds, Some(Instant::now() + limit)).is_err() || daemon.ended().is_some() {
+                return;
+            }
+            self.free();
+        }
+    }
+
     fn finish(&mut self) {
+        // What it has left is cleaned up by whoever called, and not before its end.
+        if self.abandoned {
+            self.see_it_end();
+        }
         for (name, _) in self.store.iter() {
             self.manager.forget(name);
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Observed;
 use super::journal::Journal;
+use crate::daemon::link::Upgraded;
 use crate::gate::Outcome;
 
 /// Version of the JSON.
@@ -22,6 +23,12 @@ pub struct Status {
     pub source: String,
     /// The daemon.
     pub pid: u32,
+    /// Version of steadfs that it is.
+    #[serde(default)]
+    pub steadfs_version: String,
+    /// What became of the last upgrade.
+    #[serde(default)]
+    pub upgrade: Option<Upgraded>,
     /// Its age.
     pub uptime_secs: f64,
     /// As in [`crate::supervisor::Snapshot::state`].
@@ -208,6 +215,8 @@ impl Status {
             mountpoint: observed.config.mountpoint.display().to_string(),
             source: observed.config.source.label(),
             pid: std::process::id(),
+            steadfs_version: env!("CARGO_PKG_VERSION").into(),
+            upgrade: (observed.upgraded)(),
             uptime_secs: age(observed.started).as_secs_f64(),
             state: snapshot.state.into(),
             since: rfc3339(snapshot.since),

@@ -176,8 +176,14 @@ impl Lab {
         process::signal(pids[0], sent);
     }
 
-    /// Kills the process that serves the mount, which stays, dead.
+    /// Pid of the process that serves the mount.
+    pub fn serving(&self) -> i32 {
+        self.status()["pid"].as_i64().and_then(|pid| pid.try_into().ok()).expect("a daemon answers")
+    }
+
+    /// Kills the process that serves the mount, and its keeper: the mount stays, dead.
     pub fn kill_daemon(&mut self) {
+        process::kill_both(self.serving());
         let mut daemon = self.daemon.take().expect("mounted");
         daemon.kill().unwrap();
         daemon.wait().unwrap();

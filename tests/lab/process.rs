@@ -22,6 +22,23 @@ pub fn name(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+/// Its parent.
+pub fn parent(pid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Kills a daemon of steadfs and its keeper, so that neither can start the other again, and waits for their end. Without a
+/// keeper `daemon` is all there is.
+pub fn kill_both(daemon: i32) {
+    let keeper = parent(daemon).filter(|&pid| name(pid) == "steadfs-keeper");
+    keeper.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+    signal(daemon, Signal::SIGKILL);
+    keeper.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
+    let both = [&[daemon][..], keeper.as_slice()].concat();
+    super::wait("both have ended", || both.iter().all(|&pid| state(&format!("/proc/{pid}")).is_none_or(|s| s == 'Z')));
+}
+
 /// Its children.
 pub fn children(pid: i32) -> Vec<i32> {
     let mut all = Vec::new();

@@ -64,7 +64,14 @@ impl Claim {
 
     /// Removes what a predecessor that was killed has left, and the directory with it.
     pub fn sweep(self) -> Result<(), MountError> {
-        super::sweep::directory(&self.dir)
+        if self.is_gone() { Ok(()) } else { super::sweep::directory(&self.dir) }
+    }
+
+    /// True if the directory has been removed; another of its name is somebody else's.
+    fn is_gone(&self) -> bool {
+        let (held, now) = (self.lock.metadata(), std::fs::symlink_metadata(&self.dir));
+        let identity = |found: io::Result<std::fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+        identity(held) != identity(now)
     }
 
     /// Where the log goes.
@@ -74,11 +81,33 @@ impl Claim {
 
     /// Removes what is left of the directory. Never what lies in it: a mount could be among that.
     pub fn release(self) {
-        for name in ["log", "log.1"] {
-            // Gone already, as a rule.
-            let _ = std::fs::remove_file(self.dir.join(name));
+        if !self.is_gone() {
+            remove(&self.dir);
         }
-        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+/// As [`Claim::release`], for a daemon, whose keeper has the claim.
+pub fn remove(dir: &Path) {
+    for name in ["log", "log.1"] {
+        // Gone already, as a rule.
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+/// Whether those who have a mountpoint live, even after they have removed its runtime directory.
+pub struct Watching(Option<File>);
+
+impl Watching {
+    /// Those of this moment.
+    pub fn of(mountpoint: &Path) -> Watching {
+        Watching(open(&rundir::of(mountpoint)).ok())
+    }
+
+    /// True while one of them lives.
+    pub fn is_alive(&self) -> bool {
+        self.0.as_ref().is_some_and(|dir| lock(dir) == Err(Errno::EWOULDBLOCK))
     }
 }
 
@@ -130,11 +159,19 @@ pub fn is_own(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(true)
 }
 
-fn try_lock(dir: &Path) -> io::Result<Option<File>> {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)?;
+fn open(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)
+}
+
+fn lock(dir: &File) -> Result<(), Errno> {
     // SAFETY: a descriptor that lives, and flags. nix's type would unlock all copies when one is dropped.
-    match Errno::result(unsafe { libc::flock(opened.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
-        Ok(_) => {}
+    Errno::result(unsafe { libc::flock(dir.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(|_| ())
+}
+
+fn try_lock(dir: &Path) -> io::Result<Option<File>> {
+    let opened = open(dir)?;
+    match lock(&opened) {
+        Ok(()) => {}
         Err(Errno::EWOULDBLOCK) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     }

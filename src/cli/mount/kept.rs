@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -18,7 +18,6 @@ use crate::keeper::DEVICE;
 use crate::keeper::executable::Executable;
 use crate::keeper::notify::Manager;
 use crate::keeper::run::{self, Setup};
-use crate::worker;
 
 /// Name under which the lock on the runtime directory is held, so that it lasts as long as any of the processes does.
 const CLAIM: &str = "claim";
@@ -109,24 +108,9 @@ fn keep(
     };
     let code = run::run(setup).map_err(system);
     if let Some(claim) = claim {
-        end(claim, &config.mountpoint, matches!(code, Ok(0)));
+        keeper::clean_up(&config.mountpoint, claim);
     }
     code
-}
-
-/// After the last daemon. One that did not end well may have left a worker paused, and an sshfs.
-pub fn end(claim: Claim, mountpoint: &Path, well: bool) {
-    if well {
-        return claim.release();
-    }
-    match worker::let_go(mountpoint) {
-        Ok(true) => tracing::warn!("the worker is let go"),
-        Ok(false) => {}
-        Err(error) => tracing::error!("{error}"),
-    }
-    if let Err(error) = claim.sweep() {
-        tracing::error!(%error, "something of the daemon is left behind");
-    }
 }
 
 fn written(bytes: &[u8]) -> io::Result<OwnedFd> {

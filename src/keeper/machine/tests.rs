@@ -214,7 +214,8 @@ fn a_candidate_is_kept_after_ten_seconds_of_service() {
     rig.after(SECOND, Input::Ready);
     rig.after(9 * SECOND, Input::Beat);
     assert_eq!(rig.tell(Input::Tick), []);
-    assert_eq!(rig.after(SECOND, Input::Tick), [Action::Accept]);
+    assert_eq!(rig.after(SECOND, Input::Tick), [], "it may hang");
+    assert_eq!(rig.tell(Input::Beat), [Action::Accept]);
     assert!(rig.tell(KILLED).iter().any(|action| word(action) == "Start successor"));
 }
 
