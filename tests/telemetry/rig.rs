@@ -110,6 +110,8 @@ impl Rig {
                 most: 4000,
             }),
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
+            upgrade: Arc::new(|_| Err("nothing to upgrade here".into())),
+            upgraded: Arc::new(|| None),
             stop: Arc::new(move |lazy| {
                 asked.lock().expect("nobody panicked").push(lazy);
                 if let Some((begun, go)) = held.lock().expect("nobody panicked").take() {
