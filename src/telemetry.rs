@@ -67,6 +67,9 @@ pub struct Kept {
     pub most: u64,
 }
 
+/// Asks to be replaced by the executable at that path; an error says why that cannot be.
+pub type Upgrade = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
+
 /// All that may be observed of one mount.
 #[derive(Clone)]
 pub struct Observed {
@@ -87,7 +90,7 @@ pub struct Observed {
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
     /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.
-    pub upgrade: Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>,
+    pub upgrade: Upgrade,
     /// What became of that.
     pub upgraded: Arc<dyn Fn() -> Option<Upgraded> + Send + Sync>,
     /// When the daemon started.

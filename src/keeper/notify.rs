@@ -52,7 +52,7 @@ pub fn hide(command: &mut Command) {
 }
 
 fn value(names: [&str; 2]) -> Option<OsString> {
-    names.iter().find_map(|name| env::var_os(name)).filter(|value| !value.is_empty())
+    names.iter().find_map(env::var_os).filter(|value| !value.is_empty())
 }
 
 fn is_for_us(name: &str) -> bool {
