@@ -21,7 +21,7 @@ const REFUSED: Errno = Errno::EIO;
 
 impl Overlay {
     /// Takes up what a predecessor had noted: names, handles, write logs. To be called before the gate opens and before
-    /// [`Overlay::go_on`].
+    /// [`Overlay::begin_session`].
     pub fn resume(&self, inherited: &Inherited) {
         let picture = &inherited.picture;
         self.nodes.resume(picture);
