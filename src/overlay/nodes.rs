@@ -256,10 +256,13 @@ impl Nodes {
 
     /// Renames that may have been done by a generation that died, those included that are still in it.
     pub fn doubtful_renames(&self) -> Vec<(Name, Name)> {
-        let mut table = self.table.lock();
-        let mut all = std::mem::take(&mut table.doubtful);
-        all.extend(table.renaming.values().cloned());
-        all
+        let table = self.table.lock();
+        table.doubtful.iter().chain(table.renaming.values()).cloned().collect()
+    }
+
+    /// It is known by now whether that one was done.
+    pub fn rename_settled(&self, from: &Name, to: &Name) {
+        self.table.lock().doubtful.retain(|doubtful| (&doubtful.0, &doubtful.1) != (from, to));
     }
 
     /// Number of nodes.

@@ -115,13 +115,16 @@ impl Overlay {
         for (from, to) in self.nodes.doubtful_renames() {
             let path = |name: &Name| self.nodes.path_of(name.0, &name.1).map(|(path, _)| path);
             // Names below a directory that is gone are nobody's any more.
-            let (Ok(old), Ok(new)) = (path(&from), path(&to)) else { continue };
-            match (tree.stat(&old), tree.stat(&new)) {
-                (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from, to).done(false),
-                (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
-                (Ok(_), Err(Errno::ENOENT)) if is_hidden(&to.1) => self.hidden_journal.strike(&new),
-                _ => {}
+            if let (Ok(old), Ok(new)) = (path(&from), path(&to)) {
+                match (tree.stat(&old), tree.stat(&new)) {
+                    (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from.clone(), to.clone()).done(false),
+                    (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
+                    (Ok(_), Err(Errno::ENOENT)) if is_hidden(&to.1) => self.hidden_journal.strike(&new),
+                    _ => {}
+                }
             }
+            // Not before: a generation that dies here leaves the question to the next.
+            self.nodes.rename_settled(&from, &to);
         }
         Ok(())
     }
