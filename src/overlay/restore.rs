@@ -123,6 +123,7 @@ impl Overlay {
                     _ => {}
                 }
             }
+            // Not before: a generation that dies here leaves the question to the next.
             self.nodes.rename_settled(&from, &to);
         }
         Ok(())

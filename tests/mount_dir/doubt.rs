@@ -183,3 +183,28 @@ fn a_call_that_fails_in_an_outage_leaves_no_hidden_name_for_good() {
         }
     }
 }
+
+#[test]
+fn a_rename_in_doubt_is_settled_though_the_first_repair_dies_over_it() {
+    let rig = Rig::with(SSHFS, Duration::from_millis(300), |_| {});
+    rig.hold_verdicts();
+    let file = File::create_new(rig.hot("old")).unwrap();
+    file.write_all_at(b"text", 0).unwrap();
+    file.sync_all().unwrap();
+    rig.control().inject(Fault::new(What::LostReply).on(&[Call::Rename]).times(1));
+    let complaints = rig.complaints.lock().len();
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(|| std::fs::rename(rig.hot("old"), rig.hot("new")));
+        until(|| rig.complaints.lock().len() > complaints);
+        rig.outage();
+        assert_eq!(errno(acting.join().expect("no panic")), Some(libc::ENOTCONN));
+    });
+    rig.control().inject(Fault::new(What::Errno(Errno::ENOTCONN)).on(&[Call::Stat]).times(1));
+    let generation = rig.start();
+    assert!(rig.overlay.restore(&generation, Duration::from_secs(20)).is_err());
+    rig.outage();
+    rig.repair();
+    let mut text = [0; 4];
+    file.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"text");
+}
