@@ -79,6 +79,12 @@ impl Context<'_> {
         self.call.is_answered() || self.live.load(SeqCst) != self.generation.number()
     }
 
+    /// True when the call has been answered by somebody else: it will not be run again, and it is known what its caller was
+    /// told.
+    pub fn is_answered(&self) -> bool {
+        self.call.is_answered()
+    }
+
     /// Its payload is not handed to the backing by this run.
     pub fn keeps_its_payload(&self) {
         self.sent.kept.set(true);

@@ -1,8 +1,6 @@
 //! Removing hidden files that nobody has open: what an outage kept from being removed at the last close, and what a
 //! steadfs that was killed left behind (promise P4). A thread of its own does it, so that no call waits for it.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,13 +31,10 @@ impl Overlay {
     /// Removes in the background what is to be removed, as long as that generation lives. What cannot be is tried again
     /// after the next repair.
     pub(super) fn sweep_hidden(self: &Arc<Self>, generation: &Arc<dyn Generation>) {
-        let mut doomed = self.hidden_journal.doomed();
+        let doomed = self.hidden_journal.doomed();
         if doomed.is_empty() {
             return;
         }
-        // Of a call that failed one may be what an open file goes on under: its last close removes it.
-        let open = self.names_of_open_files();
-        doomed.retain(|path| !path.file_name().is_some_and(|name| open.contains(name)));
         let (overlay, generation) = (Arc::clone(self), Arc::clone(generation));
         let sweep = move || _ = doomed.iter().try_for_each(|path| overlay.remove_doomed(&*generation, path));
         // One that gets stuck is freed when the generation is aborted.
@@ -56,6 +51,10 @@ impl Overlay {
 
     /// An error says that the generation is of no use any more.
     fn remove_doomed(&self, generation: &dyn Generation, path: &Path) -> OpResult<()> {
+        // Of a call that failed it may be what an open file goes on under: its last close removes it.
+        if self.nodes.is_open_at(path) {
+            return Ok(());
+        }
         match generation.tree().unlink(path) {
             Ok(()) => self.hidden_journal.removed(path.file_name().unwrap_or_default()),
             // It is not there, or something else is: no name of ours is a directory.

@@ -208,3 +208,30 @@ fn a_rename_in_doubt_is_settled_though_the_first_repair_dies_over_it() {
     file.read_exact_at(&mut text, 0).unwrap();
     assert_eq!(&text, b"text");
 }
+
+#[test]
+fn what_a_call_hid_in_a_generation_that_died_is_not_swept_under_its_next_run() {
+    let rig = rig(SSHFS);
+    let open = File::create_new(rig.hot("open")).unwrap();
+    open.write_all_at(b"open", 0).unwrap();
+    open.sync_all().unwrap();
+    std::fs::write(rig.hot("other"), "other").unwrap();
+    rig.control().inject(Fault::new(What::HangAfter).on(&[Call::Link]).times(1));
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(|| std::fs::rename(rig.hot("other"), rig.hot("open")));
+        until(|| rig.control().inside() == 1);
+        rig.outage();
+        until(|| rig.control().inside() == 0);
+        // A sweep would come after the second run.
+        let slow = rig.control().inject(Fault::new(What::Hang).on(&[Call::Unlink]));
+        rig.repair();
+        acting.join().expect("no panic").unwrap();
+        rig.control().remove(slow);
+        until(|| rig.control().inside() == 0);
+    });
+    rig.outage();
+    rig.repair();
+    let mut text = [0; 4];
+    open.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"open");
+}

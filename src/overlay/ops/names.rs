@@ -259,7 +259,8 @@ impl Overlay {
                 let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
                 });
-                if context.is_abandoned() {
+                // Not of a run whose generation died: the next one makes the name again and goes on under it.
+                if context.is_answered() {
                     overlay.give_up_hidden(&hidden, &result);
                 }
                 result
