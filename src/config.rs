@@ -205,7 +205,7 @@ pub struct KeeperConfig {
 
 impl Default for KeeperConfig {
     fn default() -> Self {
-        KeeperConfig { wanted: false, watchdog: Duration::from_secs(10), deadline: Duration::from_secs(30) }
+        KeeperConfig { wanted: true, watchdog: Duration::from_secs(10), deadline: Duration::from_secs(30) }
     }
 }
 

@@ -29,7 +29,7 @@ const LOOSE_END: u64 = 24;
 /// Strikes of an ordinary test.
 const STRIKES: usize = 12;
 /// Calls are to be found unanswered. Daemons that die young make the next one wait, so a run is as short as can be.
-const OPTIONS: &str = "keeper=yes,backoff_min=100ms,backoff_max=100ms,deadline=30s";
+const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms,deadline=30s";
 
 #[test]
 #[ignore = "a process of other tests, not a test"]

@@ -205,7 +205,7 @@ fn needs_at_first(lab: &Lab) -> Needs {
 #[test]
 fn a_daemon_that_is_killed_every_two_seconds_is_not_noticed() {
     let kills = std::env::var("STEADFS_KILLS").map_or(KILLS, |text| text.parse().unwrap());
-    let lab = Lab::new("keeper=yes");
+    let lab = Lab::new("");
     let before = needs_at_first(&lab);
     let mount = lab::mount_of(&lab.hot);
     let crowd = Crowd::start(&lab);
@@ -236,7 +236,7 @@ const FAULTS: [Fault; 5] = [
 #[test]
 fn keeper_and_daemon_die_in_turn_with_and_without_what_is_below() {
     // A frozen sshfs takes 3 s to be noticed.
-    let lab = Lab::new("keeper=yes,deadline=15s");
+    let lab = Lab::new("deadline=15s");
     let before = needs_at_first(&lab);
     let crowd = Crowd::start(&lab);
     let mut moments = Vec::new();
@@ -269,7 +269,7 @@ fn keeper_and_daemon_die_in_turn_with_and_without_what_is_below() {
 
 #[test]
 fn fio_finds_every_checksum_while_the_daemon_is_killed() {
-    let lab = Lab::new("keeper=yes");
+    let lab = Lab::new("");
     let output = std::fs::File::create(lab.path("fio")).unwrap();
     let mut fio = Command::new("fio");
     fio.args(["--name=verify", "--rw=randwrite", "--size=16m", "--bsrange=1k-64k", "--numjobs=2", "--fsync=32"]);
@@ -291,7 +291,7 @@ fn fio_finds_every_checksum_while_the_daemon_is_killed() {
 
 #[test]
 fn a_frozen_daemon_is_noticed_and_replaced() {
-    let lab = Lab::new("keeper=yes,watchdog=2s");
+    let lab = Lab::new("watchdog=2s");
     let before = needs_at_first(&lab);
     let crowd = Crowd::start(&lab);
     let at = now();
@@ -316,7 +316,7 @@ fn a_frozen_daemon_is_noticed_and_replaced() {
 #[test]
 fn an_older_kernel_costs_calls_in_flight_an_error_and_nothing_else() {
     let mut lab = Lab::unmounted();
-    let mut command = lab.mount_command("-f", "keeper=yes");
+    let mut command = lab.mount_command("-f", "");
     command.env("STEADFS_NO_RESEND", "1");
     lab.serve(command);
     lab.wait_state("live");
@@ -349,7 +349,7 @@ fn an_older_kernel_costs_calls_in_flight_an_error_and_nothing_else() {
 fn callers_and_the_worker_are_let_go_when_no_daemon_can_go_on() {
     let lab = Lab::unmounted();
     let (orders, pause) = (lab.path("crash"), lab.path("pause"));
-    let mut command = lab.mount_command("-f", &format!("keeper=yes,keeper_deadline=3s,pause_file={}", pause.display()));
+    let mut command = lab.mount_command("-f", &format!("keeper_deadline=3s,pause_file={}", pause.display()));
     let log = std::fs::File::create(lab.path("log")).unwrap();
     command.env("STEADFS_CRASH", &orders).stdin(Stdio::null()).stderr(log);
     let mut keeper = command.spawn().unwrap();

@@ -13,7 +13,6 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 #[ignore = "a process of other tests, not a test"]
 fn agent_process() {
     lab::agents::main();
@@ -21,7 +20,7 @@ fn agent_process() {
 
 /// A mount in the background, with something uncommitted; the pids of keeper and daemon.
 fn mounted(lab: &Lab) -> (i32, i32) {
-    let output = lab.mount_command("", "keeper=yes").output().unwrap();
+    let output = lab.mount_command("", "").output().unwrap();
     assert!(output.status.success(), "{output:?}");
     lab.wait_state("live");
     std::fs::write(lab.hot.join("file"), "acknowledged").unwrap();
@@ -54,7 +53,6 @@ fn assert_nothing_left(lab: &Lab, pids: &[i32], name: &str) {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn an_unmount_while_nobody_serves_ends_everything() {
     let lab = Lab::unmounted();
     for flags in [MntFlags::empty(), MntFlags::MNT_DETACH] {
@@ -72,7 +70,6 @@ fn an_unmount_while_nobody_serves_ends_everything() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn deaths_soon_after_an_unmount_leave_nothing() {
     let lab = Lab::unmounted();
     for (round, delay) in [0.0, 0.005, 0.02, 0.05, 0.1, 0.2].into_iter().enumerate() {
@@ -98,7 +95,6 @@ fn deaths_soon_after_an_unmount_leave_nothing() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn both_killed_and_then_unmounted_leaves_nothing() {
     let lab = Lab::unmounted();
     let (keeper, daemon) = mounted(&lab);
@@ -110,7 +106,6 @@ fn both_killed_and_then_unmounted_leaves_nothing() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn deaths_after_a_lazy_unmount_with_open_files_leave_nothing() {
     let lab = Lab::unmounted();
     for victim in ["daemon", "keeper"] {
@@ -127,7 +122,6 @@ fn deaths_after_a_lazy_unmount_with_open_files_leave_nothing() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn a_signal_to_either_ends_both() {
     let lab = Lab::unmounted();
     for victim in ["daemon", "keeper", "both"] {
@@ -143,10 +137,9 @@ fn a_signal_to_either_ends_both() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn a_keeper_that_gives_up_ends_the_sshfs_too() {
     let lab = Lab::unmounted();
-    let mut command = lab.mount_command("", "keeper=yes,keeper_deadline=5s");
+    let mut command = lab.mount_command("", "keeper_deadline=5s");
     assert!(command.status().unwrap().success());
     lab.wait_state("live");
     std::fs::write(lab.hot.join("file"), "acknowledged").unwrap();

@@ -52,7 +52,7 @@ fn mounted() -> Lab {
     let (pause, trace) = (lab.path("pause"), lab.path("trace"));
     let hook = |word: &str| format!("sh:echo {word} >> {}", trace.display());
     let options = format!(
-        "keeper=yes,deadline=2s,steady=3s,backoff_max=1s,pause_file={},on_outage={},on_recovery={}",
+        "deadline=2s,steady=3s,backoff_max=1s,pause_file={},on_outage={},on_recovery={}",
         pause.display(),
         hook("outage"),
         hook("recovery")

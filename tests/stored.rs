@@ -101,7 +101,7 @@ impl Unit {
     fn start(&mut self, kept: &[(String, OwnedFd)]) {
         let mut command = self.steadfs("LISTEN_PID=$$ exec \"$@\"");
         command.args(["mount", "-f", &format!("dir:{}", self.path("store").display())]).arg(self.path("hot"));
-        command.args(["-o", "guard=no,keeper=yes"]).env("NOTIFY_SOCKET", self.path("notify"));
+        command.args(["-o", "guard=no"]).env("NOTIFY_SOCKET", self.path("notify"));
         let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
         if !names.is_empty() {
             command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));

@@ -101,7 +101,7 @@ fn upgrade(lab: &Lab, executable: &Path) -> Output {
 
 fn kept(options: &str) -> Lab {
     let mut lab = Lab::unmounted();
-    let mut command = lab.mount_command("-f", &format!("keeper=yes,{options}"));
+    let mut command = lab.mount_command("-f", options);
     command.env("STEADFS_TRIAL", "2s");
     lab.serve(command);
     lab.wait_state("live");
@@ -113,7 +113,6 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn ten_upgrades_under_load_are_a_short_pause_each() {
     let lab = kept("");
     let load = Load::begin(lab.hot.join("file"));
@@ -136,7 +135,6 @@ fn ten_upgrades_under_load_are_a_short_pause_each() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn what_is_no_steadfs_is_refused_before_anything_is_changed() {
     let lab = kept("");
     let pid = lab.serving();
@@ -159,7 +157,6 @@ fn what_is_no_steadfs_is_refused_before_anything_is_changed() {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn a_new_executable_that_fails_is_taken_back_and_nobody_gets_an_error() {
     let lab = kept("watchdog=2s,deadline=20s,sync_deadline=30s");
     let old = std::fs::read_link(format!("/proc/{}/exe", lab.serving())).unwrap();
@@ -206,7 +203,6 @@ fn memory(daemon: i32) -> File {
 }
 
 #[test]
-#[ignore = "the keeper is not the default yet, and this has not been run in one piece"]
 fn a_memory_that_cannot_be_read_costs_open_descriptors_and_never_gives_wrong_data() {
     // Another layout, with a header that is whole; a header that is not; what the daemon said it could not note.
     for (name, at, bytes) in [

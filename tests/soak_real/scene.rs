@@ -68,7 +68,7 @@ impl RealScene {
         // A generation that dies young makes the next one wait, and here many do.
         let gather = if program.gather { "50ms" } else { "0" };
         let options = format!(
-            "keeper=yes,deadline={deadline},sync_deadline={sync_deadline},attr_timeout={timeout},entry_timeout={timeout},\
+            "deadline={deadline},sync_deadline={sync_deadline},attr_timeout={timeout},entry_timeout={timeout},\
              log_size={log},gather={gather},backoff_min=100ms,backoff_max=200ms"
         );
         let site = if network {

@@ -210,7 +210,7 @@ options! {
     "textfile" Telemetry Value("DIR", |o, v| value::directory(v).map(|d| o.telemetry.textfile = Some(d))), "",
         "Write metrics for node_exporter's textfile collector into this directory.";
 
-    "keeper" Keeper Switch(|o, on| o.keeper.wanted = on), "no",
+    "keeper" Keeper Switch(|o, on| o.keeper.wanted = on), "yes",
         "Have a second process that starts the daemon again when it dies; with no, the mount ends with it.";
     "watchdog" Keeper Kind::Duration(Duration::ZERO, HOUR, |o| &mut o.keeper.watchdog), "",
         "Silence after which the daemon counts as hung, is killed and started again. 0 for never.";
