@@ -50,6 +50,8 @@ const SAME_BREATH: Duration = Duration::from_millis(200);
 const RESTORE: Duration = Duration::from_secs(5);
 /// How long what is uncommitted at the end may take to be committed; what is not, is saved.
 const COMMIT: Duration = Duration::from_secs(30);
+/// How long a daemon that is to be replaced may take to answer what it has read, where nobody else can.
+const FINISH: Duration = Duration::from_millis(500);
 /// How long calls that were submitted before an unmount may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -104,16 +106,25 @@ pub fn run_kept(
     })
 }
 
-/// What the sign of life goes by: the gate, once there is one.
+/// What the sign of life goes by: the gate, once there is one. And the overlay, which is asked before an end that was wanted.
 #[derive(Clone, Default)]
-pub struct Life(Arc<OnceLock<Arc<Gate>>>);
+pub struct Life(Arc<OnceLock<(Arc<Gate>, Arc<Overlay>)>>);
 
 impl Life {
     /// True as long as the daemon does its work: asking for the load takes the gate's lock, so that one that is stuck
     /// gives no sign.
     pub fn alive(&self) -> Box<dyn Fn() -> bool + Send> {
         let gate = Arc::clone(&self.0);
-        Box::new(move || gate.get().is_none_or(|gate| gate.load().threads < usize::MAX))
+        Box::new(move || gate.get().is_none_or(|(gate, _)| gate.load().threads < usize::MAX))
+    }
+
+    /// Ends the daemon for a successor.
+    pub fn end(&self) -> ! {
+        if let Some((_, overlay)) = self.0.get() {
+            overlay.finish_what_was_read(FINISH);
+        }
+        // Everything that a successor needs is where it finds it after a death, so this is one.
+        std::process::exit(0)
     }
 }
 
@@ -163,7 +174,7 @@ fn serve(
     let directory = rundir::of(&config.mountpoint);
     let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
-    _ = life.0.set(Arc::clone(&core.gate));
+    _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.overlay)));
     let successor = !matches!(heritage, Heritage::None);
     let _upkeep = Upkeep::start(succession.notes(), &core.overlay, successor).map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.

@@ -373,17 +373,15 @@ impl Gate {
     }
 
     fn weather(&self, state: &State) -> Weather {
-        let (closed, progress_at) = match &state.phase {
-            Phase::Open(service) => (false, service.generation.vitals().progress_at),
-            Phase::Closed => (true, None),
-        };
-        Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at }
+        state.weather(match &state.phase {
+            Phase::Open(service) => service.generation.vitals().progress_at,
+            Phase::Closed => None,
+        })
     }
 
+    /// Asked for each new call, so without a look at the backing.
     fn fails_at_once(&self, state: &State, class: Class, now: Instant) -> bool {
-        let closed = matches!(state.phase, Phase::Closed);
-        let weather =
-            Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at: None };
+        let weather = state.weather(None);
         policy::is_failed_by_outage(&weather, class)
             && policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
     }

@@ -14,6 +14,7 @@ pub mod mount;
 pub mod nodes;
 mod notices;
 mod ops;
+mod refuse;
 pub mod rescue;
 mod restore;
 mod resume;
@@ -46,6 +47,7 @@ use inodes::Inodes;
 use nodes::Nodes;
 pub use notices::Notices;
 use ops::directories::Directories;
+use refuse::Resending;
 use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting};
@@ -100,6 +102,7 @@ pub struct Overlay {
     notes: Notes,
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
+    resending: Resending,
 }
 
 impl Overlay {
@@ -142,6 +145,7 @@ impl Overlay {
             notices: OnceLock::new(),
             notes,
             granted: Mutex::default(),
+            resending: Resending::default(),
         })
     }
 

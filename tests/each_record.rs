@@ -31,17 +31,9 @@ const STRIKES: usize = 12;
 /// Calls are to be found unanswered. Daemons that die young make the next one wait, so a run is as short as can be.
 const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms,deadline=30s";
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn relay_process() {
-    lab::relay::main();
-}
+lab::also_runs_as!(relay_process: lab::relay::main);
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn program_process() {
-    program::main();
-}
+lab::also_runs_as!(program_process: program::main);
 
 /// What a program does to a plain directory.
 struct Model {
@@ -245,6 +237,28 @@ fn a_file_that_loses_its_name_in_the_moment_of_a_death_goes_on() {
             let _ = std::fs::remove_file(orders(mount.directory()));
             assert!(wrong.is_empty(), "by rename: {by_rename}, {number}: {}\n{}", wrong.join(", "), mount.log());
         }
+    }
+    mount.umount();
+}
+
+/// Linux before 6.9 does not send a release again, and has let go of the handle.
+#[test]
+fn what_was_being_released_on_an_older_kernel_is_released() {
+    let mut mount = Relayed::with(OPTIONS, |command, directory| {
+        _ = command.env("STEADFS_CRASH", orders(directory)).env("STEADFS_NO_RESEND", "1");
+    });
+    let fresh = mount.fresh();
+    std::fs::write(fresh.hot.join("f"), "text").unwrap();
+    for (what, path) in [("open_files", fresh.hot.join("f")), ("open_dirs", fresh.hot.clone())] {
+        let (before, open) = (daemon(&mount), File::open(path).unwrap());
+        assert_eq!(mount.status()[what], 1, "{}", mount.log());
+        // What closing notes is that the handle is gone.
+        give(&mount, "1:before");
+        drop(open);
+        lab::wait("the daemon dies of it and the next one serves", || {
+            daemon(&mount) != before && mount.status()["state"] == "live"
+        });
+        lab::wait(&format!("{what}: the handle is gone"), || mount.status()[what] == 0);
     }
     mount.umount();
 }

@@ -26,11 +26,7 @@ const PAUSE: f64 = 2.0;
 const WORST: f64 = 3.0;
 const MEDIAN: f64 = 1.0;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// What a daemon needs at rest.
 #[derive(Debug, Clone, Copy)]

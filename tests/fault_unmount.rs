@@ -12,11 +12,7 @@ use lab::{Lab, mount_of, process, run, sleep_secs, sweep, wait};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// A mount in the background, with something uncommitted; the pids of keeper and daemon.
 fn mounted(lab: &Lab) -> (i32, i32) {

@@ -14,11 +14,7 @@ use nix::sys::signal::Signal;
 
 use lab::{Lab, process, wait};
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// Counts the looks at which a file was not there.
 struct Guard {

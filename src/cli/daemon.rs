@@ -12,7 +12,6 @@ use super::{complain, exit_code};
 use crate::config::MountConfig;
 use crate::daemon::link::{Link, Request, Start};
 use crate::daemon::{self, MountError};
-use crate::keeper::executable::Executable;
 use crate::keeper::message::Why;
 use crate::rundir;
 
@@ -57,8 +56,9 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
     let accepted = Link::accept().map_err(system)?;
     let handshake = accepted.ok_or_else(|| MountError::Usage("only steadfs itself starts `steadfs daemon`".into()))?;
     let life = daemon::Life::default();
-    let executable = Executable::current().map_err(system)?;
-    let (link, start) = handshake.begin(life.alive(), Box::new(heed), executable).map_err(system)?;
+    let asked = life.clone();
+    let heed = Box::new(move |request| heed(&asked, request));
+    let (link, start) = handshake.begin(life.alive(), heed, None).map_err(system)?;
     let config = read(&start).map_err(|error| MountError::System(format!("its configuration: {error}")))?;
     if start.why == Why::Successor {
         detached.store(true, Ordering::SeqCst);
@@ -86,10 +86,9 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
 }
 
 /// What the keeper wants.
-fn heed(request: Request) {
+fn heed(life: &daemon::Life, request: Request) {
     match request {
-        // Everything that a successor needs is where it finds it after a death, so this is one.
-        Request::Yield => std::process::exit(0),
+        Request::Yield => life.end(),
         Request::Upgraded { accepted: true, .. } => tracing::info!("this is the new executable"),
         Request::Upgraded { accepted: false, reason } => tracing::error!(reason, "the upgrade was taken back"),
     }

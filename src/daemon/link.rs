@@ -82,6 +82,7 @@ pub struct Handshake {
     start: Start,
     beat: Duration,
     keeper: Vec<String>,
+    previous: Option<Executable>,
 }
 
 /// See the module. Clones are the same link.
@@ -99,14 +100,18 @@ impl Link {
     pub fn accept() -> io::Result<Option<Handshake>> {
         let Some(channel) = inherited()? else { return Ok(None) };
         let until = Instant::now() + HAND_OVER;
-        let mut held = Vec::new();
+        let (mut held, mut previous) = (Vec::new(), None);
         loop {
             wait(channel.as_fd(), PollFlags::POLLIN, until.saturating_duration_since(Instant::now()));
             match channel.receive()? {
                 Received::Message(Message::Held { name }, Some(descriptor)) => held.push((name, descriptor)),
+                Received::Message(Message::Trial { path }, Some(file)) => {
+                    previous = Some(Executable::received(file, path));
+                }
                 Received::Message(Message::Go { why, deaths, reason, died, beat, keeper, .. }, _) => {
                     let start = Start { held, why, deaths, reason, died };
-                    return Ok(Some(Handshake { channel, start, beat: Duration::from_millis(beat), keeper }));
+                    let beat = Duration::from_millis(beat);
+                    return Ok(Some(Handshake { channel, start, beat, keeper, previous }));
                 }
                 Received::Closed => return Err(io::Error::other("the keeper ended")),
                 Received::Nothing if Instant::now() >= until => return Err(io::ErrorKind::TimedOut.into()),
@@ -203,9 +208,11 @@ impl Link {
 }
 
 impl Handshake {
-    /// Introduces the daemon and starts to give signs of life. `keeper` is what a next keeper is started from.
-    pub fn begin(self, alive: Alive, requests: Requests, keeper: Executable) -> io::Result<(Link, Start)> {
-        let Handshake { channel, start, beat, keeper: arguments } = self;
+    /// Introduces the daemon and starts to give signs of life. `keeper` is what a next keeper is started from; if not given,
+    /// this executable or, as long as that is on trial, the one before it.
+    pub fn begin(self, alive: Alive, requests: Requests, keeper: Option<Executable>) -> io::Result<(Link, Start)> {
+        let own = Executable::current()?;
+        let Handshake { channel, start, beat, keeper: arguments, previous } = self;
         let mut held = Store::default();
         for (name, descriptor) in &start.held {
             held.hold(name, descriptor.try_clone()?);
@@ -220,6 +227,7 @@ impl Handshake {
             ready: false,
             ended: None,
             upgraded: None,
+            previous,
         };
         state.introduce()?;
         let shared = Arc::new(Shared { state: Mutex::new(state), over: AtomicBool::new(false) });
@@ -228,7 +236,8 @@ impl Handshake {
             alive,
             requests,
             beat,
-            executable: keeper,
+            keeper,
+            own,
             arguments,
             child: None,
             deaths: 0,
@@ -256,6 +265,8 @@ struct State {
     ready: bool,
     ended: Option<u8>,
     upgraded: Option<Upgraded>,
+    /// What this daemon's executable took the place of, as long as it is on trial.
+    previous: Option<Executable>,
 }
 
 impl State {
@@ -286,11 +297,15 @@ impl State {
     }
 
     /// Tells a new keeper everything.
-    fn repeat(&mut self, channel: Channel) -> io::Result<()> {
+    fn repeat(&mut self, channel: Channel, own: &Executable) -> io::Result<()> {
         self.channel = Arc::new(channel);
         self.outbox.clear();
         self.introduce()?;
         let mut all = Vec::new();
+        if self.previous.is_some() {
+            let message = Message::Trial { path: own.words().into() };
+            all.push((message, Some(own.as_fd().try_clone_to_owned()?)));
+        }
         for (name, descriptor) in self.held.iter() {
             all.push((Message::Hold { name: name.into() }, Some(descriptor.try_clone_to_owned()?)));
         }
@@ -313,7 +328,8 @@ struct Thread {
     alive: Alive,
     requests: Requests,
     beat: Duration,
-    executable: Executable,
+    keeper: Option<Executable>,
+    own: Executable,
     arguments: Vec<String>,
     /// The keeper that this daemon started.
     child: Option<Child>,
@@ -352,7 +368,12 @@ impl Thread {
             match channel.receive()? {
                 Received::Message(Message::Yield, _) => (self.requests)(Request::Yield),
                 Received::Message(Message::UpgradeResult { accepted, reason }, _) => {
-                    self.shared.state.lock().upgraded = Some(Upgraded { accepted, reason: reason.clone() });
+                    let mut state = self.shared.state.lock();
+                    state.upgraded = Some(Upgraded { accepted, reason: reason.clone() });
+                    if accepted {
+                        state.previous = None;
+                    }
+                    drop(state);
                     (self.requests)(Request::Upgraded { accepted, reason });
                 }
                 Received::Nothing => return Ok(()),
@@ -390,10 +411,12 @@ impl Thread {
     fn start(&mut self) -> io::Result<Child> {
         let (ours, theirs) = Channel::pair()?;
         let arguments: Vec<_> = self.arguments.iter().map(Into::into).collect();
-        let child = process::command(&self.executable, &arguments, &theirs).spawn()?;
         let mut state = self.shared.state.lock();
+        // One that is on trial may not be able to keep anything.
+        let executable = self.keeper.as_ref().or(state.previous.as_ref()).unwrap_or(&self.own);
+        let child = process::command(executable, &arguments, &theirs).spawn()?;
         state.keeper = child.id();
-        state.repeat(ours)?;
+        state.repeat(ours, &self.own)?;
         drop(state);
         Ok(child)
     }

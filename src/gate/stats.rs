@@ -26,6 +26,7 @@ pub enum Op {
     Flush,
     Fsync,
     Release,
+    Releasedir,
     Opendir,
     Readdir,
     Fsyncdir,
@@ -59,6 +60,7 @@ impl Op {
             Op::Write => 16,
             Op::Statfs => 17,
             Op::Release => 18,
+            Op::Releasedir => 29,
             Op::Fsync => 20,
             Op::Setxattr => 21,
             Op::Getxattr => 22,
@@ -76,7 +78,7 @@ impl Op {
     }
 
     /// All of them, in order of their discriminants.
-    pub const ALL: [Op; 29] = [
+    pub const ALL: [Op; 30] = [
         Op::Lookup,
         Op::Getattr,
         Op::Setattr,
@@ -95,6 +97,7 @@ impl Op {
         Op::Flush,
         Op::Fsync,
         Op::Release,
+        Op::Releasedir,
         Op::Opendir,
         Op::Readdir,
         Op::Fsyncdir,
@@ -134,6 +137,7 @@ impl Op {
             Op::Flush => "flush",
             Op::Fsync => "fsync",
             Op::Release => "release",
+            Op::Releasedir => "releasedir",
             Op::Opendir => "opendir",
             Op::Readdir => "readdir",
             Op::Fsyncdir => "fsyncdir",

@@ -49,6 +49,7 @@ pub(super) mod at {
     pub const UNRECORDED: u64 = 1152;
     pub const UNRECORDED_EVER: u64 = 1160;
     pub const LEFTOVERS: u64 = 1168;
+    pub const NEWEST: u64 = 1176;
     /// End of what is published and start of the last record, of each half.
     pub const END: [u64; 2] = [1216, 1280];
     pub const LAST: [u64; 2] = [1224, 1288];

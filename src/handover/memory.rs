@@ -39,6 +39,8 @@ pub struct Inherited {
     pub picture: Picture,
     /// Requests that it had read and may not have answered.
     pub requests: Vec<InFlight>,
+    /// The highest unique of those that it had recorded, answered ones included.
+    pub newest: u64,
     /// Requests, besides these, that did not fit into its table: they are answered only if the kernel sends them again.
     pub unrecorded: u64,
     /// The last record, if it was damaged: a bug, since a kill does not do that.
@@ -75,8 +77,8 @@ impl Memory {
         // Only now: a successor that cannot read it has not died of it.
         let successions = arena.word(at::SUCCESSIONS).fetch_add(1, Relaxed) + 1;
         let unrecorded = memory.slots.unrecorded().0;
-        let requests = memory.slots.succeed();
-        Ok((memory, Inherited { picture, requests, unrecorded, torn, successions }))
+        let (newest, requests) = (memory.slots.newest(), memory.slots.succeed());
+        Ok((memory, Inherited { picture, requests, newest, unrecorded, torn, successions }))
     }
 
     fn with(arena: Arc<Arena>) -> Result<(Memory, Picture, Option<Torn>), HandoverError> {

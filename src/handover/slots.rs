@@ -42,7 +42,7 @@ pub struct InFlight {
     pub unique: u64,
     /// Its opcode (linux/fuse.h); 0 if the daemon died right then.
     pub opcode: u32,
-    /// Its node; 0 likewise.
+    /// Its node, or the handle of a release; 0 likewise.
     pub node: u64,
     /// Daemons that died while it was in flight.
     pub deaths: u32,
@@ -83,6 +83,7 @@ impl Slots {
     /// A request was read. If no slot is free it goes unrecorded ([`Slots::unrecorded`]): it is served as any other, but a
     /// successor on a kernel before 6.9 does not know of it, and its caller would wait until the overlay is unmounted.
     pub fn enter(&self, unique: u64, opcode: u32, node: u64) -> Entered {
+        self.arena.word(at::NEWEST).fetch_max(unique & !RESENT, Relaxed);
         if unique & RESENT != 0
             && self.arena.word(at::LEFTOVERS).load(Relaxed) > 0
             && let Some(entered) = self.enter_again(unique, opcode, node)
@@ -159,6 +160,17 @@ impl Slots {
         self.arena.word(base + WHAT).store(0, Relaxed);
         self.arena.word(base + NODE).store(0, Relaxed);
         self.arena.word(base + UNIQUE).store(0, Release);
+    }
+
+    /// The highest unique that was ever entered.
+    pub fn newest(&self) -> u64 {
+        self.arena.word(at::NEWEST).load(Relaxed)
+    }
+
+    /// True if nothing is in flight at this moment.
+    pub fn is_idle(&self) -> bool {
+        self.unrecorded().0 == 0
+            && (0..self.count).all(|slot| self.arena.word(self.arena.slot_at(slot) + UNIQUE).load(Relaxed) == 0)
     }
 
     /// Requests in flight now that did not fit into the table, and how many there have ever been.

@@ -130,6 +130,7 @@ impl Machine {
             Input::Exited(death) => self.exited(death, now, &mut todo),
             Input::Stop(signal) => self.stop(signal, &mut todo),
             Input::UpgradeAsked => self.upgrade(now, &mut todo),
+            Input::OnTrial => self.image = Image::Candidate,
             Input::Tick => self.tick(now, &mut todo),
         }
         self.look_at_the_deadline(now, &mut todo);

@@ -62,6 +62,12 @@ pub enum Message {
         /// As in `Hold`.
         name: String,
     },
+    /// The daemon is on trial. Keeper to daemon at its start, with a descriptor of the executable to go back to; daemon to the
+    /// next keeper, which it starts from that one, with its own.
+    Trial {
+        /// What people call the executable.
+        path: String,
+    },
     /// Keeper to daemon, when all of it has been handed over.
     Go {
         /// [`VERSION`].

@@ -216,6 +216,10 @@ impl Keeper {
                 }
                 inputs.push_back(Input::UpgradeAsked);
             }
+            (Message::Trial { path }, Some(file)) => {
+                self.candidate = Some(Executable::received(file, path));
+                inputs.push_back(Input::OnTrial);
+            }
             (Message::Hello { version, .. }, _) if version != VERSION => {
                 tracing::info!(version, "the daemon speaks another version");
             }
@@ -283,15 +287,19 @@ impl Keeper {
         for (name, descriptor) in self.store.iter() {
             ours.send(&Message::Held { name: name.into() }, Some(descriptor))?;
         }
+        let executable = match (image, &self.candidate) {
+            (Image::Candidate, Some(candidate)) => {
+                let previous = &self.setup.executable;
+                ours.send(&Message::Trial { path: previous.words().into() }, Some(previous.as_fd()))?;
+                candidate
+            }
+            _ => &self.setup.executable,
+        };
         let reason = reason.map(|death| death.to_string()).unwrap_or_default();
         let beat = u64::try_from(self.setup.policy.beat().as_millis()).unwrap_or(u64::MAX);
         let keeper = self.setup.keeper.clone();
         let died = self.died.unwrap_or(0);
         ours.send(&Message::Go { version: VERSION, why, deaths, reason, died, beat, keeper }, None)?;
-        let executable = match (image, &self.candidate) {
-            (Image::Candidate, Some(candidate)) => candidate,
-            _ => &self.setup.executable,
-        };
         let daemon = Process::start(executable, &self.setup.arguments, &theirs)?;
         tracing::debug!(daemon = daemon.pid(), executable = executable.words(), ?why, "started");
         (self.daemon, self.channel) = (Some(daemon), Some(ours));

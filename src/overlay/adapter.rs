@@ -45,7 +45,8 @@ macro_rules! hand_on {
                 );
                 return $reply.error(fuser::Errno::EIO);
             }
-            $call
+            $call;
+            $overlay.resending.before_reading();
         });
     };
 }
@@ -79,7 +80,10 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
-        guarded(|| self.0.nodes.forget(node.0, lookups));
+        guarded(|| {
+            self.0.nodes.forget(node.0, lookups);
+            self.0.resending.before_reading();
+        });
     }
 
     fn getattr(&self, request: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -302,7 +306,8 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        hand_on!(self, request, Release, handle.0, reply, |overlay, asked| overlay.releasedir(asked, handle.0, reply));
+        hand_on!(self, request, Releasedir, handle.0, reply, |overlay, asked| overlay
+            .releasedir(asked, handle.0, reply));
     }
 
     fn fsyncdir(&self, request: &Request, node: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {

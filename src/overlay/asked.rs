@@ -57,6 +57,7 @@ impl Overlay {
     /// A request arrives. One that the kernel sends again had no answer, so what that would have granted is taken back.
     pub(super) fn asked(self: &Arc<Self>, request: &Request, op: Op, node: u64) -> Asked {
         let unique = request.unique().0;
+        self.resending.read(unique);
         let memory = self.notes.memory();
         let entered = memory.map(|memory| (Arc::clone(memory), memory.requests().enter(unique, op.opcode(), node)));
         if unique & RESENT != 0 {

@@ -8,16 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fuser::{Filesystem, Session};
 use nix::errno::Errno;
 
-use super::session::{Device, Greeting};
+use super::refuse::resends;
+use super::session::{Device, Greeting, READERS};
 use super::{Overlay, adapter};
 use crate::handover::slots::RESENT;
 use crate::handover::{Grant, Inherited, Picture};
 
 /// How a session began, and what else is known of the predecessor that served it.
 pub type Before = (Greeting, Option<Box<Inherited>>);
-
-/// Told to whoever's request can neither be sent again nor answered: the outage is over for everybody else.
-const REFUSED: Errno = Errno::EIO;
 
 impl Overlay {
     /// Takes up what a predecessor had noted: names, handles, write logs. To be called before the gate opens and before
@@ -61,36 +59,26 @@ impl Overlay {
         let adapter = adapter::Adapter(Arc::clone(self));
         let Some((greeting, inherited)) = before else {
             let (session, greeting) = device.begin(adapter)?;
+            self.resending.works(resends(&greeting));
             begun(&device, &greeting)?;
             return Ok(session);
         };
-        let session = device.go_on(adapter, &greeting)?;
+        // It has to be known which request is the first, see `Resending`.
+        let readers = if resends(&greeting) || inherited.is_some() { READERS } else { 1 };
+        let session = device.go_on(adapter, &greeting, readers)?;
         begun(&device, &greeting)?;
-        match if resends() { device.resend() } else { Err(Errno::EINVAL.into()) } {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                self.refuse_all(&device, inherited.as_deref())?;
+        let sent_again = match if resends(&greeting) { device.resend() } else { Err(Errno::EINVAL.into()) } {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            result => result.map(|()| true)?,
+        };
+        self.resending.works(sent_again);
+        if !sent_again {
+            match inherited {
+                Some(inherited) => self.refuse_known(&device, &inherited)?,
+                None => self.resending.refuse_unknown(&device)?,
             }
-            Err(error) => return Err(error),
         }
         Ok(session)
-    }
-
-    fn refuse_all(self: &Arc<Self>, device: &Device, inherited: Option<&Inherited>) -> io::Result<()> {
-        for request in inherited.iter().flat_map(|inherited| &inherited.requests) {
-            if device.refuse(request.unique, REFUSED)? {
-                tracing::warn!(
-                    unique = request.unique,
-                    opcode = request.opcode,
-                    "a call in flight is answered with EIO"
-                );
-                self.take_back(request.unique);
-            }
-        }
-        if let Some(memory) = self.notes.memory() {
-            memory.requests().forget_leftovers();
-        }
-        Ok(())
     }
 
     /// What a predecessor had in flight has been sent again by now, or never will be: what is kept for it is forgotten.
@@ -140,9 +128,4 @@ fn grants(inherited: &Inherited) -> HashMap<u64, Vec<Grant>> {
 fn blind_base() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_secs() << 24
-}
-
-/// False in tests that play a kernel before 6.9.
-fn resends() -> bool {
-    std::env::var_os("STEADFS_NO_RESEND").is_none()
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
 
 /// Threads that read requests; they only hand them on.
-const READERS: usize = 2;
+pub const READERS: usize = 2;
 /// FUSE_MIN_READ_BUFFER of linux/fuse.h: what the kernel asks of whoever reads requests.
 const MIN_READ_BUFFER: usize = 8192;
 /// Smaller than that no device may be read with once the session has begun; INIT comes before, but may grow.
@@ -77,15 +77,21 @@ impl Device {
             }
         };
         init.truncate(length);
-        let (session, reply) = self.play(filesystem, &init)?;
+        let (session, reply) = self.play(filesystem, &init, READERS)?;
         (&self.0).write_all(&reply)?;
         Ok((session, Greeting { init, reply }))
     }
 
     /// Goes on with a session that began so. Fails if this steadfs would have begun it otherwise: the kernel would go by
     /// what was agreed on then.
-    pub fn go_on<FS: Filesystem>(&self, filesystem: FS, greeting: &Greeting) -> io::Result<Session<FS>> {
-        let (session, reply) = self.play(filesystem, &greeting.init)?;
+    /// `readers` threads read requests.
+    pub fn go_on<FS: Filesystem>(
+        &self,
+        filesystem: FS,
+        greeting: &Greeting,
+        readers: usize,
+    ) -> io::Result<Session<FS>> {
+        let (session, reply) = self.play(filesystem, &greeting.init, readers)?;
         if reply != greeting.reply {
             let words = "the session was begun by a steadfs that agreed on other things with the kernel";
             return Err(io::Error::new(io::ErrorKind::Unsupported, words));
@@ -94,13 +100,13 @@ impl Device {
     }
 
     /// Lets fuser answer a FUSE_INIT, then puts the device in the place of what it read it from.
-    fn play<FS: Filesystem>(&self, filesystem: FS, init: &[u8]) -> io::Result<(Session<FS>, Vec<u8>)> {
+    fn play<FS: Filesystem>(&self, filesystem: FS, init: &[u8], readers: usize) -> io::Result<(Session<FS>, Vec<u8>)> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         send(ours.as_raw_fd(), init, MsgFlags::empty())?;
         // Whatever else it asks for, it finds the end instead of waiting.
         shutdown(ours.as_raw_fd(), Shutdown::Write)?;
         let mut config = Config::default();
-        config.n_threads = Some(READERS);
+        config.n_threads = Some(readers);
         let session = Session::from_fd(filesystem, theirs, SessionACL::All, config)?;
         let mut reply = vec![0; INIT_BUFFER];
         let length = recv(ours.as_raw_fd(), &mut reply, MsgFlags::MSG_DONTWAIT)?;

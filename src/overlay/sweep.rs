@@ -1,6 +1,8 @@
 //! Removing hidden files that nobody has open: what an outage kept from being removed at the last close, and what a
 //! steadfs that was killed left behind (promise P4). A thread of its own does it, so that no call waits for it.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 

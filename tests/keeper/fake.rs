@@ -61,7 +61,7 @@ fn live(fake: &Fake) -> Option<i32> {
     let (sender, requests) = mpsc::channel();
     let (alive, keeper) = (Arc::clone(&beats), Executable::open(Path::new(env!("CARGO_BIN_EXE_steadfs"))).ok()?);
     let tell = move |request| _ = sender.send(request);
-    let (link, start) = handshake.begin(Box::new(move || alive.load(SeqCst)), Box::new(tell), keeper).ok()?;
+    let (link, start) = handshake.begin(Box::new(move || alive.load(SeqCst)), Box::new(tell), Some(keeper)).ok()?;
     let executable = std::env::current_exe().ok()?.file_name()?.to_string_lossy().into_owned();
     let mut held = start.held.iter().find(|(name, _)| name == DEVICE).map_or(0, |(_, fd)| inode(fd));
     let pid = std::process::id();

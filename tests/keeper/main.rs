@@ -143,6 +143,28 @@ fn a_keeper_that_is_killed_is_replaced_and_the_next_one_holds_the_same() {
     wait_for(|| rig.keepers().is_empty().then_some(()));
 }
 
+#[test]
+fn a_keeper_that_is_killed_during_a_trial_has_a_successor_that_knows_the_old_executable() {
+    let mut rig = Rig::begin(Plan { switches: &["--trial=60s"], ..Plan::default() });
+    let first = rig.started();
+    let device = rig.ready();
+    rig.order(&format!("upgrade {}", rig.candidate().display()));
+    let next = rig.started();
+    assert_eq!(next.executable, "candidate");
+    rig.ready();
+    rig.keeper.kill().expect("killed");
+    rig.keeper.wait().expect("reaped");
+    wait_for(|| rig.keepers().into_iter().find(|pid| holds(*pid, device)));
+    signal(next.pid, Signal::SIGABRT);
+    let back = rig.started();
+    assert_eq!((back.executable.as_str(), back.held), (first.executable.as_str(), device));
+    rig.ready();
+    let told = rig.event();
+    assert!(told.starts_with("upgraded false") && told.contains("candidate failed"), "{told}");
+    rig.order("end 0");
+    wait_for(|| rig.keepers().is_empty().then_some(()));
+}
+
 fn holds(pid: i32, inode: u64) -> bool {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors.filter_map(|entry| std::fs::metadata(entry.path()).ok()).any(|metadata| metadata.ino() == inode)

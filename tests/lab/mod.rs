@@ -34,6 +34,19 @@ use nix::sys::signal::Signal;
 use net::Net;
 use sshd::Sshd;
 
+/// Lets a test binary be another process too, for those who start it with `--exact NAME --ignored`.
+macro_rules! also_runs_as {
+    ($name:ident: $main:path) => {
+        #[test]
+        #[ignore = "a process of other tests, not a test"]
+        fn $name() {
+            $main();
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use also_runs_as;
+
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

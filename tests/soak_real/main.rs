@@ -36,17 +36,9 @@ static OUTAGES: AtomicU64 = AtomicU64::new(0);
 /// What sshd takes from the modes of new files whatever it is told (sshd.c); the overlay passes modes on as they are.
 const SERVER_MASK: u32 = 0o022;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn relay_process() {
-    lab::relay::main();
-}
+lab::also_runs_as!(relay_process: lab::relay::main);
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn user_process() {
-    user::main();
-}
+lab::also_runs_as!(user_process: user::main);
 
 /// The program of a seed, without what sshfs cannot do.
 fn program(seed: u64) -> Program<Mishap> {

@@ -239,6 +239,20 @@ fn an_adopted_daemon_is_followed_like_any_other() {
     assert!(starts(&machine.handle(Input::Exited(Death::Unknown), now)));
 }
 
+#[test]
+fn an_adopted_daemon_on_trial_may_still_be_taken_back() {
+    let now = Instant::now();
+    let mut machine = Machine::adopt(Policy::default(), now);
+    machine.handle(Input::OnTrial, now);
+    machine.handle(HELD, now);
+    assert_eq!(machine.handle(Input::Ready, now), [Action::TellReady]);
+    let mut kept = machine.clone();
+    let todo = machine.handle(KILLED, now);
+    assert!(todo.iter().any(|action| matches!(action, Action::Reject(_))), "{todo:?}");
+    assert!(todo.iter().any(|action| matches!(action, Action::Start { image: Image::Present, .. })), "{todo:?}");
+    assert_eq!(kept.handle(Input::Beat, now + Policy::default().trial), [Action::Accept]);
+}
+
 /// What may happen in the world, as far as the daemon lives to do it.
 #[derive(Debug, Clone, Copy)]
 enum Whim {

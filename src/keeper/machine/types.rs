@@ -133,6 +133,8 @@ pub enum Input {
     Stop(i32),
     /// A new executable is there.
     UpgradeAsked,
+    /// The daemon that was adopted is on trial; its trial begins again.
+    OnTrial,
 }
 
 /// Something to do.

@@ -54,8 +54,10 @@ impl Overlay {
     }
 
     fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
-        // By handle where there is one: a file may have lost its name.
-        if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+        // By handle where there is one: a file may have lost its name. One that nobody knows is of a predecessor whose
+        // memory could not be read.
+        if let Some(handle) = handle {
+            let file = self.files.get(handle)?;
             return self.descriptor(&**context.generation, &file)?.stat();
         }
         let kind = self.nodes.kind(node);
