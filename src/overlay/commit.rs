@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -19,6 +20,8 @@ use crate::log::{Attempt, Change, Changes, file};
 
 /// What is written at once in a replay: progress is seen in steps of this.
 const PIECE: usize = 128 << 10;
+/// How long a file is not looked for while it is being renamed: as long as a call may take, by default.
+const RENAMING: Duration = Duration::from_secs(5);
 
 /// Why something could not be sent again.
 enum Refusal {
@@ -431,16 +434,22 @@ impl Overlay {
 
     /// Opens the file of a node under its present name, as it is.
     pub(super) fn reopen(&self, generation: &dyn Generation, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
-        let mut tried = None;
+        let (until, mut tried) = (Instant::now() + RENAMING, None);
         loop {
             // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
             let (path, stamp) = self.nodes.path(node).map_err(|_| LOST_FILE)?;
-            if tried.as_ref() == Some(&path) {
-                return Err(LOST_FILE);
-            }
             match open_whatever_its_mode(generation, &path, flags) {
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => {
-                    self.nodes.not_found_at(node, &path, stamp);
+                    if self.nodes.has_moved_since(stamp, &[node], until) {
+                        continue;
+                    }
+                    // That rename is not over; nobody knows where the file is.
+                    if Instant::now() >= until {
+                        return Err(Errno::EIO);
+                    }
+                    if !self.nodes.not_found_at(node, &path, stamp) || tried.as_ref() == Some(&path) {
+                        return Err(LOST_FILE);
+                    }
                     tried = Some(path);
                 }
                 result => return result,
@@ -471,12 +480,12 @@ impl Overlay {
     }
 
     /// The end: commits what can be committed and saves the rest.
-    pub fn finish(self: &Arc<Self>, until: std::time::Instant) {
+    pub fn finish(self: &Arc<Self>, until: Instant) {
         for inode in self.inodes.dirty() {
             self.commit_soon(&inode);
         }
-        while !self.inodes.dirty().is_empty() && !self.gate.in_outage() && std::time::Instant::now() < until {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+        while !self.inodes.dirty().is_empty() && !self.gate.in_outage() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
         }
         for inode in self.inodes.dirty() {
             self.save(&inode, inode.whole_log(), "the overlay ended before the backing was back");

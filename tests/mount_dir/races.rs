@@ -259,3 +259,32 @@ fn what_is_open_is_changed_although_it_has_no_name() {
         "a repair finds it no more"
     );
 }
+
+#[test]
+fn a_file_is_opened_again_while_the_directory_above_is_renamed() {
+    let rig = Rig::new(SSHFS);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::write(rig.hot("d/f"), "text").unwrap();
+    let file = open(&rig, "d/f");
+    rig.outage();
+    // So that the first call that uses it has to open it.
+    let late = rig.control().inject(Fault::new(What::Errno(Errno::EACCES)).on(&[Call::Open]));
+    rig.repair();
+    rig.control().remove(late);
+    let renamed = rig.control().inject(Fault::new(What::HangAfter).on(&[Call::Rename]));
+    std::thread::scope(|scope| {
+        let renaming = scope.spawn(|| std::fs::rename(rig.hot("d"), rig.hot("e")));
+        until(|| rig.control().inside() == 1);
+        let opened = rig.control().calls(Call::Open);
+        let syncing = scope.spawn(|| file.sync_all());
+        // It has looked where the file was.
+        until(|| rig.control().calls(Call::Open) > opened);
+        std::thread::sleep(WHILE);
+        rig.control().remove(renamed);
+        renaming.join().expect("no panic").unwrap();
+        syncing.join().expect("no panic").unwrap();
+    });
+    let mut text = [0; 4];
+    file.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"text");
+}
