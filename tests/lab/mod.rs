@@ -35,6 +35,7 @@ use net::Net;
 use sshd::Sshd;
 
 /// Lets a test binary be another process too, for those who start it with `--exact NAME --ignored`.
+#[allow(unused_macros)]
 macro_rules! also_runs_as {
     ($name:ident: $main:path) => {
         #[test]
