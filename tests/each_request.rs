@@ -5,6 +5,8 @@
 
 mod lab;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -149,10 +151,13 @@ fn strike_each(name: &str) {
     assert!(strays <= STRAYS, "{strays} strikes left a name of libfuse's on the store");
 }
 
-/// In which ways a request is struck. Only writes are followed by others that do not wait for them.
+/// In which ways a request is struck. Only writes are followed by others that do not wait for them, and what is read comes
+/// after these.
 fn moments(number: usize, request: &str) -> Vec<(usize, Moment)> {
     let burst = (request == "WRITE").then_some(Moment::Burst);
-    burst.into_iter().chain([Moment::After, Moment::Before]).map(|moment| (number, moment)).collect()
+    let deaf = ["OPEN", "READ"].iter().any(|before| request.starts_with(before)).then_some(Moment::Deaf);
+    let both = [Moment::After, Moment::Before];
+    burst.into_iter().chain(deaf).chain(both).map(|moment| (number, moment)).collect()
 }
 
 #[test]
@@ -168,4 +173,37 @@ fn data_agrees_after_the_death_of_each_request() {
 #[test]
 fn a_crawl_agrees_after_the_death_of_each_request() {
     strike_each("crawl");
+}
+
+/// An sshfs that dies takes READs that had no answer for the end of the file, and its kernel side fills pages with zeros up
+/// to the size: a regression.
+#[test]
+fn a_dying_sshfs_is_not_believed_that_a_file_holds_nothing() {
+    const PIECE: usize = 128 << 10;
+    let mut mount = Relayed::new(OPTIONS);
+    for round in 0..24 {
+        let fresh = mount.fresh();
+        let text: Vec<u8> = (0..16 * PIECE).map(|at| (at / 7 + round) as u8 | 1).collect();
+        std::fs::write(fresh.store.join("f"), &text).unwrap();
+        let file = File::open(fresh.hot.join("f")).unwrap();
+        let moment = [Moment::Before, Moment::After, Moment::Deaf][round % 3];
+        mount.relay.arm(fresh.run, Some((1 + round, moment)));
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                let (file, text, mount) = (&file, &text, &mount);
+                scope.spawn(move || {
+                    let mut read = vec![0; PIECE];
+                    for piece in [12 + first, 4 + first, 8 + first, first] {
+                        file.read_exact_at(&mut read, (piece * PIECE) as u64).unwrap();
+                        let same = read == text[piece * PIECE..][..PIECE];
+                        assert!(same, "round {round}, piece {piece}\n{}", mount.log());
+                    }
+                });
+            }
+        });
+        let struck = mount.relay.struck(fresh.run);
+        assert!(struck.is_some_and(|request| request.starts_with("READ")), "round {round}");
+        mount.relay.disarm();
+    }
+    mount.umount();
 }

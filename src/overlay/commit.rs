@@ -424,6 +424,11 @@ impl Overlay {
                     Err(error) => return Err(error.into()),
                 }
             };
+            // A backing that dies says that a file ends where it does not.
+            let there = attr.size.saturating_sub(block.offset).min(block.length as u64);
+            if read.is_some_and(|read| (read as u64) < there) {
+                return Err(Errno::EIO.into());
+            }
             if read.is_some_and(|read| !block.matches(&data[..read])) {
                 return Err(file::Mismatch::Block { offset: block.offset, length: block.length }.into());
             }

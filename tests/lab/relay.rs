@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::sftp;
 use super::sshd::SFTP_SERVER;
@@ -28,11 +29,13 @@ pub enum Moment {
     After,
     /// The server has done it and all that was in the pipe behind it, and every reply is lost.
     Burst,
+    /// The server has done it and says so, and nothing can be sent to it any more.
+    Deaf,
 }
 
 impl Moment {
-    const ALL: [(Moment, &'static str); 3] =
-        [(Moment::Before, "before"), (Moment::After, "after"), (Moment::Burst, "burst")];
+    const ALL: [(Moment, &'static str); 4] =
+        [(Moment::Before, "before"), (Moment::After, "after"), (Moment::Burst, "burst"), (Moment::Deaf, "deaf")];
 
     fn name(self) -> &'static str {
         Moment::ALL.iter().find(|(moment, _)| *moment == self).unwrap().1
@@ -173,6 +176,12 @@ fn requests(link: &Link, client: &File, mut server: ChildStdin) {
         match moment {
             Moment::Before => link.end(),
             Moment::After => {}
+            Moment::Deaf => {
+                let _ = server.write_all(&last[0]);
+                // sshfs has one socket for both ways.
+                shutdown(client.as_raw_fd(), Shutdown::Read).unwrap();
+                rest();
+            }
             Moment::Burst => {
                 while packets.has_whole() || is_readable(client) {
                     last.extend(packets.next());
@@ -183,10 +192,14 @@ fn requests(link: &Link, client: &File, mut server: ChildStdin) {
         for packet in last {
             let _ = server.write_all(&packet);
         }
-        // The other thread ends this process.
-        loop {
-            std::thread::park();
-        }
+        rest();
+    }
+}
+
+/// The other thread ends this process.
+fn rest() -> ! {
+    loop {
+        std::thread::park();
     }
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use steadfs::backing::fake::{Call, Fault, What};
 
-use crate::rig::{LOCAL, Rig, SSHFS, errno, until};
+use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno, until};
 
 const GIB: u64 = 1 << 30;
 
@@ -285,4 +285,23 @@ fn an_error_in_the_middle_of_a_read_is_no_end_of_file() {
         file.read_exact_at(&mut found, 0).unwrap();
         assert!(found == data);
     }
+}
+
+#[test]
+fn a_file_whose_last_block_cannot_be_read_whole_is_not_another_one() {
+    let rig = Rig::new(SSHFS);
+    let file = File::create_new(rig.hot("f")).unwrap();
+    file.write_all_at(b"committed", 0).unwrap();
+    file.sync_all().unwrap();
+    rig.outage();
+    // A generation that dies just then says that the file ends.
+    let dying = rig.control().inject(Fault::new(What::Short(0)).on(&[Call::Read]));
+    let generation = rig.start();
+    let _ = rig.overlay.restore(&generation, PATIENCE);
+    rig.outage();
+    rig.control().remove(dying);
+    rig.repair();
+    file.write_all_at(b" and more", 9).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "committed and more");
 }

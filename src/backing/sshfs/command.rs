@@ -18,6 +18,11 @@ const DEFAULTS: [(&str, &str); 6] = [
     ("TCPKeepAlive", "yes"),
 ];
 
+/// Nothing is cached below the overlay. sshfs 3.7 takes a READ that failed for the end of the file (wait_chunk in sshfs.c),
+/// and the kernel fills what it caches of a file with zeros when a read ends before the file does (fuse_short_read in
+/// fs/fuse/file.c): a dying sshfs would read as zeros. Uncached, such a read is seen to be short.
+const UNCACHED: &str = "direct_io";
+
 /// What is handed to sshfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
@@ -35,6 +40,9 @@ impl Arguments {
             if value_of(user_options, name).is_none() {
                 options.push(format!("{name}={value}"));
             }
+        }
+        if !options.iter().any(|option| option == UNCACHED) {
+            options.push(UNCACHED.into());
         }
         Arguments { target: target.to_owned(), options }
     }
