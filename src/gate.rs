@@ -217,7 +217,8 @@ impl Gate {
         if state.stopping || self.fails_at_once(&state, terms.class, Instant::now()) {
             drop(state);
             reply(Err(self.policy.outage_errno));
-            self.stats.count(terms.op, Outcome::Outage, Duration::ZERO);
+            let outcome = if limit < self.policy.deadline { Outcome::Ok } else { Outcome::Outage };
+            self.stats.count(terms.op, outcome, Duration::ZERO);
             return;
         }
         let call = Call::new(terms, limit, work, reply);

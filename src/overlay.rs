@@ -44,7 +44,7 @@ pub use files::RestoreReport;
 use gather::Gather;
 use hidden_journal::HiddenJournal;
 use inodes::Inodes;
-use nodes::Nodes;
+use nodes::{Name, Nodes};
 pub use notices::Notices;
 use ops::directories::Directories;
 use refuse::Resending;
@@ -103,6 +103,8 @@ pub struct Overlay {
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
     resending: Resending,
+    /// Hidden names that a predecessor died over giving to open files, until that is settled.
+    given: Mutex<Vec<Name>>,
 }
 
 impl Overlay {
@@ -146,6 +148,7 @@ impl Overlay {
             notes,
             granted: Mutex::default(),
             resending: Resending::default(),
+            given: Mutex::default(),
         })
     }
 

@@ -211,11 +211,11 @@ impl Nodes {
         table.nodes.get(&node).filter(|found| found.open > 0).map(|_| node)
     }
 
-    /// True if the file at a path below the root is open or being closed.
+    /// True if the file at a path below the root is open.
     pub fn is_open_at(&self, path: &Path) -> bool {
         let table = self.table.lock();
         let node = path.iter().try_fold(ROOT, |at, name| table.by_name.get(&(at, name.to_owned())).copied());
-        node.and_then(|node| table.nodes.get(&node)).is_some_and(|found| found.held > 0)
+        node.and_then(|node| table.nodes.get(&node)).is_some_and(|found| found.open > 0)
     }
 
     /// True if the last handle of the file behind a name is being closed.

@@ -47,6 +47,7 @@ impl Overlay {
         limit: Duration,
     ) -> Result<RestoreReport, String> {
         self.settle_renames(&**generation).map_err(|errno| format!("a rename cannot be settled: {}", errno.desc()))?;
+        self.doom_ungiven();
         let (dirty, files) = (self.inodes.dirty(), self.files.all());
         let (mut replays, total) = (dirty.len(), files.len());
         let threads = THREADS.min(replays + total);

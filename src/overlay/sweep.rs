@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::Overlay;
 use super::commit::is_refused;
+use super::nodes::Name;
+use super::{Overlay, is_hidden};
 use crate::backing::{Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 
@@ -23,10 +24,23 @@ impl Overlay {
     pub fn keep_hidden_journal(&self, directory: &Path, backing: &str) {
         let mut open = self.names_of_open_files();
         // One that a predecessor died over giving to an open file may be there: the first repair looks, see `settle_renames`.
-        open.extend(self.nodes.doubtful_renames().into_iter().map(|(_, (_, name))| name));
+        let given = self.nodes.doubtful_renames().into_iter().map(|(_, to)| to).filter(|to| is_hidden(&to.1));
+        let given: Vec<Name> = given.collect();
+        open.extend(given.iter().map(|(_, name)| name.clone()));
+        *self.given.lock() = given;
         let left = self.hidden_journal.keep_in(directory, backing, |name| open.contains(name));
         if left > 0 {
             tracing::info!(places = left, "hidden files of an earlier steadfs are to be removed");
+        }
+    }
+
+    /// It is known by now which hidden names a predecessor gave to open files. The others are of nobody: whoever asked for
+    /// them asks this daemon, which chooses names of its own.
+    pub(super) fn doom_ungiven(&self) {
+        for (parent, name) in self.given.lock().drain(..) {
+            if self.nodes.open_node(parent, &name).is_none() {
+                self.hidden_journal.doom(&name);
+            }
         }
     }
 
