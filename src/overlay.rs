@@ -14,6 +14,7 @@ pub mod mount;
 pub mod nodes;
 mod notices;
 mod ops;
+mod recount;
 mod refuse;
 pub mod rescue;
 mod restore;
@@ -47,6 +48,7 @@ use inodes::Inodes;
 use nodes::{Name, Nodes};
 pub use notices::Notices;
 use ops::directories::Directories;
+use recount::Recount;
 use refuse::Resending;
 use rescue::Rescue;
 pub use resume::Before;
@@ -103,6 +105,7 @@ pub struct Overlay {
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
     resending: Resending,
+    recount: Mutex<Option<Recount>>,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
 }
@@ -148,6 +151,7 @@ impl Overlay {
             notes,
             granted: Mutex::default(),
             resending: Resending::default(),
+            recount: Mutex::default(),
             given: Mutex::default(),
         })
     }

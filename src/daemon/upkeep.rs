@@ -61,6 +61,9 @@ fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBo
                 overlay.resending_is_over();
             }
         }
+        if successor && let Some(overlay) = overlay.upgrade() {
+            overlay.recount();
+        }
         if let Some(memory) = notes.memory() {
             let now = Some(memory.used().0);
             let result = if now != noted {

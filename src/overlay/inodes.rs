@@ -430,6 +430,11 @@ impl Inodes {
         self.table.lock().values().filter(|inode| !inode.is_clean()).cloned().collect()
     }
 
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.table.lock().values().cloned().collect()
+    }
+
     /// The one whose commit frees most.
     pub fn largest(&self) -> Option<Arc<Inode>> {
         let table = self.table.lock();

@@ -163,6 +163,22 @@ impl Nodes {
         }
     }
 
+    /// Node ids, and how many lookups the kernel has of each.
+    pub fn lookups(&self) -> Vec<(u64, u64)> {
+        let table = self.table.lock();
+        let nodes = table.nodes.iter().filter(|(node, found)| **node != ROOT && found.lookups > 0);
+        nodes.map(|(&node, found)| (node, found.lookups)).collect()
+    }
+
+    /// The kernel has forgotten a node; false if it has been granted lookups since it had that many.
+    pub fn forget_all(&self, node: u64, lookups: u64) -> bool {
+        let same = self.table.lock().nodes.get(&node).is_some_and(|found| found.lookups == lookups);
+        if same {
+            self.forget(node, lookups);
+        }
+        same
+    }
+
     /// A handle was opened.
     pub fn opened(&self, node: u64) {
         if let Some(found) = self.table.lock().nodes.get_mut(&node) {

@@ -34,6 +34,12 @@ impl Overlay {
             self.nodes.opened(file.node);
             self.files.resume(handle, file.flags, file.told, inode);
         }
+        // Of some the predecessor died before it noted that nobody needs them any more.
+        for inode in self.inodes.all() {
+            if self.inodes.forget_if_idle(&inode) {
+                self.nodes.closed(inode.node);
+            }
+        }
         self.directories.resume(picture);
         self.nodes.resumed();
         *self.granted.lock() = grants(inherited);
@@ -72,6 +78,9 @@ impl Overlay {
             result => result.map(|()| true)?,
         };
         self.resending.works(sent_again);
+        if inherited.is_some() {
+            self.recount_later(&device)?;
+        }
         if !sent_again {
             match inherited {
                 Some(inherited) => self.refuse_known(&device, &inherited)?,

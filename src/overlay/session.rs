@@ -18,7 +18,8 @@ pub const READERS: usize = 2;
 const MIN_READ_BUFFER: usize = 8192;
 /// Smaller than that no device may be read with once the session has begun; INIT comes before, but may grow.
 const INIT_BUFFER: usize = 2 * MIN_READ_BUFFER;
-/// FUSE_NOTIFY_RESEND of linux/fuse.h.
+/// FUSE_NOTIFY_INVAL_INODE and FUSE_NOTIFY_RESEND of linux/fuse.h.
+const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_RESEND: i32 = 7;
 /// Length of struct fuse_out_header.
 const OUT_HEADER: usize = 16;
@@ -121,6 +122,22 @@ impl Device {
     /// before Linux 6.9.
     pub fn resend(&self) -> io::Result<()> {
         (&self.0).write_all(&header(NOTIFY_RESEND, 0))
+    }
+
+    /// True if the kernel has an inode of that number. It asks for its attributes anew when it needs them next.
+    pub fn is_known(&self, node: u64) -> io::Result<bool> {
+        // struct fuse_notify_inval_inode_out: no byte of what is cached is invalidated before the file begins.
+        let (offset, length) = (-1_i64, 0_i64);
+        let body = [node.to_ne_bytes(), offset.to_ne_bytes(), length.to_ne_bytes()].concat();
+        let mut message = header(NOTIFY_INVAL_INODE, 0).to_vec();
+        message.extend(body);
+        let length = message.len() as u32;
+        message[..4].copy_from_slice(&length.to_ne_bytes());
+        match (&self.0).write(&message) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Answers a request with an error. False if the kernel does not wait for an answer to it.
