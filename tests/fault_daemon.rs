@@ -167,11 +167,12 @@ fn check_at_rest(lab: &Lab, before: Needs) {
     });
     let status = lab.status();
     assert_eq!((&status["log"]["spooled_files_total"], &status["log"]["lost_files_total"]), (&0.into(), &0.into()));
+    // What malloc(3) keeps is given back after some time without work.
+    wait("memory is given back", || needs(lab).anonymous_kib <= before.anonymous_kib + GIVEN_BACK);
     let after = needs(lab);
     println!("   at rest before: {before:?}\n   at rest after:  {after:?}");
     assert!(after.descriptors <= before.descriptors + 8, "{before:?} {after:?}");
     assert!(after.threads <= before.threads + 24, "{before:?} {after:?}");
-    assert!(after.anonymous_kib <= before.anonymous_kib + (64 << 10), "{before:?} {after:?}");
     let parts = lab.parts();
     assert_eq!((parts.keepers().len(), parts.daemons().len()), (1, 1));
     assert_eq!((lab.clients("sshfs").len(), lab.clients("ssh").len()), (1, 1));
@@ -190,6 +191,9 @@ fn hidden_below(directory: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+/// KiB of anonymous memory that a daemon may have more when it is at rest than before it did anything.
+const GIVEN_BACK: u64 = 48 << 10;
 
 /// What a daemon needs that has succeeded another, before anybody uses the mount.
 fn needs_at_first(lab: &Lab) -> Needs {

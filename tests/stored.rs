@@ -37,32 +37,39 @@ impl Manager {
 
     /// Listens until it is told a line that begins so.
     fn until(&mut self, start: &str) {
-        loop {
-            let mut buffer = [0; 2000];
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let mut space = nix::cmsg_space!([i32; 4]);
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
-            let mut descriptors = Vec::new();
-            for control in received.cmsgs().unwrap() {
-                if let ControlMessageOwned::ScmRights(raw) = control {
-                    // SAFETY: the kernel has just made them for us.
-                    descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
-                }
-            }
-            let length = received.bytes;
-            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-            if let Some(name) = fields.get("FDNAME") {
-                if fields.contains_key("FDSTOREREMOVE") {
-                    self.kept.retain(|(kept, _)| kept != name);
-                }
-                self.kept.extend(descriptors.into_iter().map(|descriptor| ((*name).to_owned(), descriptor)));
-            }
-            if text.starts_with(start) {
-                return;
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        while !self.hears().unwrap().starts_with(start) {}
+    }
+
+    /// Listens for a moment.
+    fn listen(&mut self) {
+        self.socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        while self.hears().is_ok() {}
+    }
+
+    fn hears(&mut self) -> nix::Result<String> {
+        let mut buffer = [0; 2000];
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let mut space = nix::cmsg_space!([i32; 4]);
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let mut descriptors = Vec::new();
+        for control in received.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel has just made them for us.
+                descriptors.extend(raw.into_iter().map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }));
             }
         }
+        let length = received.bytes;
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let fields: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
+        if let Some(name) = fields.get("FDNAME") {
+            if fields.contains_key("FDSTOREREMOVE") {
+                self.kept.retain(|(kept, _)| kept != name);
+            }
+            self.kept.extend(descriptors.into_iter().map(|descriptor| ((*name).to_owned(), descriptor)));
+        }
+        Ok(text)
     }
 
     fn names(&self) -> Vec<&str> {
@@ -149,15 +156,21 @@ impl Unit {
         wait("the daemon ends", || std::fs::read(format!("/proc/{daemon}/cmdline")).unwrap_or_default().is_empty());
     }
 
-    fn ends(&mut self) -> i32 {
+    /// Unmounts, with a manager that does what it is told meanwhile: `steadfs umount` waits until nobody has the lock.
+    fn umount(&mut self, manager: &mut Manager) {
+        let mut umount = self.steadfs("exec \"$@\"").arg("umount").arg(self.path("hot")).spawn().unwrap();
         let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.main.as_mut().unwrap().try_wait().unwrap() {
-                return status.code().unwrap_or(-1);
-            }
-            assert!(Instant::now() < until, "it does not end");
-            std::thread::sleep(Duration::from_millis(10));
+        let (mut ended, mut unmounted) = (None, None);
+        while ended.is_none() || unmounted.is_none() {
+            assert!(Instant::now() < until, "it does not end: {ended:?} {unmounted:?}");
+            manager.listen();
+            ended = ended.or_else(|| self.main.as_mut().unwrap().try_wait().unwrap());
+            unmounted = unmounted.or_else(|| umount.try_wait().unwrap());
         }
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+        assert!(unmounted.is_some_and(|status| status.success()), "{unmounted:?}");
+        manager.listen();
+        self.main = None;
     }
 
     fn mount_id(&self) -> Option<String> {
@@ -252,13 +265,9 @@ fn a_mount_whose_keeper_and_daemon_are_killed_goes_on_from_what_the_manager_kept
     assert_eq!(status["keeper"]["successions_total"], 1, "{status}");
     assert_eq!(status["keeper"]["can_succeed"], true);
     drop((caller, kept));
-    let mut umount = unit.steadfs("exec \"$@\"");
-    assert!(umount.arg("umount").arg(unit.path("hot")).status().unwrap().success());
-    assert_eq!(unit.ends(), 0);
-    manager.until("STOPPING=1");
+    unit.umount(&mut manager);
     assert_eq!(manager.names(), Vec::<&str>::new(), "nothing is kept of a mount that is over");
     assert_eq!(std::fs::read_to_string(unit.path("store/file")).unwrap(), "onetwo");
-    unit.main = None;
 }
 
 #[test]
@@ -277,10 +286,7 @@ fn what_does_not_suffice_is_given_up_and_the_overlay_is_mounted_anew() {
     manager.until("READY=1");
     std::fs::write(unit.path("hot/file"), "new").unwrap();
     assert_eq!(unit.status()["keeper"]["successions_total"], 0);
-    let mut umount = unit.steadfs("exec \"$@\"");
-    assert!(umount.arg("umount").arg(unit.path("hot")).status().unwrap().success());
-    assert_eq!(unit.ends(), 0);
-    unit.main = None;
+    unit.umount(&mut manager);
 }
 
 #[test]

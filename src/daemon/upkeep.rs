@@ -47,6 +47,15 @@ impl Drop for Upkeep {
     }
 }
 
+/// Gives back what malloc(3) keeps of a time with more to do.
+fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time, from any thread (malloc_trim(3)).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBool) {
     // SAFETY: changes nothing but this thread's priority (0 is the caller, and Linux has one a thread).
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
@@ -71,6 +80,7 @@ fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBo
                 memory.attend().map(drop)
             } else if !resting && since.elapsed() >= REST {
                 resting = true;
+                trim();
                 memory.rest()
             } else {
                 Ok(())
