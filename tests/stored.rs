@@ -160,16 +160,16 @@ impl Unit {
     fn umount(&mut self, manager: &mut Manager) {
         let mut umount = self.steadfs("exec \"$@\"").arg("umount").arg(self.path("hot")).spawn().unwrap();
         let until = Instant::now() + PATIENCE;
-        let (mut ended, mut unmounted) = (None, None);
-        while ended.is_none() || unmounted.is_none() {
-            assert!(Instant::now() < until, "it does not end: {ended:?} {unmounted:?}");
+        let mut ended = None;
+        while ended.is_none() && Instant::now() < until {
             manager.listen();
-            ended = ended.or_else(|| self.main.as_mut().unwrap().try_wait().unwrap());
-            unmounted = unmounted.or_else(|| umount.try_wait().unwrap());
+            ended = self.main.as_mut().unwrap().try_wait().unwrap();
         }
-        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
-        assert!(unmounted.is_some_and(|status| status.success()), "{unmounted:?}");
+        // A manager lets go of what it keeps when the unit is over.
         manager.listen();
+        let unmounted = umount.wait().unwrap();
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
+        assert!(unmounted.success(), "{unmounted}");
         self.main = None;
     }
 
