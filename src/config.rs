@@ -191,6 +191,13 @@ pub struct TelemetryConfig {
     pub textfile: Option<PathBuf>,
 }
 
+impl MountConfig {
+    /// The same, seen by nobody but `steadfs status`.
+    pub fn without_metrics(&self) -> MountConfig {
+        MountConfig { telemetry: TelemetryConfig { listen: None, textfile: None }, ..self.clone() }
+    }
+}
+
 /// How the daemon is kept running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

@@ -38,6 +38,8 @@ use link::{Link, Start};
 use succession::{Heritage, Mounted, Succession};
 use upkeep::Upkeep;
 
+/// mount(8)'s code for a mount that failed.
+const FAILED: i32 = 32;
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// Time between two looks for signals while the first start is under way.
@@ -145,8 +147,16 @@ fn live(
     let _forwarding = signals::forward(wakeups.clone()).map_err(system)?;
     let watch = Watch::default();
     // Both follow the supervisor from its first event on.
-    let bound = telemetry::bind(&config, &watch).map_err(MountError::System)?;
     let successor = !matches!(heritage, Heritage::None);
+    let bound = match telemetry::bind(&config, &watch) {
+        // Nobody waits for a page of metrics as callers do for their answers.
+        Err(error) if successor => {
+            tracing::error!(error, "going on without metrics");
+            telemetry::bind(&config.without_metrics(), &watch)
+        }
+        bound => bound,
+    };
+    let bound = bound.map_err(MountError::System)?;
     let start = if successor { Worker::succeed } else { Worker::start };
     let worker = start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
@@ -154,6 +164,9 @@ fn live(
     let succession = Arc::new(succession);
     let before = (&succession, heritage, &life);
     let result = serve(&config, before, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
+    if let (true, Err(error)) = (successor, &result) {
+        leave_to_the_next(error);
+    }
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
     drop(guard);
@@ -199,6 +212,8 @@ fn serve(
                 tracing::info!(%error, "unmounted while nobody served");
                 // An aborted connection stays mounted, and every call on it would fail for ever.
                 core.mount.get().inspect(|mount| _ = mount.unmount(true));
+            } else if successor {
+                leave_to_the_next(&error);
             }
             core.stop();
             return if over { Ok(()) } else { Err(error) };
@@ -215,8 +230,15 @@ fn serve(
     Ok(())
 }
 
+/// Ends a daemon that cannot go on with what its predecessor left: the next one can, or the old executable. Nothing is tidied
+/// up: what was not committed, the sshfs, and a worker that is paused are still needed.
+fn leave_to_the_next(error: &MountError) -> ! {
+    tracing::error!(%error, "cannot go on with the mount");
+    std::process::exit(FAILED)
+}
+
 /// Asks the keeper for a daemon of the executable at `path`.
-fn upgrade(link: &Link, mountpoint: &Path, path: &Path) -> Result<(), String> {
+fn upgrade(succession: &Succession, mountpoint: &Path, path: &Path) -> Result<(), String> {
     let shown = path.display();
     if !path.is_absolute() {
         return Err(format!("{shown}: an absolute path is needed"));
@@ -226,8 +248,13 @@ fn upgrade(link: &Link, mountpoint: &Path, path: &Path) -> Result<(), String> {
         return Err(format!("{shown} lies on the overlay itself: copy it to a local disk"));
     }
     let without = "this mount has no keeper (keeper=no): unmount it and mount it again with the new steadfs";
+    if succession.link().is_kept() && !succession.kept().possible {
+        return Err("what a successor would have to know could not be noted (see `steadfs status`): an upgrade would cost open \
+                    files and what is not committed; unmount it and mount it again with the new steadfs"
+            .into());
+    }
     let executable = Executable::open(path).map_err(|error| format!("{shown}: {error}"))?;
-    match link.upgrade(&executable) {
+    match succession.link().upgrade(&executable) {
         Ok(true) => Ok(()),
         Ok(false) => Err(without.into()),
         Err(error) => Err(error.to_string()),
@@ -392,6 +419,14 @@ impl Core {
         // First of all: whoever unmounts must find it.
         let mount = Arc::clone(self.mount.get_or_init(|| mount));
         self.serve_session(&mount, device, Some((greeting, inherited)))?;
+        if self.overlay.awaits_a_request() {
+            // The callers of what a predecessor had read make none while they wait.
+            let path = config.mountpoint.clone();
+            let ask = move || {
+                let _ = nix::sys::statvfs::statvfs(&path);
+            };
+            std::thread::Builder::new().name("first".into()).spawn(ask).map_err(system)?;
+        }
         Ok(mount)
     }
 
@@ -429,8 +464,8 @@ impl Core {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
         let succession = Arc::clone(&self.succession);
-        let (link, told, hot) =
-            (self.succession.link().clone(), self.succession.link().clone(), config.mountpoint.clone());
+        let (handed_on, told) = (Arc::clone(&self.succession), self.succession.link().clone());
+        let hot = config.mountpoint.clone();
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
@@ -440,7 +475,7 @@ impl Core {
             counts: Arc::new(move || overlay.counts()),
             kept: Arc::new(move || succession.kept()),
             retry_now: Arc::new(move || supervisor.retry_now()),
-            upgrade: Arc::new(move |path| upgrade(&link, &hot, path)),
+            upgrade: Arc::new(move |path| upgrade(&handed_on, &hot, path)),
             upgraded: Arc::new(move || told.upgraded()),
             stop: Arc::new(move |lazy| {
                 let Some(mount) = mount.get() else {

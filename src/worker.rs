@@ -96,7 +96,11 @@ impl Worker {
         successor: bool,
     ) -> Result<Worker, String> {
         let note = Note::new(note);
-        check(config, &note)?;
+        match check(config, &note) {
+            // Callers wait, and whoever made the mount has been told of what was wrong then.
+            Err(error) if successor => tracing::error!(error, "the worker may not be paused in an outage"),
+            checked => checked?,
+        }
         let left = note.read();
         let (policy, unfinished) = match successor {
             true => Policy::succeed(left.as_ref().map(|left| left.stage)),

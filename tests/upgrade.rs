@@ -27,6 +27,7 @@ fn program(lab: &Lab, name: &str, serve: &str) -> PathBuf {
         #include <signal.h>
         #include <stdio.h>
         #include <string.h>
+        #include <sys/resource.h>
         #include <unistd.h>
         static char **arguments;
         static void real(void) {{ execv("{}", arguments); _exit(98); }}
@@ -183,15 +184,17 @@ fn a_new_executable_that_fails_is_taken_back_and_nobody_gets_an_error() {
         ("crashes at once", "raise(SIGSEGV);", "SIGSEGV"),
         ("never answers", "for (;;) pause();", ""),
         ("stops itself", "raise(SIGSTOP);", ""),
+        ("lacks descriptors", "struct rlimit few = {20, 20}; setrlimit(RLIMIT_NOFILE, &few); real();", ""),
         ("serves, then crashes", "later(SIGABRT); real();", "SIGABRT"),
         ("serves, then hangs", "later(SIGSTOP); real();", "no sign of life"),
     ];
-    let mut count = 0;
-    for (number, (name, serve, reason)) in kinds.into_iter().enumerate() {
+    let (mut count, open) = (0, File::create_new(lab.hot.join("uncommitted")).unwrap());
+    for (number, &(name, serve, reason)) in kinds.iter().enumerate() {
         let bad = program(&lab, &format!("bad-{number}"), serve);
         let path = lab.hot.join(format!("file-{number}"));
         let load = Load::begin(path.clone());
         wait("it writes", || std::fs::metadata(&path).is_ok_and(|found| found.len() > 0));
+        (&open).write_all(b"acknowledged ").unwrap();
         let output = upgrade(&lab, &bad);
         let (records, longest) = load.end();
         println!("{name}: {records} records, the longest took {longest:?}; {}", stderr(&output));
@@ -202,6 +205,10 @@ fn a_new_executable_that_fails_is_taken_back_and_nobody_gets_an_error() {
         assert_whole(&path, records);
         count += records;
     }
+    // What a candidate that failed had taken over is the old daemon's again, and no candidate has given it up.
+    open.sync_all().unwrap();
+    assert_eq!(std::fs::read_to_string(lab.store.join("uncommitted")).unwrap(), "acknowledged ".repeat(kinds.len()));
+    assert!(!lab.log().contains("spool"), "{}", lab.log());
     assert!(count > 0 && !file.exists());
     lab.umount();
 }

@@ -44,12 +44,18 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
     let system = |error: std::io::Error| MountError::System(format!("the daemon: {error}"));
     let detached = Arc::new(AtomicBool::new(false));
     let log = match &args.log {
-        Some(path) => Some(logging::to_file(path, Arc::clone(&detached)).map_err(system)?),
+        Some(path) => logging::to_file(path, Arc::clone(&detached)).map_err(|error| (path, error)).map(Some),
         None => {
             logging::to_stderr(args.debug);
-            None
+            Ok(None)
         }
     };
+    // A full disk must not keep a successor from serving.
+    let log = log.unwrap_or_else(|(path, error)| {
+        logging::to_stderr(args.debug);
+        tracing::error!(%error, path = %path.display(), "cannot log there");
+        None
+    });
     std::env::set_current_dir("/").map_err(system)?;
     // It was run through a descriptor, which would be its name.
     let _ = nix::sys::prctl::set_name(c"steadfs");

@@ -60,7 +60,8 @@ pub fn policy(config: &KeeperConfig) -> Policy {
     let usual = Policy::default();
     Policy {
         deadline: config.deadline,
-        watchdog: Some(config.watchdog).filter(|limit| !limit.is_zero()),
+        // One that hangs must be noticed in time for a successor.
+        watchdog: Some(config.watchdog.min(config.deadline / 2)).filter(|limit| !limit.is_zero()),
         trial: trial().unwrap_or(usual.trial),
         ..usual
     }

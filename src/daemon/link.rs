@@ -29,6 +29,8 @@ use crate::keeper::store::Store;
 const HAND_OVER: Duration = Duration::from_secs(10);
 /// How long the last word may take to be taken.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// Pause after an error of a channel that is not closed.
+const RETRY: Duration = Duration::from_millis(100);
 /// Most messages that wait for a keeper that does not read.
 const BACKLOG: usize = 256;
 
@@ -45,6 +47,8 @@ pub struct Start {
     pub reason: String,
     /// When, by CLOCK_MONOTONIC in milliseconds; 0 if nobody saw it.
     pub died: u64,
+    /// This executable is new, and there is one to go back to.
+    pub trial: bool,
 }
 
 /// What the keeper wants of the daemon.
@@ -109,7 +113,7 @@ impl Link {
                     previous = Some(Executable::received(file, path));
                 }
                 Received::Message(Message::Go { why, deaths, reason, died, beat, keeper, .. }, _) => {
-                    let start = Start { held, why, deaths, reason, died };
+                    let start = Start { held, why, deaths, reason, died, trial: previous.is_some() };
                     let beat = Duration::from_millis(beat);
                     return Ok(Some(Handshake { channel, start, beat, keeper, previous }));
                 }
@@ -356,8 +360,18 @@ impl Thread {
             }
             let channel = Arc::clone(&self.shared.state.lock().channel);
             wait(channel.as_fd(), PollFlags::POLLIN, next.saturating_duration_since(Instant::now()));
-            if self.listen(&channel).is_err() && !self.replace() {
-                return;
+            match self.listen(&channel) {
+                Ok(()) => {}
+                Err(error) if is_gone(&error) => {
+                    if !self.replace() {
+                        return;
+                    }
+                }
+                // Of a keeper that lives there must not be a second.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot listen to the keeper");
+                    std::thread::sleep(RETRY);
+                }
             }
         }
     }
@@ -414,12 +428,23 @@ impl Thread {
         let mut state = self.shared.state.lock();
         // One that is on trial may not be able to keep anything.
         let executable = self.keeper.as_ref().or(state.previous.as_ref()).unwrap_or(&self.own);
-        let child = process::command(executable, &arguments, &theirs).spawn()?;
+        let mut child = process::command(executable, &arguments, &theirs).spawn()?;
         state.keeper = child.id();
-        state.repeat(ours, &self.own)?;
+        let told = state.repeat(ours, &self.own);
         drop(state);
+        // One that holds less than everything is worse than the next.
+        if let Err(error) = told {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error);
+        }
         Ok(child)
     }
+}
+
+/// The other end of the channel is closed.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 /// The thread ends when the last link does.

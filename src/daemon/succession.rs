@@ -159,6 +159,10 @@ impl Succession {
                 let succession = succeed(link, Notes::in_memory(Arc::new(memory)), predecessor);
                 Ok((succession, Heritage::Whole(mounted, Box::new(inherited))))
             }
+            // The executable before this one can read it.
+            Err(reason) if start.trial => Err(io::Error::other(format!(
+                "what the daemon before this one had noted cannot be read ({reason}): unmount and mount again to change to this version"
+            ))),
             Err(reason) => {
                 let notes = new_memory(&link, config);
                 Ok((succeed(link, notes, Predecessor::default()), Heritage::Blind(mounted, reason)))

@@ -151,6 +151,8 @@ impl Picture {
             Item::Forget { node, count } => {
                 if let Some(found) = self.nodes.get_mut(&node) {
                     found.lookups = found.lookups.saturating_sub(count);
+                    // Or what was granted to a call that a daemon died over would be taken back once more with each death.
+                    found.by = (0, 0);
                 }
             }
             Item::Renaming { ticket, from, to } => {

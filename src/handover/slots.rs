@@ -83,7 +83,7 @@ impl Slots {
     /// A request was read. If no slot is free it goes unrecorded ([`Slots::unrecorded`]): it is served as any other, but a
     /// successor on a kernel before 6.9 does not know of it, and its caller would wait until the overlay is unmounted.
     pub fn enter(&self, unique: u64, opcode: u32, node: u64) -> Entered {
-        self.arena.word(at::NEWEST).fetch_max(unique & !RESENT, Relaxed);
+        self.saw(unique);
         if unique & RESENT != 0
             && self.arena.word(at::LEFTOVERS).load(Relaxed) > 0
             && let Some(entered) = self.enter_again(unique, opcode, node)
@@ -162,7 +162,12 @@ impl Slots {
         self.arena.word(base + UNIQUE).store(0, Release);
     }
 
-    /// The highest unique that was ever entered.
+    /// A request that needs no answer was read.
+    pub fn saw(&self, unique: u64) {
+        self.arena.word(at::NEWEST).fetch_max(unique & !RESENT, Relaxed);
+    }
+
+    /// The highest unique that was ever read.
     pub fn newest(&self) -> u64 {
         self.arena.word(at::NEWEST).load(Relaxed)
     }

@@ -102,9 +102,10 @@ impl Machine {
     /// When a `Tick` is due at the latest; `None` if nothing can become due.
     pub fn wakes_at(&self) -> Option<Instant> {
         let silent = self.patience().map(|limit| self.beat + limit);
-        let trial = |since: Instant| (self.image == Image::Candidate).then_some(since + self.policy.trial);
         let own = match self.state {
-            State::Starting { since } => earliest(silent, trial(since)),
+            State::Starting { since } => {
+                earliest(silent, (self.image == Image::Candidate).then(|| since + self.policy.starting()))
+            }
             State::Serving { .. } => silent,
             State::Hung { free_at, .. } => free_at,
             State::Down { until } => Some(until),
@@ -122,7 +123,13 @@ impl Machine {
         }
         self.forgive(now);
         match input {
-            Input::Resumable(resumable) => self.resumable = resumable,
+            Input::Resumable(resumable) => {
+                self.resumable = resumable;
+                // Callers wait for it from now on, whether it was adopted before it served or made the mount.
+                if resumable && self.first && matches!(self.state, State::Starting { .. }) {
+                    self.unserved.get_or_insert(now);
+                }
+            }
             Input::Beat => self.lives(now, &mut todo),
             Input::Ready => self.ready(now, &mut todo),
             Input::Said(code) => self.said = Some(code),
@@ -234,7 +241,8 @@ impl Machine {
         let serving = matches!(self.state, State::Serving { .. });
         let ending = self.stop.is_some() || self.said.is_some();
         if !serving || !self.resumable || self.image == Image::Candidate || ending {
-            todo.push(Action::Refuse);
+            let keep = self.image == Image::Candidate || matches!(self.state, State::Upgrading { .. });
+            todo.push(Action::Refuse { keep });
             return;
         }
         self.unserved = Some(now);
@@ -244,7 +252,7 @@ impl Machine {
 
     fn tick(&mut self, now: Instant, todo: &mut Vec<Action>) {
         let silent = self.patience().is_some_and(|limit| now >= self.beat + limit);
-        let tried = |since: Instant| self.image == Image::Candidate && now >= since + self.policy.trial;
+        let tried = |since: Instant| self.image == Image::Candidate && now >= since + self.policy.starting();
         match self.state {
             State::Starting { .. } if silent => self.hung(Death::Silent, now, todo),
             State::Starting { since } if tried(since) => self.hung(Death::NotReady, now, todo),

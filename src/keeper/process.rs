@@ -66,10 +66,18 @@ pub fn command(executable: &Executable, arguments: &[OsString], link: &Channel) 
 impl Process {
     /// Starts a daemon as a child.
     pub fn start(executable: &Executable, arguments: &[OsString], link: &Channel) -> io::Result<Process> {
-        let child = command(executable, arguments, link).spawn()?;
+        let mut child = command(executable, arguments, link).spawn()?;
         let pid = child.id().cast_signed();
         // The number is its own until it has been waited for, which happens only below.
-        Ok(Process { pid, pidfd: pidfd_open(pid)? })
+        match pidfd_open(pid) {
+            Ok(pidfd) => Ok(Process { pid, pidfd }),
+            Err(error) => {
+                // Nobody would know of it.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
     }
 
     /// A daemon that is not a child.

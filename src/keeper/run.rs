@@ -261,7 +261,10 @@ impl Keeper {
                     let reason = format!("{name} failed: {death}");
                     self.upgrade = Some(Message::UpgradeResult { accepted: false, reason });
                 }
-                Action::Refuse => {
+                Action::Refuse { keep } => {
+                    if !keep {
+                        self.candidate = None;
+                    }
                     let reason =
                         "it cannot be upgraded now: it must serve, and not be upgraded or ended already".into();
                     self.say(&Message::UpgradeResult { accepted: false, reason });

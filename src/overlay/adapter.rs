@@ -79,8 +79,9 @@ impl Filesystem for Adapter {
         hand_on!(self, request, Lookup, parent.0, reply, |overlay, asked| overlay.lookup(asked, parent.0, name, reply));
     }
 
-    fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
+    fn forget(&self, request: &Request, node: INodeNo, lookups: u64) {
         guarded(|| {
+            self.0.forgets(request);
             self.0.nodes.forget(node.0, lookups);
             self.0.resending.before_reading();
         });

@@ -54,6 +54,13 @@ impl Drop for Asked {
 }
 
 impl Overlay {
+    /// A request that needs no answer arrives.
+    pub(super) fn forgets(&self, request: &Request) {
+        if let Some(memory) = self.notes.memory() {
+            memory.requests().saw(request.unique().0);
+        }
+    }
+
     /// A request arrives. One that the kernel sends again had no answer, so what that would have granted is taken back.
     pub(super) fn asked(self: &Arc<Self>, request: &Request, op: Op, node: u64) -> Asked {
         let unique = request.unique().0;

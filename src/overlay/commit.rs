@@ -405,6 +405,25 @@ impl Overlay {
         if inode.is_verified(number) {
             return Ok(());
         }
+        match self.compare(generation, inode, file, reads) {
+            // Somebody else has compared meanwhile, and has changed it since.
+            Err(Refusal::Lost(_)) if inode.is_verified(number) => Ok(()),
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                inode.verified(number);
+                Ok(())
+            }
+        }
+    }
+
+    /// Compares what is there with what is known of the file.
+    fn compare(
+        &self,
+        generation: &dyn Generation,
+        inode: &Arc<Inode>,
+        file: &dyn File,
+        reads: bool,
+    ) -> Result<(), Refusal> {
         let attr = file.stat()?;
         if attr.kind != FileKind::Regular {
             return Err(Refusal::Lost("it is not a regular file any more".into()));
@@ -433,7 +452,6 @@ impl Overlay {
                 return Err(file::Mismatch::Block { offset: block.offset, length: block.length }.into());
             }
         }
-        inode.verified(number);
         Ok(())
     }
 

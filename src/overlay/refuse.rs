@@ -74,6 +74,13 @@ impl Overlay {
     }
 }
 
+impl Overlay {
+    /// True until a request has been read by which it is known what is older; see `Resending::refuse_unknown`.
+    pub fn awaits_a_request(&self) -> bool {
+        self.resending.has_unknown.load(Relaxed)
+    }
+}
+
 /// Answers whatever the kernel waits for with these uniques.
 fn refuse_range(device: &Device, uniques: Range<u64>) -> io::Result<()> {
     for unique in (uniques.start.next_multiple_of(STEP).max(STEP)..uniques.end).step_by(STEP as usize) {

@@ -107,7 +107,8 @@ fn keep(
         ready: Some(Box::new(ready)),
     };
     let code = run::run(setup).map_err(system);
-    if let Some(claim) = claim {
+    // Of a keeper that failed the daemon may live.
+    if let (Ok(_), Some(claim)) = (&code, claim) {
         keeper::clean_up(&config.mountpoint, claim);
     }
     code

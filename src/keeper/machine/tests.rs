@@ -82,6 +82,7 @@ fn word(action: &Action) -> String {
         Action::Start { image: Image::Present, .. } => "Start successor".into(),
         Action::Start { image: Image::Candidate, .. } => "Start candidate".into(),
         Action::Exit(code) => format!("Exit {code}"),
+        Action::Refuse { .. } => "Refuse".into(),
         Action::TellReady => "tell ready".into(),
         Action::TellDeath(_) => "tell death".into(),
         Action::TellFailed(_) => "tell failure".into(),

@@ -50,6 +50,11 @@ impl Policy {
         }
     }
 
+    /// How long a new executable may take to be ready: callers wait, and the old one must have its time too.
+    pub fn starting(&self) -> Duration {
+        self.trial.min(self.deadline / 3)
+    }
+
     /// How often a daemon should give a sign of life.
     pub fn beat(&self) -> Duration {
         self.watchdog.map_or(Duration::from_secs(1), |limit| (limit / 4).min(Duration::from_secs(1)))
@@ -165,8 +170,11 @@ pub enum Action {
     Accept,
     /// The candidate failed, by that.
     Reject(Death),
-    /// An upgrade is not possible now.
-    Refuse,
+    /// An upgrade is not possible now; `keep`: what an earlier one brought is still in use.
+    Refuse {
+        /// See there.
+        keep: bool,
+    },
     /// Tell whoever waits that the overlay answers.
     TellReady,
     /// Tell that a daemon died.

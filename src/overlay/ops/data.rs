@@ -187,8 +187,15 @@ impl Overlay {
             if length < wanted {
                 length += descriptor.read_at(&mut data[length..wanted], offset + length as u64)?;
             }
-            if length < wanted && (expected.is_some() || descriptor.stat()?.size >= offset + wanted as u64) {
-                return Err(Errno::EIO);
+            if length < wanted {
+                // What was known of the size may be old: sshfs remembers attributes for a while.
+                let size = match file.inode.unstable_size() {
+                    Some(size) => size,
+                    None => self.reopen(generation, file.node, libc::O_RDONLY)?.stat()?.size,
+                };
+                if size >= offset + wanted as u64 {
+                    return Err(Errno::EIO);
+                }
             }
         }
         Ok(length)
@@ -275,8 +282,7 @@ impl Overlay {
         let last = self.nodes.closing(node);
         self.inodes.leave(&file.inode);
         let inode = Arc::clone(&file.inode);
-        if last && self.hidden_path(node).is_ok() {
-            // Nobody will ever see it again.
+        if last && self.is_seen_by_nobody(node) {
             inode.abandon(&self.budget);
         }
         self.submit(

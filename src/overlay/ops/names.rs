@@ -221,7 +221,7 @@ impl Overlay {
                     // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
                     let result = match result {
                         Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                            if overlay.clear_hidden(tree, parent, &name, path) =>
+                            if overlay.clear_hidden(tree, parent, &name, path)? =>
                         {
                             tree.rmdir(path)
                         }
@@ -296,7 +296,7 @@ impl Overlay {
             let result = match tree.rename(old, new, flags) {
                 // A directory that is empty for everybody but us; EPERM as for rmdir.
                 Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new) =>
+                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new)? =>
                 {
                     tree.rename(old, new, flags)
                 }
