@@ -8,16 +8,20 @@ pub mod dir;
 pub mod fake;
 pub mod mountinfo;
 pub mod posix;
+pub mod process;
+pub mod record;
 pub mod sshfs;
 pub mod types;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+pub use record::{AdoptError, Record};
 pub use types::{Attr, DirEntry, FileKind, SetTime, StatFs};
 
 /// Result of one call into the backing; the error is the errno that the backing gave.
@@ -88,6 +92,21 @@ pub trait Backing: Send + Sync {
     /// After an error nothing of it is left.
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError>;
 
+    /// Takes over the generation that a daemon which is dead has left alive, with its root if somebody has kept that, and
+    /// returns when it has answered a probe within `limit`. If anything speaks against it, it is aborted and removed as in
+    /// a repair, so that it never lives beside the next one. Nothing that the dead daemon had sent comes after what is
+    /// sent through what is returned; but how it ended was told to nobody, so what no fsync had committed is to be written
+    /// again, as into a new generation.
+    fn adopt(
+        &self,
+        _record: &Record,
+        _root: Option<OwnedFd>,
+        _limit: Duration,
+        _exits: ExitSink,
+    ) -> Result<Arc<dyn Generation>, AdoptError> {
+        Err(AdoptError::Other("this backing has nothing to take over".into()))
+    }
+
     /// Makes a [`Backing::start`] that is under way in another thread give up soon. No start follows.
     fn cancel_start(&self) {}
 }
@@ -108,6 +127,17 @@ pub trait Generation: Send + Sync {
 
     /// Makes every call inside return with an error, now and for ever. Never blocks.
     fn abort(&self);
+
+    /// What a successor needs to take it over; `None` if it cannot be taken over. Looks at processes, never into the
+    /// backing.
+    fn record(&self) -> Option<Record> {
+        None
+    }
+
+    /// Its root, to be kept for a successor: O_PATH, so that whoever keeps it cannot hang on it.
+    fn root(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// After [`Generation::abort`]: kills and reaps processes, detaches the mount, removes the private directory.
     /// Returns within a few seconds; the error says what had to be left behind.

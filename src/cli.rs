@@ -1,12 +1,15 @@
 //! The command line.
 
+pub mod daemon;
 pub mod demo;
+pub mod keeper;
 pub mod mount;
 pub mod options;
 pub mod source;
 pub mod spool;
 pub mod status;
 pub mod umount;
+pub mod upgrade;
 
 use std::process::ExitCode;
 
@@ -35,10 +38,18 @@ enum Command {
     Status(status::StatusArgs),
     /// Try to repair now instead of after the back-off.
     Recover(RecoverArgs),
+    /// Serve mounts by the installed steadfs from now on, without unmounting.
+    Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Keep a daemon.
+    #[command(hide = true)]
+    Keeper(keeper::KeeperArgs),
+    /// Serve a mount for a keeper.
+    #[command(hide = true)]
+    Daemon(daemon::DaemonArgs),
 }
 
 #[derive(clap::Args)]
@@ -60,8 +71,11 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
         Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Keeper(args) => keeper::run(args),
+        Command::Daemon(args) => daemon::run(args),
     }
 }
 
@@ -128,7 +142,7 @@ mod tests {
     }
 
     fn in_the_page(command: &clap::Command, name: &str, page: &str) {
-        for sub in command.get_subcommands() {
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
             let name = format!("{name} {}", sub.get_name());
             assert!(page.contains(&name), "{name} is not in the man page");
             for arg in sub.get_arguments() {

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 /// Where the files really are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// `[user@]host:[dir]`, reached through an sshfs that steadfs starts and owns.
     Sshfs {
@@ -34,7 +35,8 @@ impl Source {
 }
 
 /// How long calls may take, and with which error they fail in an outage (promises P1 and P2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CallPolicy {
     /// `deadline=`: the limit of an ordinary call, and the age at which an outage starts to fail calls at once.
     pub deadline: Duration,
@@ -43,6 +45,7 @@ pub struct CallPolicy {
     /// `hold=`: how much longer than `deadline` calls wait an outage out.
     pub hold: Duration,
     /// `errno=`: what calls fail with in an outage.
+    #[serde(with = "errno")]
     pub outage_errno: Errno,
 }
 
@@ -58,7 +61,8 @@ impl Default for CallPolicy {
 }
 
 /// When a backing is doubted, pronounced dead and started again (promise P3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RepairPolicy {
     /// `probe_interval=`: time between two probes of a live generation.
     pub probe_interval: Duration,
@@ -88,7 +92,8 @@ impl Default for RepairPolicy {
 }
 
 /// How the overlay looks to the kernel and to `findmnt`, and how it treats what is written to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct OverlayConfig {
     /// `subtype=`: the part after `fuse.` in the filesystem type.
     pub subtype: String,
@@ -129,7 +134,8 @@ impl Default for OverlayConfig {
 }
 
 /// What is kept of writes that were acknowledged and not committed yet (promise P4).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LogConfig {
     /// `log_size=`: bytes of such writes that are kept in memory.
     pub size: u64,
@@ -146,14 +152,15 @@ impl Default for LogConfig {
 }
 
 /// A command that is run without a shell unless it was asked for with `sh:`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookCommand {
     /// Program and arguments.
     pub argv: Vec<String>,
 }
 
 /// What is told to the worker (promise P7).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WorkerConfig {
     /// `pause_file=`: exists while the worker should pause.
     pub pause_file: Option<PathBuf>,
@@ -166,7 +173,7 @@ pub struct WorkerConfig {
 }
 
 /// Where `/metrics` and `/healthz` are served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MetricsListen {
     /// A TCP address; loopback unless the user insists.
     Tcp(SocketAddr),
@@ -175,7 +182,8 @@ pub enum MetricsListen {
 }
 
 /// What is exported (promise P8).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TelemetryConfig {
     /// `metrics=ADDR:PORT` or `metrics=unix:PATH`.
     pub listen: Option<MetricsListen>,
@@ -183,27 +191,116 @@ pub struct TelemetryConfig {
     pub textfile: Option<PathBuf>,
 }
 
-/// Everything about one mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl MountConfig {
+    /// The same, seen by nobody but `steadfs status`.
+    pub fn without_metrics(&self) -> MountConfig {
+        MountConfig { telemetry: TelemetryConfig { listen: None, textfile: None }, ..self.clone() }
+    }
+}
+
+/// How the daemon is kept running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeeperConfig {
+    /// `keeper=`: whether there is a keeper at all.
+    pub wanted: bool,
+    /// `watchdog=`: silence after which a daemon counts as hung and is killed; zero for never.
+    pub watchdog: Duration,
+    /// `keeper_deadline=`: after so long without a daemon that serves, callers are let go and the overlay ends.
+    pub deadline: Duration,
+}
+
+impl Default for KeeperConfig {
+    fn default() -> Self {
+        KeeperConfig { wanted: true, watchdog: Duration::from_secs(10), deadline: Duration::from_secs(30) }
+    }
+}
+
+/// Everything about one mount. As JSON it goes from the keeper to each daemon, of another version too: fields may be added
+/// with a default, and those that are not known are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountConfig {
     /// The backing.
     pub source: Source,
     /// Absolute, canonical path of the hot path.
     pub mountpoint: PathBuf,
     /// Deadlines.
+    #[serde(default)]
     pub calls: CallPolicy,
     /// Supervision.
+    #[serde(default)]
     pub repair: RepairPolicy,
     /// The overlay.
+    #[serde(default)]
     pub overlay: OverlayConfig,
     /// The write log.
+    #[serde(default)]
     pub log: LogConfig,
     /// The worker.
+    #[serde(default)]
     pub worker: WorkerConfig,
     /// Metrics.
+    #[serde(default)]
     pub telemetry: TelemetryConfig,
     /// `soft_start=`: mount even if the server cannot be reached yet.
+    #[serde(default = "yes")]
     pub soft_start: bool,
     /// Options handed to sshfs (and by it to ssh), one `-o` value each, unescaped.
+    #[serde(default)]
     pub sshfs_options: Vec<String>,
+    /// The process that starts the daemon again when it dies (promise P6).
+    #[serde(default)]
+    pub keeper: KeeperConfig,
+}
+
+/// soft_start= as it is when nothing is said.
+fn yes() -> bool {
+    true
+}
+
+/// For `#[serde(with)]`: an errno by its number.
+mod errno {
+    use nix::errno::Errno;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i32(*errno as i32)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
+        i32::deserialize(deserializer).map(Errno::from_raw)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn read(value: Value) -> MountConfig {
+        serde_json::from_value(value).expect("another version's is understood")
+    }
+
+    #[test]
+    fn a_configuration_of_another_version_is_understood() {
+        let ours = read(json!({"source": {"Sshfs": {"target": "h:d"}}, "mountpoint": "/hot"}));
+        assert_eq!((ours.calls, ours.keeper, ours.soft_start), (CallPolicy::default(), KeeperConfig::default(), true));
+        let mut value = serde_json::to_value(&ours).expect("text");
+        assert_eq!(read(value.clone()), ours);
+        // What a later version has added, at each level; what an earlier one did not have yet.
+        value["unheard_of"] = json!({"a": [1]});
+        let sections = ["calls", "repair", "overlay", "log", "worker", "telemetry", "keeper"];
+        for section in sections {
+            value[section]["unheard_of"] = json!("x");
+        }
+        assert_eq!(read(value.clone()), ours);
+        for section in sections {
+            let fields: Vec<String> = value[section].as_object().expect("a table").keys().cloned().collect();
+            for field in fields {
+                let mut fewer = value.clone();
+                fewer[section].as_object_mut().expect("a table").remove(&field);
+                assert_eq!(read(fewer), ours, "{section}.{field}");
+            }
+        }
+    }
 }

@@ -1,11 +1,15 @@
 //! Wires one mount together and runs it until it is unmounted.
 
 mod limits;
+pub mod link;
 mod notify;
 mod orphans;
 mod signals;
+mod succession;
+mod upkeep;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -18,16 +22,24 @@ use crate::backing::sshfs::SshfsBacking;
 use crate::backing::{Backing, Generation};
 use crate::config::{MountConfig, Source};
 use crate::gate::Gate;
+use crate::handover::Inherited;
+use crate::keeper::executable::Executable;
 use crate::overlay::Overlay;
 use crate::overlay::mount::Mount;
 use crate::overlay::rescue::{Rescue, Spool};
+use crate::overlay::{Before, Device};
 use crate::rundir;
 use crate::spool;
 use crate::statedir;
-use crate::supervisor::{Event, Inbox, Supervisor, Watch};
+use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
+use link::{Link, Start};
+use succession::{Heritage, Mounted, Succession};
+use upkeep::Upkeep;
 
+/// mount(8)'s code for a mount that failed.
+const FAILED: i32 = 32;
 /// How long a first start may take before the overlay is mounted without it. Refused keys are known by then.
 const FIRST_ANSWER: Duration = Duration::from_secs(3);
 /// Time between two looks for signals while the first start is under way.
@@ -40,6 +52,8 @@ const SAME_BREATH: Duration = Duration::from_millis(200);
 const RESTORE: Duration = Duration::from_secs(5);
 /// How long what is uncommitted at the end may take to be committed; what is not, is saved.
 const COMMIT: Duration = Duration::from_secs(30);
+/// How long a daemon that is to be replaced may take to answer what it has read, where nobody else can.
+const FINISH: Duration = Duration::from_millis(500);
 /// How long calls that were submitted before an unmount may take.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -67,8 +81,62 @@ pub(crate) enum Wakeup {
     Retry,
 }
 
-/// Mounts and serves until the overlay is unmounted. `ready` is called once, when the overlay answers.
+/// Mounts and serves until the overlay is unmounted, in this process alone. `ready` is called once, when the overlay answers.
 pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
+    live(config, Life::default(), Succession::none(), Heritage::None, ready)
+}
+
+/// As [`run`] for a daemon that a keeper has started, perhaps in the place of one that died.
+pub fn run_kept(
+    config: MountConfig,
+    life: Life,
+    link: Link,
+    start: Start,
+    ready: impl FnOnce() + Send + 'static,
+) -> Result<(), MountError> {
+    let reason = start.reason.clone();
+    let begun = Succession::begin(link, start, &config);
+    let (succession, heritage) =
+        begun.map_err(|error| MountError::System(format!("nothing to go on with: {error}")))?;
+    if !matches!(heritage, Heritage::None) {
+        tracing::warn!(reason, "the daemon before this one ended; going on in its place");
+    }
+    let keeper = succession.link().clone();
+    live(config, life, succession, heritage, move || {
+        ready();
+        keeper.ready();
+    })
+}
+
+/// What the sign of life goes by: the gate, once there is one. And the overlay, which is asked before an end that was wanted.
+#[derive(Clone, Default)]
+pub struct Life(Arc<OnceLock<(Arc<Gate>, Arc<Overlay>)>>);
+
+impl Life {
+    /// True as long as the daemon does its work: asking for the load takes the gate's lock, so that one that is stuck
+    /// gives no sign.
+    pub fn alive(&self) -> Box<dyn Fn() -> bool + Send> {
+        let gate = Arc::clone(&self.0);
+        Box::new(move || gate.get().is_none_or(|(gate, _)| gate.load().threads < usize::MAX))
+    }
+
+    /// Ends the daemon for a successor.
+    pub fn end(&self) -> ! {
+        if let Some((_, overlay)) = self.0.get() {
+            overlay.finish_what_was_read(FINISH);
+        }
+        // Everything that a successor needs is where it finds it after a death, so this is one.
+        std::process::exit(0)
+    }
+}
+
+fn live(
+    config: MountConfig,
+    life: Life,
+    succession: Succession,
+    heritage: Heritage,
+    ready: impl FnOnce() + Send + 'static,
+) -> Result<(), MountError> {
     // Modes come from the callers; the kernel has applied their umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     limits::raise_descriptors();
@@ -79,19 +147,36 @@ pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result
     let _forwarding = signals::forward(wakeups.clone()).map_err(system)?;
     let watch = Watch::default();
     // Both follow the supervisor from its first event on.
-    let bound = telemetry::bind(&config, &watch).map_err(MountError::System)?;
-    let worker = Worker::start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
+    let successor = !matches!(heritage, Heritage::None);
+    let bound = match telemetry::bind(&config, &watch) {
+        // Nobody waits for a page of metrics as callers do for their answers.
+        Err(error) if successor => {
+            tracing::error!(error, "going on without metrics");
+            telemetry::bind(&config.without_metrics(), &watch)
+        }
+        bound => bound,
+    };
+    let bound = bound.map_err(MountError::System)?;
+    let start = if successor { Worker::succeed } else { Worker::start };
+    let worker = start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
     let mut guard = None;
-    let result = serve(&config, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
+    let succession = Arc::new(succession);
+    let before = (&succession, heritage, &life);
+    let result = serve(&config, before, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
+    if let (true, Err(error)) = (successor, &result) {
+        leave_to_the_next(error);
+    }
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
     drop(guard);
     result
 }
 
+#[allow(clippy::too_many_arguments)]
 fn serve(
     config: &Arc<MountConfig>,
+    (succession, heritage, life): (&Arc<Succession>, Heritage, &Life),
     wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
     (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
     watch: &Watch,
@@ -99,28 +184,81 @@ fn serve(
     started: SystemTime,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let backing = make_backing(&config.source, &config.sshfs_options, &rundir::of(&config.mountpoint))?;
-    let core = Core::start(config, backing, watch.clone(), wakeups).map_err(system)?;
+    let directory = rundir::of(&config.mountpoint);
+    let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
+    let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
+    _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.overlay)));
+    let successor = !matches!(heritage, Heritage::None);
+    let _upkeep = Upkeep::start(succession.notes(), &core.overlay, successor).map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
+    let ended = heritage.device_ended();
     let first = served.and_then(|served| {
         *guard = Some(served);
-        core.first_answer(config.soft_start)?;
-        core.mount(config)
+        match heritage {
+            Heritage::None => {
+                core.first_answer(config.soft_start)?;
+                core.mount(config)
+            }
+            Heritage::Whole(mounted, inherited) => core.go_on(config, mounted, Some(inherited)),
+            Heritage::Blind(mounted, _) => core.go_on(config, mounted, None),
+        }
     });
     let mount = match first {
         Ok(mount) => mount,
         Err(error) => {
+            let over = ended();
+            if over {
+                tracing::info!(%error, "unmounted while nobody served");
+                // An aborted connection stays mounted, and every call on it would fail for ever.
+                core.mount.get().inspect(|mount| _ = mount.unmount(true));
+            } else if successor {
+                leave_to_the_next(&error);
+            }
             core.stop();
-            return Err(error);
+            return if over { Ok(()) } else { Err(error) };
         }
     };
     ready();
+    if let Some(event) = succession.ready() {
+        watch.publish(event);
+    }
     notify::ready();
     core.serve(&mount);
     notify::stopping();
     core.stop();
     Ok(())
+}
+
+/// Ends a daemon that cannot go on with what its predecessor left: the next one can, or the old executable. Nothing is tidied
+/// up: what was not committed, the sshfs, and a worker that is paused are still needed.
+fn leave_to_the_next(error: &MountError) -> ! {
+    tracing::error!(%error, "cannot go on with the mount");
+    std::process::exit(FAILED)
+}
+
+/// Asks the keeper for a daemon of the executable at `path`.
+fn upgrade(succession: &Succession, mountpoint: &Path, path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(format!("{shown}: an absolute path is needed"));
+    }
+    // Nobody would serve it while it is started.
+    if path.starts_with(mountpoint) {
+        return Err(format!("{shown} lies on the overlay itself: copy it to a local disk"));
+    }
+    let without = "this mount has no keeper (keeper=no): unmount it and mount it again with the new steadfs";
+    if succession.link().is_kept() && !succession.kept().possible {
+        return Err("what a successor would have to know could not be noted (see `steadfs status`): an upgrade would cost open \
+                    files and what is not committed; unmount it and mount it again with the new steadfs"
+            .into());
+    }
+    let executable = Executable::open(path).map_err(|error| format!("{shown}: {error}"))?;
+    match succession.link().upgrade(&executable) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(without.into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn system(error: io::Error) -> MountError {
@@ -136,10 +274,15 @@ fn spool_of(config: &MountConfig) -> Spool {
     }
 }
 
-fn make_backing(source: &Source, options: &[String], directory: &Path) -> Result<Arc<dyn Backing>, MountError> {
+fn make_backing(
+    source: &Source,
+    options: &[String],
+    directory: &Path,
+    spared: Option<u64>,
+) -> Result<Arc<dyn Backing>, MountError> {
     Ok(match source {
         Source::Sshfs { target } => Arc::new(
-            SshfsBacking::new(target, options, directory)
+            SshfsBacking::after(target, options, directory, spared)
                 .map_err(|error| MountError::System(format!("cannot clean up {}: {error}", directory.display())))?,
         ),
         Source::Dir { path } => {
@@ -159,6 +302,7 @@ struct Core {
     inbox: Receiver<Wakeup>,
     /// Set when there is one.
     mount: Arc<OnceLock<Arc<Mount>>>,
+    succession: Arc<Succession>,
 }
 
 impl Core {
@@ -167,17 +311,30 @@ impl Core {
         backing: Arc<dyn Backing>,
         watch: Watch,
         (wakeups, wakeup_inbox): (Sender<Wakeup>, Receiver<Wakeup>),
+        (succession, heritage): (&Arc<Succession>, &Heritage),
     ) -> io::Result<Core> {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
         let (traits, mounted) = (backing.traits(), config.overlay.clone());
-        let overlay = Overlay::new(Arc::clone(&gate), traits, mounted, config.log.size, Rescue::new(spool_of(config)));
+        let (rescue, notes) = (Rescue::new(spool_of(config)), succession.notes());
+        let overlay = Overlay::noting(Arc::clone(&gate), traits, mounted, config.log.size, rescue, notes);
+        match heritage {
+            Heritage::None => {}
+            Heritage::Whole(_, inherited) => overlay.resume(inherited),
+            Heritage::Blind(_, reason) => {
+                overlay.resume_blind();
+                let detail =
+                    format!("what the daemon before this one knew is lost ({reason}): files that are open fail");
+                watch.publish(Event::Notice { detail });
+            }
+        }
         overlay.keep_hidden_journal(&statedir::of(&config.mountpoint), &config.source.label());
         let teller = watch.clone();
         overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
-        let (restored, told) = (Arc::clone(&overlay), watch.clone());
+        let (restored, told, handed_on) = (Arc::clone(&overlay), watch.clone(), Arc::clone(succession));
         let restore = move |generation: &Arc<dyn Generation>| {
+            handed_on.using(generation);
             let report = restored.restore(generation, RESTORE)?;
             for (path, errno) in report.failed {
                 let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
@@ -185,15 +342,15 @@ impl Core {
             }
             Ok(())
         };
-        let supervisor = Supervisor::begin(
-            inbox,
-            backing,
-            Arc::clone(&gate),
-            Arc::new(restore),
-            config.repair,
-            config.calls.deadline,
-            watch.clone(),
-        )?;
+        let restore = Arc::new(restore);
+        let (policy, deadline) = (config.repair, config.calls.deadline);
+        let supervisor = if matches!(heritage, Heritage::None) {
+            Supervisor::begin(inbox, backing, Arc::clone(&gate), restore, policy, deadline, watch.clone())?
+        } else {
+            let (gate, watch) = (Arc::clone(&gate), watch.clone());
+            let parts = Parts { inbox, backing, gate, restore, policy, deadline, watch };
+            Supervisor::resume(parts, succession.predecessor())?
+        };
         Ok(Core {
             gate,
             overlay,
@@ -203,6 +360,7 @@ impl Core {
             wakeups,
             inbox: wakeup_inbox,
             mount: Arc::default(),
+            succession: Arc::clone(succession),
         })
     }
 
@@ -243,25 +401,71 @@ impl Core {
     /// Mounts the overlay and returns when the kernel and the session agree.
     fn mount(&self, config: &MountConfig) -> Result<Arc<Mount>, MountError> {
         let (device, mount) = Mount::attach(&config.overlay, &config.source.label(), &config.mountpoint)?;
-        let (sender, initialised) = channel();
+        let mount = Arc::new(mount);
+        self.serve_session(&mount, Device::new(device), None).inspect_err(|_| _ = mount.unmount(true))?;
+        mount.raise_read_ahead();
+        Ok(Arc::clone(self.mount.get_or_init(|| mount)))
+    }
+
+    /// Goes on with the mount of a predecessor.
+    fn go_on(
+        &self,
+        config: &MountConfig,
+        mounted: Mounted,
+        inherited: Option<Box<Inherited>>,
+    ) -> Result<Arc<Mount>, MountError> {
+        let Mounted { device, greeting, dev } = mounted;
+        let mount = Arc::new(Mount::resumed(&config.overlay, &config.source.label(), &config.mountpoint, dev));
+        // First of all: whoever unmounts must find it.
+        let mount = Arc::clone(self.mount.get_or_init(|| mount));
+        self.serve_session(&mount, device, Some((greeting, inherited)))?;
+        if self.overlay.awaits_a_request() {
+            // The callers of what a predecessor had read make none while they wait.
+            let path = config.mountpoint.clone();
+            let ask = move || {
+                let _ = nix::sys::statvfs::statvfs(&path);
+            };
+            std::thread::Builder::new().name("first".into()).spawn(ask).map_err(system)?;
+        }
+        Ok(mount)
+    }
+
+    /// Serves a session, one that begins or a predecessor's, in a thread of its own; returns when it has begun.
+    fn serve_session(&self, mount: &Arc<Mount>, device: Device, before: Option<Before>) -> Result<(), MountError> {
+        let (sender, begun) = channel();
         let (overlay, wakeups) = (Arc::clone(&self.overlay), self.wakeups.clone());
+        let (succession, mounted) = (Arc::clone(&self.succession), Arc::clone(mount));
         let session = move || {
-            let result = overlay.serve(device, move || _ = sender.send(()));
+            let session = overlay.begin_session(device, before, |device, greeting| {
+                // Before the first request is read: whoever is told something is told it by one that has a successor.
+                succession.serving(device.as_fd(), greeting, &mounted)
+            });
+            let result = session.and_then(|session| {
+                _ = sender.send(());
+                session.run()
+            });
             _ = wakeups.send(Wakeup::Unmounted(result));
         };
-        let spawned = std::thread::Builder::new().name("session".into()).spawn(session);
-        spawned.map_err(system).inspect_err(|_| _ = mount.unmount(true))?;
-        if initialised.recv_timeout(DRAIN).is_err() {
-            let _ = mount.unmount(true);
-            return Err(MountError::System("the kernel did not begin the FUSE session".into()));
+        std::thread::Builder::new().name("session".into()).spawn(session).map_err(system)?;
+        match begun.recv_timeout(DRAIN) {
+            Ok(()) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(MountError::System("the kernel did not begin the FUSE session".into()))
+            }
+            // It has said why to the one who waits for its end.
+            Err(RecvTimeoutError::Disconnected) => Err(match self.inbox.recv_timeout(DRAIN) {
+                Ok(Wakeup::Unmounted(Err(error))) => MountError::System(format!("the FUSE session: {error}")),
+                _ => MountError::System("the FUSE session ended at once".into()),
+            }),
         }
-        mount.raise_read_ahead();
-        Ok(Arc::clone(self.mount.get_or_init(|| Arc::new(mount))))
     }
 
     fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
+        let succession = Arc::clone(&self.succession);
+        let (handed_on, told) = (Arc::clone(&self.succession), self.succession.link().clone());
+        let hot = config.mountpoint.clone();
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
@@ -269,7 +473,10 @@ impl Core {
             worker: Arc::clone(worker),
             started,
             counts: Arc::new(move || overlay.counts()),
+            kept: Arc::new(move || succession.kept()),
             retry_now: Arc::new(move || supervisor.retry_now()),
+            upgrade: Arc::new(move |path| upgrade(&handed_on, &hot, path)),
+            upgraded: Arc::new(move || told.upgraded()),
             stop: Arc::new(move |lazy| {
                 let Some(mount) = mount.get() else {
                     // Nothing is mounted yet; who asks wants the daemon to end.
@@ -308,6 +515,11 @@ impl Core {
             }
             for (_, event) in self.events.try_iter() {
                 tracing::debug!(?event);
+                match event {
+                    Event::OutageBegan { since, .. } => self.succession.outage(Some(since)),
+                    Event::Recovered { .. } => self.succession.outage(None),
+                    _ => {}
+                }
                 notify::status(&self.watch.snapshot());
             }
             match self.inbox.recv_timeout(every) {

@@ -56,7 +56,7 @@ pub enum Class {
 pub struct Context<'a> {
     /// The generation to run in.
     pub generation: &'a Arc<dyn Generation>,
-    /// An earlier generation died while this call was inside it: it may have been done there.
+    /// An earlier generation, or a steadfs before this one, died while this call was inside: it may have been done.
     pub in_doubt: bool,
     /// Until when the call may take; for waiting on locks inside the work.
     pub deadline: Instant,
@@ -93,6 +93,28 @@ impl Context<'_> {
     /// So many bytes that other calls brought are handed to the backing by this run.
     pub fn sends_for_others(&self, bytes: u64) {
         self.sent.others.set(self.sent.others.get() + bytes);
+    }
+}
+
+/// What a call asks of the gate.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// What it is.
+    pub op: Op,
+    /// How long it may take, and what it waits behind.
+    pub class: Class,
+    /// Payload of reads and writes in bytes, 0 for others.
+    pub bytes: u64,
+    /// A deadline of its own; that of its class if there is none.
+    pub limit: Option<Duration>,
+    /// It may have been done before, by a steadfs that died over it; see [`Context::in_doubt`].
+    pub in_doubt: bool,
+}
+
+impl Terms {
+    /// Those of an ordinary call.
+    pub fn of(op: Op, class: Class) -> Terms {
+        Terms { op, class, bytes: 0, limit: None, in_doubt: false }
     }
 }
 
@@ -180,27 +202,26 @@ impl Gate {
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
-        self.submit_within(policy::limit(&self.policy, class), op, class, bytes, work, reply);
+        self.submit_on(Terms { bytes, ..Terms::of(op, class) }, work, reply);
     }
 
-    /// As [`Gate::submit`], with a deadline of its own.
-    pub fn submit_within<T: Send + 'static>(
+    /// As [`Gate::submit`], on terms of its own.
+    pub fn submit_on<T: Send + 'static>(
         &self,
-        limit: Duration,
-        op: Op,
-        class: Class,
-        bytes: u64,
+        terms: Terms,
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
+        let limit = terms.limit.unwrap_or_else(|| policy::limit(&self.policy, terms.class));
         let mut state = self.state.lock();
-        if state.stopping || self.fails_at_once(&state, class, Instant::now()) {
+        if state.stopping || self.fails_at_once(&state, terms.class, Instant::now()) {
             drop(state);
             reply(Err(self.policy.outage_errno));
-            self.stats.count(op, Outcome::Outage, Duration::ZERO);
+            let outcome = if limit < self.policy.deadline { Outcome::Ok } else { Outcome::Outage };
+            self.stats.count(terms.op, outcome, Duration::ZERO);
             return;
         }
-        let call = Call::new(op, class, bytes, limit, work, reply);
+        let call = Call::new(terms, limit, work, reply);
         if state.is_idle() {
             self.calls_waiting.notify_one();
         }
@@ -353,17 +374,15 @@ impl Gate {
     }
 
     fn weather(&self, state: &State) -> Weather {
-        let (closed, progress_at) = match &state.phase {
-            Phase::Open(service) => (false, service.generation.vitals().progress_at),
-            Phase::Closed => (true, None),
-        };
-        Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at }
+        state.weather(match &state.phase {
+            Phase::Open(service) => service.generation.vitals().progress_at,
+            Phase::Closed => None,
+        })
     }
 
+    /// Asked for each new call, so without a look at the backing.
     fn fails_at_once(&self, state: &State, class: Class, now: Instant) -> bool {
-        let closed = matches!(state.phase, Phase::Closed);
-        let weather =
-            Weather { outage_since: state.outage_since, closed, opened_at: state.opened_at, progress_at: None };
+        let weather = state.weather(None);
         policy::is_failed_by_outage(&weather, class)
             && policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
     }

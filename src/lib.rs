@@ -9,6 +9,8 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod gate;
+pub mod handover;
+pub mod keeper;
 pub mod log;
 pub mod overlay;
 pub mod rundir;

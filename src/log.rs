@@ -21,11 +21,13 @@
 //! have been done besides, [`mod@file`] is the log of one file, [`budget`] bounds all logs together.
 
 pub mod budget;
+pub mod bytes;
 pub mod changes;
 pub mod doubt;
 pub mod file;
 
 pub use budget::Budget;
+pub use bytes::Bytes;
 pub use changes::{Change, Changes};
 pub use doubt::Attempt;
 pub use file::FileLog;

@@ -2,6 +2,7 @@
 //! through the [`crate::gate`].
 
 mod adapter;
+mod asked;
 mod closer;
 mod commit;
 mod convert;
@@ -13,14 +14,18 @@ pub mod mount;
 pub mod nodes;
 mod notices;
 mod ops;
+mod recount;
+mod refuse;
 pub mod rescue;
 mod restore;
+mod resume;
+mod session;
 mod settle;
 mod sweep;
 
-use fuser::{Config, Session, SessionACL};
 use nix::errno::Errno;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,20 +36,24 @@ use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
 use crate::config::OverlayConfig;
-use crate::gate::{Class, Context, Gate, Op};
+use crate::gate::{Class, Context, Gate, Op, Terms};
+use crate::handover::{Grant, Notes};
 use crate::log::Budget;
+use asked::Asked;
 use files::Files;
 pub use files::RestoreReport;
 use gather::Gather;
 use hidden_journal::HiddenJournal;
 use inodes::Inodes;
-use nodes::Nodes;
+use nodes::{Name, Nodes};
 pub use notices::Notices;
 use ops::directories::Directories;
+use recount::Recount;
+use refuse::Resending;
 use rescue::Rescue;
+pub use resume::Before;
+pub use session::{Device, Greeting};
 
-/// Threads that read requests; they only hand them on.
-const READERS: usize = 2;
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
 /// What libfuse does for the same reason where steadfs did not let go of a file in time; a dead sshfs leaves them behind.
@@ -92,24 +101,43 @@ pub struct Overlay {
     hidden: AtomicU64,
     hidden_journal: HiddenJournal,
     notices: OnceLock<Notices>,
+    notes: Notes,
+    /// What a predecessor granted to requests that it did not answer, by unique.
+    granted: Mutex<HashMap<u64, Vec<Grant>>>,
+    resending: Resending,
+    recount: Mutex<Option<Recount>>,
+    /// Hidden names that a predecessor died over giving to open files, until that is settled.
+    given: Mutex<Vec<Name>>,
 }
 
 impl Overlay {
     /// An overlay whose calls go through `gate` to a backing with these traits. It keeps up to `log_size` bytes of
-    /// uncommitted changes; `rescue` gets what cannot be sent again.
+    /// uncommitted changes; `rescue` gets what cannot be sent again. It ends with this process.
     pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig, log_size: u64, rescue: Rescue) -> Arc<Overlay> {
+        Overlay::noting(gate, traits, config, log_size, rescue, Notes::nowhere())
+    }
+
+    /// As [`Overlay::new`]; what a successor has to know is noted.
+    pub fn noting(
+        gate: Arc<Gate>,
+        traits: Traits,
+        config: OverlayConfig,
+        log_size: u64,
+        rescue: Rescue,
+        notes: Notes,
+    ) -> Arc<Overlay> {
         Arc::new_cyclic(|myself| Overlay {
             gather: Gather::start(config.gather, myself.clone()),
             gate,
             traits,
             config,
-            nodes: Nodes::new(traits.stable_inodes),
-            files: Files::default(),
-            inodes: Inodes::default(),
+            nodes: Nodes::new(traits.stable_inodes, notes.clone()),
+            files: Files::new(notes.clone()),
+            inodes: Inodes::new(notes.clone()),
             budget: Budget::new(log_size),
             rescue,
             replayed_bytes: AtomicU64::new(0),
-            directories: Directories::default(),
+            directories: Directories::new(notes.clone()),
             last_root: Mutex::default(),
             last_statfs: Mutex::new(StatFs {
                 block_size: 4096,
@@ -120,6 +148,11 @@ impl Overlay {
             hidden: AtomicU64::new(0),
             hidden_journal: HiddenJournal::default(),
             notices: OnceLock::new(),
+            notes,
+            granted: Mutex::default(),
+            resending: Resending::default(),
+            recount: Mutex::default(),
+            given: Mutex::default(),
         })
     }
 
@@ -142,22 +175,37 @@ impl Overlay {
     /// Serves the kernel's requests on `device` until nothing is mounted any more. `initialised` is called when the
     /// kernel has begun the session (FUSE_INIT).
     pub fn serve(self: &Arc<Self>, device: OwnedFd, initialised: impl FnOnce()) -> io::Result<()> {
-        let mut config = Config::default();
-        config.n_threads = Some(READERS);
-        let session = Session::from_fd(adapter::Adapter(Arc::clone(self)), device, SessionACL::All, config)?;
+        let session = self.begin_session(Device::new(device), None, |_, _| Ok(()))?;
         initialised();
         session.run()
     }
 
     fn submit<T: Send + 'static>(
         self: &Arc<Self>,
+        asked: Asked,
         op: Op,
         class: Class,
         mut work: impl FnMut(&Overlay, &Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(&Overlay, OpResult<T>) + Send + 'static,
     ) {
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
-        self.gate.submit(op, class, 0, move |context| work(&worker, context), move |result| reply(&replier, result));
+        let work = move |context: &Context<'_>| work(&worker, context);
+        self.submit_on(asked, Terms::of(op, class), work, move |result| reply(&replier, result));
+    }
+
+    /// Submits the call that a request asks for. It is in flight until `reply` has answered.
+    fn submit_on<T: Send + 'static>(
+        &self,
+        asked: Asked,
+        terms: Terms,
+        work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
+        reply: impl FnOnce(OpResult<T>) + Send + 'static,
+    ) {
+        let terms = Terms { in_doubt: asked.again(), ..terms };
+        self.gate.submit_on(terms, work, move |result| {
+            reply(result);
+            drop(asked);
+        });
     }
 
     /// Runs `call` on a node's path, again if the path turns out to have led to nothing or to another file, because of a

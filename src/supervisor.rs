@@ -11,16 +11,17 @@ pub mod report;
 mod runner;
 pub mod verdict;
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::backing::{Backing, Generation, StatFs};
+use crate::backing::{Backing, Generation, Record, StatFs};
 use crate::config::RepairPolicy;
 use crate::gate::{Complaint, Gate};
-use machine::{Input, Machine, Reason};
+use machine::{Action, Input, Machine, Reason};
 pub use report::{Event, Snapshot, Watch};
 use runner::Runner;
 
@@ -34,6 +35,8 @@ enum Message {
     /// A complaint with its words.
     Complaint(u64, Reason, String),
     Up(Arc<dyn Generation>),
+    TakenOver(Arc<dyn Generation>),
+    NotTakenOver(u64, String),
     Probed {
         generation: u64,
         id: u64,
@@ -77,6 +80,52 @@ impl Default for Inbox {
     }
 }
 
+/// A generation that a daemon which died has left alive.
+#[derive(Debug)]
+pub struct Legacy {
+    /// What is known of it.
+    pub record: Record,
+    /// Its root, if somebody has kept that.
+    pub root: Option<OwnedFd>,
+}
+
+/// What a supervisor has to know of the one before it, whose daemon died.
+#[derive(Debug, Default)]
+pub struct Predecessor {
+    /// Number of its newest generation.
+    pub newest: u64,
+    /// The one that was live, or may be.
+    pub live: Option<Legacy>,
+    /// Since when there has been an outage, if there was one when the daemon died.
+    pub outage_since: Option<Instant>,
+}
+
+impl Predecessor {
+    /// The generation that is to be taken over, and that no sweep may end before. One that has a newer one has been
+    /// retired: there are never two.
+    pub fn spared(&self) -> Option<u64> {
+        self.live.as_ref().map(|legacy| legacy.record.number).filter(|&number| number >= self.newest)
+    }
+}
+
+/// What a supervisor is made of.
+pub struct Parts {
+    /// Where complaints go.
+    pub inbox: Inbox,
+    /// Where generations come from.
+    pub backing: Arc<dyn Backing>,
+    /// The gate to open and close.
+    pub gate: Arc<Gate>,
+    /// Called before the gate opens to a generation.
+    pub restore: Restore,
+    /// When to do what.
+    pub policy: RepairPolicy,
+    /// The age at which an outage is overdue.
+    pub deadline: Duration,
+    /// Where to tell of it.
+    pub watch: Watch,
+}
+
 /// A running supervisor.
 pub struct Supervisor {
     sender: Sender<Message>,
@@ -94,6 +143,24 @@ impl Supervisor {
         deadline: Duration,
         watch: Watch,
     ) -> std::io::Result<Supervisor> {
+        let begun = Machine::begin(policy, deadline, Instant::now());
+        Supervisor::run(Parts { inbox, backing, gate, restore, policy, deadline, watch }, begun, None)
+    }
+
+    /// As [`Supervisor::begin`], in the place of one whose daemon died: its generation is taken over if it is well, or
+    /// ended; in either case numbers go on. The gate opens after `restore`, as after a repair.
+    pub fn resume(parts: Parts, predecessor: Predecessor) -> std::io::Result<Supervisor> {
+        let spared = predecessor.spared();
+        let newest = spared.unwrap_or(predecessor.newest);
+        let now = Instant::now();
+        let since = predecessor.outage_since.map_or(now, |since| since.min(now));
+        let begun = Machine::resume(parts.policy, parts.deadline, now, since, newest, spared.is_some());
+        parts.gate.close(since);
+        Supervisor::run(parts, begun, predecessor.live.filter(|_| spared.is_some()))
+    }
+
+    fn run(parts: Parts, begun: (Machine, Vec<Action>), legacy: Option<Legacy>) -> std::io::Result<Supervisor> {
+        let Parts { inbox, backing, gate, restore, policy, watch, .. } = parts;
         gate.writes_are_asynchronous(backing.traits().asynchronous);
         let sender = inbox.sender.clone();
         let runner = Runner {
@@ -104,12 +171,12 @@ impl Supervisor {
             policy,
             watch,
             present: None,
+            legacy,
             words: String::new(),
-            reason: Reason::Start,
+            reason: begun.0.outage().map_or(Reason::Start, |outage| outage.reason),
         };
-        let thread = std::thread::Builder::new()
-            .name("supervisor".into())
-            .spawn(move || runner.run(&inbox.receiver, Machine::begin(policy, deadline, Instant::now())))?;
+        let thread =
+            std::thread::Builder::new().name("supervisor".into()).spawn(move || runner.run(&inbox.receiver, begun))?;
         Ok(Supervisor { sender, thread: Mutex::new(Some(thread)) })
     }
 

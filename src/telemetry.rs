@@ -8,10 +8,12 @@ pub mod sockets;
 pub mod status;
 pub mod textfile;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::config::MountConfig;
+use crate::daemon::link::Upgraded;
 use crate::gate::Gate;
 use crate::overlay::Counts;
 use crate::rundir;
@@ -31,6 +33,43 @@ pub enum UmountRefused {
     Other(String),
 }
 
+/// The last time that a daemon took the place of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Last {
+    /// When the new one began.
+    pub at: SystemTime,
+    /// What became of the old one.
+    pub reason: String,
+    /// How long nobody served.
+    pub pause: Duration,
+}
+
+/// What keeps a mount while its daemon dies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The keeper's process id.
+    pub keeper: Option<u32>,
+    /// A successor could go on.
+    pub possible: bool,
+    /// Daemons that came after the first one of the mount.
+    pub successions: u64,
+    /// When that one began.
+    pub mounted: SystemTime,
+    /// The last of them.
+    pub last: Option<Last>,
+    /// Bytes that are noted for a successor.
+    pub used: u64,
+    /// Most that may be; 0 if nothing is noted.
+    pub limit: u64,
+    /// Bytes of memory that this takes.
+    pub resident: u64,
+    /// Most that it may take, while it is compacted.
+    pub most: u64,
+}
+
+/// Asks to be replaced by the executable at that path; an error says why that cannot be.
+pub type Upgrade = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
+
 /// All that may be observed of one mount.
 #[derive(Clone)]
 pub struct Observed {
@@ -44,10 +83,16 @@ pub struct Observed {
     pub worker: Arc<Worker>,
     /// Its overlay's figures.
     pub counts: Arc<dyn Fn() -> Counts + Send + Sync>,
+    /// What keeps it.
+    pub kept: Arc<dyn Fn() -> Kept + Send + Sync>,
     /// Asks the supervisor to try again at once (`steadfs recover`).
     pub retry_now: Arc<dyn Fn() + Send + Sync>,
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
+    /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.
+    pub upgrade: Upgrade,
+    /// What became of that.
+    pub upgraded: Arc<dyn Fn() -> Option<Upgraded> + Send + Sync>,
     /// When the daemon started.
     pub started: SystemTime,
 }

@@ -3,8 +3,11 @@
 //!
 //! [`policy`] decides; `hand` does what it orders, one order after the other. To pause: the note that says so
 //! ([`pause::Note`]), then the flag file, then `on_outage`. To resume: the flag file goes, `on_recovery` runs, and the note
-//! goes last, so that a daemon that dies in between lets the worker go once more. If any of that fails it is tried again,
-//! and the note stays for whoever comes after: the next daemon, or [`let_go`].
+//! goes last. If any of that fails it is tried again, and the note stays for whoever comes after: the next daemon, or
+//! [`let_go`].
+//!
+//! The note says how far it is ([`pause::Stage`]), so that a successor runs no hook that has run. Only one that ran when the
+//! daemon was killed is run once more: nobody knows how far it came.
 
 mod hand;
 pub mod hooks;
@@ -71,10 +74,39 @@ impl Worker {
 
     /// As [`Worker::start`], with the note that the worker is paused at `note`, in a directory of its own.
     pub fn start_with(config: &WorkerConfig, overlay: &Path, watch: &Watch, note: PathBuf) -> Result<Worker, String> {
+        Worker::begin(config, overlay, watch, note, false)
+    }
+
+    /// As [`Worker::start`] for the successor of a daemon that died: a worker that is paused stays so, and is not told again
+    /// what it has been told.
+    pub fn succeed(config: &WorkerConfig, overlay: &Path, watch: &Watch) -> Result<Worker, String> {
+        Worker::succeed_with(config, overlay, watch, note_of(overlay))
+    }
+
+    /// As [`Worker::succeed`], with the note at `note`.
+    pub fn succeed_with(config: &WorkerConfig, overlay: &Path, watch: &Watch, note: PathBuf) -> Result<Worker, String> {
+        Worker::begin(config, overlay, watch, note, true)
+    }
+
+    fn begin(
+        config: &WorkerConfig,
+        overlay: &Path,
+        watch: &Watch,
+        note: PathBuf,
+        successor: bool,
+    ) -> Result<Worker, String> {
         let note = Note::new(note);
-        check(config, &note)?;
+        match check(config, &note) {
+            // Callers wait, and whoever made the mount has been told of what was wrong then.
+            Err(error) if successor => tracing::error!(error, "the worker may not be paused in an outage"),
+            checked => checked?,
+        }
         let left = note.read();
-        let policy = Policy::begin(left.is_some());
+        let (policy, unfinished) = match successor {
+            true => Policy::succeed(left.as_ref().map(|left| left.stage)),
+            false => (Policy::begin(left.is_some()), false),
+        };
+        let unfinished = left.as_ref().filter(|_| unfinished).map(|left| left.paused.clone());
         let (report, ending) = (Arc::new(Mutex::new(Report::default())), Arc::new(AtomicBool::new(false)));
         let hand = Hand::new(config, overlay, note, Arc::clone(&report), Arc::clone(&ending));
         if let Some(left) = left {
@@ -91,7 +123,12 @@ impl Worker {
                 }
             }
         })?;
-        let thread = spawn("worker", move || hand.follow(policy, inbox))?;
+        let thread = spawn("worker", move || {
+            if let Some(paused) = unfinished {
+                hand.finish(&paused);
+            }
+            hand.follow(policy, inbox);
+        })?;
         Ok(Worker { report, ending, sender: Mutex::new(sender), thread: Mutex::new(Some(thread)) })
     }
 

@@ -27,17 +27,9 @@ const STRAYS: usize = 4;
 /// A generation that dies young makes the next one wait, and here all of them do.
 const OPTIONS: &str = "backoff_min=100ms,backoff_max=100ms";
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn relay_process() {
-    lab::relay::main();
-}
+lab::also_runs_as!(relay_process: lab::relay::main);
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn program_process() {
-    program::main();
-}
+lab::also_runs_as!(program_process: program::main);
 
 /// What a program does to a plain directory.
 struct Model {

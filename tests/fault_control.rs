@@ -8,11 +8,7 @@ use lab::agent::{Agent, Report};
 use lab::scenario::CALL;
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// What becomes of a writer on a plain sshfs, with a fault that is taken back after 7 s if it can be.
 fn suffer(name: &str, inject: impl FnOnce(&mut Lab), heal: impl FnOnce(&mut Lab)) -> Report {

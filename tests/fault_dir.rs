@@ -12,11 +12,7 @@ use lab::scenario::{Fault, Outcome, survive_in};
 use lab::{Lab, mount_of, run, wait};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// Mounts the store by sshfs alone.
 fn mount_below(lab: &Lab, below: &PathBuf) -> Child {

@@ -5,11 +5,7 @@ mod lab;
 use lab::agent::now;
 use lab::scenario::{Fault, Outcome, survive};
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 fn cut_for(seconds: f64) -> Outcome {
     survive(&format!("link cut for {seconds} s"), 2.0, |lab| {

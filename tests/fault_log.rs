@@ -12,11 +12,7 @@ use lab::scenario::{Fault, wait_for_successor};
 use lab::{Lab, process};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// Plays a fault under all writers; `blip` says that it is shorter than the deadline, so that nobody may see an error.
 fn survive(name: &str, blip: bool, fault: impl FnOnce(&mut Lab) -> Fault) {

@@ -7,11 +7,7 @@ use lab::agent::Agent;
 use lab::scenario::{CALL, Fault, SYNC, survive, wait_for_successor};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 fn hit(name: &'static str, signal: Signal) -> impl FnOnce(&mut Lab) -> Fault {
     move |lab| {

@@ -4,11 +4,7 @@ mod lab;
 
 use lab::scenario::{Fault, survive, wait_for_successor};
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 #[test]
 fn server_session_killed() {

@@ -9,11 +9,7 @@ use std::io::Write;
 use lab::agent::now;
 use lab::{Lab, run, sleep_secs, wait};
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// TCP sockets of the client whose peer is the server, as ss(8) shows them: those that may hold requests.
 fn client_sockets(lab: &Lab) -> Vec<String> {

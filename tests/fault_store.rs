@@ -23,17 +23,9 @@ use shared::play::User;
 use shared::program::{How, Op, bytes};
 use user::Remote;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn user_process() {
-    user::main();
-}
+lab::also_runs_as!(user_process: user::main);
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// A file, opened or made.
 const HOW: How =

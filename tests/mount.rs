@@ -230,8 +230,7 @@ fn a_worker_is_let_go_by_umount_after_its_daemon_was_killed() {
     let pid = daemon(&lab);
     lab.sshd.stop();
     wait("the pause file", || pause.exists());
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    lab::process::kill_both(pid);
     let mut command = lab.steadfs(&["umount", lab.hot.to_str().unwrap()]);
     let output = command.env("STEADFS_STATE_DIR", &run).output().unwrap();
     assert!(output.status.success() && stderr(&output).contains("its worker let go"), "{output:?}");
@@ -250,8 +249,7 @@ fn a_mount_replaces_its_own_dead_one_and_no_other() {
         let pid = daemon(&lab);
         // Somebody is in the dead mount, which must not matter.
         let mut held = Command::new("sleep").arg("1000").current_dir(&lab.hot).spawn().unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+        lab::process::kill_both(pid);
         mount_in_background(&lab, options);
         assert_ne!(daemon(&lab), pid);
         assert_eq!(std::fs::read_to_string(lab.hot.join("file")).unwrap(), "content");

@@ -12,11 +12,7 @@ use lab::tools::LIMIT;
 use lab::{Lab, mount_of, wait};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// Everything that has to stay the same, and the programs that have to answer.
 fn look(lab: &Lab, container: &Container, output: &str) -> [Option<(String, String)>; 3] {

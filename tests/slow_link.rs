@@ -9,11 +9,7 @@ use lab::scenario::CALL;
 /// Longest a read, write, fsync or close may take while bytes move, in seconds, with its margin.
 const WHILE_BYTES_MOVE: f64 = 30.5;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 #[test]
 fn a_slow_link_that_is_saturated_is_no_outage() {

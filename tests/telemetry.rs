@@ -37,7 +37,8 @@ fn metrics_keep_the_rules_of_the_format_in_every_state() {
     rig.read_error();
     rig.overdue();
     rig.wait(|| page(&rig).value("steadfs_hook_runs_total", &[("hook", "on_outage")]).is_some());
-    for state in ["reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"] {
+    let early = ["adopting", "reaching", "starting", "restoring"];
+    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "halted", "stopping"]).copied() {
         rig.observed.watch.update(|snapshot| {
             snapshot.state = state;
             snapshot.repairs.insert(("probe_late".into(), "ok".into()), 1);
@@ -101,6 +102,13 @@ fn metrics_say_what_happened() {
     assert_eq!((one("steadfs_open_files", &[]), one("steadfs_open_directories", &[])), (11.0, 12.0));
     assert_eq!((one("steadfs_log_bytes", &[]), one("steadfs_lost_files_total", &[])), (14.0, 0.0));
     assert_eq!((one("steadfs_cached_inodes", &[]), one("steadfs_worker_paused", &[])), (13.0, 0.0));
+    let kept = ["keeper", "succession_possible", "successions_total", "last_succession_timestamp_seconds"];
+    let figures = ["last_succession_pause_seconds", "handover_bytes", "handover_limit_bytes"];
+    let expected = [1.0, 1.0, 3.0, 9.0, 0.25, 1000.0, 2000.0];
+    for (name, expected) in kept.iter().chain(&figures).zip(expected) {
+        assert_eq!(page.value(&format!("steadfs_{name}"), &[]), Some(expected), "{name}");
+    }
+    assert_eq!(one("steadfs_handover_resident_memory_bytes", &[]), 3000.0);
     assert_eq!(one("steadfs_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     assert!(one("steadfs_resident_memory_bytes", &[]) > 1e6 && one("steadfs_open_descriptors", &[]) > 3.0);
 }

@@ -11,11 +11,7 @@ use lab::scenario::wait_for_successor;
 use lab::{Lab, run, wait};
 use nix::sys::signal::Signal;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn agent_process() {
-    lab::agents::main();
-}
+lab::also_runs_as!(agent_process: lab::agents::main);
 
 /// Outages that are shorter than the deadline, one after the other, while a program runs.
 fn strike_thrice(lab: &Lab) {

@@ -6,13 +6,15 @@
 
 mod opener;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
 use super::posix::PosixTree;
+use super::record::{AdoptError, Life, Place, Record, VERSION};
 use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals, mountinfo};
 use opener::{Attempt, Opened, Opener};
 
@@ -21,6 +23,8 @@ use opener::{Attempt, Opened, Opener};
 /// there, and where it is not known, hidden names and our own numbers are used, which is right everywhere.
 const LOCAL: [&str; 13] =
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "jfs", "nilfs2", "tmpfs", "ramfs", "overlay"];
+/// How long the last thread of a dead daemon may take to get out of the filesystem.
+const SETTLE: Duration = Duration::from_millis(300);
 /// How long the filesystem may take to say what it is before the first start.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -114,7 +118,14 @@ impl Backing for DirBacking {
         match self.opener.open(limit) {
             Attempt::Opened(opened) => {
                 self.settle(&opened)?;
-                Ok(Arc::new(DirGeneration { number, tree: PosixTree::new(opened.root) }))
+                let home = Home::from(&opened.mount);
+                let place = Place::new(&self.path, &home.mountpoint, &home.fstype);
+                Ok(Arc::new(DirGeneration {
+                    number,
+                    began: SystemTime::now(),
+                    place,
+                    tree: PosixTree::new(opened.root),
+                }))
             }
             Attempt::Failed(error) => {
                 let text = format!("{path}: {error}");
@@ -128,12 +139,38 @@ impl Backing for DirBacking {
             ))),
         }
     }
+
+    /// There is nothing to take over but the number, and the mount that the directory has to be on, now and in every later
+    /// start.
+    fn adopt(
+        &self,
+        record: &Record,
+        _root: Option<OwnedFd>,
+        limit: Duration,
+        exits: ExitSink,
+    ) -> Result<Arc<dyn Generation>, AdoptError> {
+        let Life::Dir(place) = &record.life else {
+            return Err(AdoptError::Other("what the dead daemon has left is no directory".into()));
+        };
+        if record.version != VERSION || self.path != Path::new(&place.path) {
+            return Err(AdoptError::Other("it was another directory, or another version of its record".into()));
+        }
+        *self.home.lock() = Some(Home { mountpoint: place.mountpoint(), fstype: place.fstype.clone() });
+        match record.daemon.wait_gone(Instant::now() + SETTLE) {
+            Ok(true) => {}
+            Ok(false) => return Err(AdoptError::Unsettled("its daemon has not ended yet".into())),
+            Err(errno) => return Err(AdoptError::Unknown(format!("pidfd: {}", errno.desc()))),
+        }
+        self.start(record.number, limit, exits).map_err(|error| AdoptError::Dead(error.to_string()))
+    }
 }
 
 /// One life of a directory: an open root.
 #[derive(Debug)]
 struct DirGeneration {
     number: u64,
+    began: SystemTime,
+    place: Place,
     tree: PosixTree,
 }
 
@@ -159,6 +196,10 @@ impl Generation for DirGeneration {
     /// the directory: their threads stay there for as long as the filesystem keeps them.
     fn abort(&self) {
         self.tree.stop();
+    }
+
+    fn record(&self) -> Option<Record> {
+        Some(Record::new(self.number, self.began, Life::Dir(self.place.clone())))
     }
 
     /// The root is closed when the last user of the generation lets go of it; nothing else is held.

@@ -13,14 +13,16 @@ mod state;
 mod tree;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::posix::PosixTree;
+use super::record::{AdoptError, Life, Record};
 use super::{Backing, ExitSink, Generation, OpResult, StartError, StatFs, Traits, Tree, Vitals};
 pub use control::FakeControl;
 pub use fault::{Call, Fault, FaultId, What};
@@ -72,6 +74,15 @@ impl FakeBacking {
     }
 }
 
+impl FakeBacking {
+    fn open(&self) -> Result<PosixTree, StartError> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = nix::fcntl::open(&self.path, flags, Mode::empty())
+            .map_err(|errno| StartError::Local(format!("{}: {}", self.path.display(), errno.desc())))?;
+        Ok(PosixTree::new(root))
+    }
+}
+
 impl Backing for FakeBacking {
     fn traits(&self) -> Traits {
         self.traits
@@ -83,11 +94,25 @@ impl Backing for FakeBacking {
 
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
         self.shared.begin_start(Instant::now() + limit)?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let root = nix::fcntl::open(&self.path, flags, Mode::empty())
-            .map_err(|errno| StartError::Local(format!("{}: {}", self.path.display(), errno.desc())))?;
+        let tree = self.open()?;
         let slot = self.shared.add_generation(number, exits);
-        Ok(Arc::new(FakeGeneration { number, slot, tree: PosixTree::new(root) }))
+        Ok(Arc::new(FakeGeneration { number, slot, tree }))
+    }
+
+    /// The generation with that number, if it lives and answers; "daemons" are not told apart.
+    fn adopt(
+        &self,
+        record: &Record,
+        _root: Option<OwnedFd>,
+        limit: Duration,
+        exits: ExitSink,
+    ) -> Result<Arc<dyn Generation>, AdoptError> {
+        if record.life != Life::Fake {
+            return Err(AdoptError::Other("it is of another kind (fake)".into()));
+        }
+        let slot = self.shared.take_over(record.number, Instant::now() + limit, exits)?;
+        let tree = self.open().map_err(|error| AdoptError::Dead(error.to_string()))?;
+        Ok(Arc::new(FakeGeneration { number: record.number, slot, tree }))
     }
 }
 
@@ -118,6 +143,10 @@ impl Generation for FakeGeneration {
 
     fn abort(&self) {
         self.slot.abort();
+    }
+
+    fn record(&self) -> Option<Record> {
+        Some(Record::new(self.number, SystemTime::now(), Life::Fake))
     }
 
     fn retire(&self) -> Result<(), String> {

@@ -1,29 +1,33 @@
 //! The backing behind `[user@]host:[dir]`: one sshfs a generation, without `reconnect`, in a private directory.
 
+mod adopt;
 pub mod command;
 pub mod failure;
 pub mod group;
 pub mod link;
 pub mod once;
 pub mod orphans;
+pub mod queue;
 pub mod reach;
 pub mod reset;
+pub mod stderr;
 pub mod tcp;
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
 use super::posix::PosixTree;
+use super::record::{AdoptError, Life, Mounted, Record, SshfsLife};
 use super::{
     Backing, ExitSink, Generation, OpResult, ProcessExit, StartError, StatFs, Traits, Tree, Vitals, mountinfo,
 };
@@ -58,10 +62,16 @@ pub struct SshfsBacking {
 impl SshfsBacking {
     /// A backing that mounts below `directory`. Left-overs of a predecessor there are aborted and removed.
     pub fn new(target: &str, options: &[String], directory: &Path) -> io::Result<SshfsBacking> {
+        SshfsBacking::after(target, options, directory, None)
+    }
+
+    /// As [`SshfsBacking::new`], but the generation with that number is left for [`Backing::adopt`], which is to be called
+    /// before anything is started.
+    pub fn after(target: &str, options: &[String], directory: &Path, spared: Option<u64>) -> io::Result<SshfsBacking> {
         let directory = directory.canonicalize()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        orphans::end_all(&directory);
-        sweep(&directory)?;
+        orphans::end_all(&directory, spared);
+        sweep(&directory, spared)?;
         let arguments = Arguments::new(target, options);
         let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
         Ok(SshfsBacking {
@@ -73,10 +83,10 @@ impl SshfsBacking {
         })
     }
 
-    fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<(u32, u32), StartError> {
+    fn wait_until_mounted(&self, started: &Started, until: Instant) -> Result<Mounted, StartError> {
         loop {
             if let Some(entry) = mountinfo::at(&started.mountpoint).map_err(local)?.filter(mountinfo::Entry::is_fuse) {
-                return Ok(entry.dev);
+                return Ok(Mounted::from(&entry));
             }
             self.check(started, until)?;
             std::thread::sleep(LOOK);
@@ -158,7 +168,7 @@ impl Backing for SshfsBacking {
 
     fn start(&self, number: u64, limit: Duration, exits: ExitSink) -> Result<Arc<dyn Generation>, StartError> {
         let until = Instant::now() + limit;
-        let mountpoint = self.directory.join(format!("gen-{number}"));
+        let mountpoint = mountpoint(&self.directory, number);
         DirBuilder::new().mode(0o700).create(&mountpoint).map_err(local)?;
         // Before a server that counts connections is asked for one more.
         self.connections.knock();
@@ -174,23 +184,36 @@ impl Backing for SshfsBacking {
         }
         let (connections, since) = (Arc::clone(&self.connections), Instant::now());
         let started = Started { number, mountpoint, group, link: Link::default(), connections, since };
-        let entered =
-            self.wait_until_mounted(&started, until).and_then(|dev| Ok((dev, self.enter(&started, dev, until)?)));
+        let began = SystemTime::now();
+        let entered = self
+            .wait_until_mounted(&started, until)
+            .and_then(|mount| Ok((self.enter(&started, mount.dev, until)?, mount)));
         drop(once);
         match entered {
-            Ok((dev, tree)) => {
+            Ok((tree, mount)) => {
                 self.connections.forget();
                 // Now, for the case that ssh ends by itself, and again before it is killed.
                 self.connections.arm(&started.group);
-                Ok(Arc::new(SshfsGeneration { started, dev, tree }))
+                let arguments = self.arguments.clone();
+                Ok(Arc::new(SshfsGeneration { started, arguments, began, mount, tree }))
             }
             Err(error) => {
                 let dev = mountinfo::at(&started.mountpoint).ok().flatten().map(|entry| entry.dev);
                 started.abort(dev);
-                started.retire().unwrap_or_else(|left| tracing::warn!("{left}"));
+                started.retire(None).unwrap_or_else(|left| tracing::warn!("{left}"));
                 Err(error)
             }
         }
+    }
+
+    fn adopt(
+        &self,
+        record: &Record,
+        root: Option<OwnedFd>,
+        limit: Duration,
+        exits: ExitSink,
+    ) -> Result<Arc<dyn Generation>, AdoptError> {
+        self.take_over(record, root, limit, exits)
     }
 
     fn cancel_start(&self) {
@@ -222,9 +245,10 @@ impl Started {
         self.group.kill();
     }
 
-    fn retire(&self) -> Result<(), String> {
+    /// `dev` is that of its mount, if it is known: nobody else's is detached then.
+    fn retire(&self, dev: Option<(u32, u32)>) -> Result<(), String> {
         let reaped = self.group.wait_empty(REAP);
-        detach(&self.mountpoint).and_then(|()| std::fs::remove_dir(&self.mountpoint)).map_err(|error| {
+        detach(&self.mountpoint, dev).and_then(|()| std::fs::remove_dir(&self.mountpoint)).map_err(|error| {
             format!("generation {}: {} is left behind: {error}", self.number, self.mountpoint.display())
         })?;
         if reaped {
@@ -240,7 +264,9 @@ impl Started {
 
 struct SshfsGeneration {
     started: Started,
-    dev: (u32, u32),
+    arguments: Arguments,
+    began: SystemTime,
+    mount: Mounted,
     tree: PosixTree,
 }
 
@@ -263,11 +289,29 @@ impl Generation for SshfsGeneration {
 
     fn abort(&self) {
         self.tree.stop();
-        self.started.abort(Some(self.dev));
+        self.started.abort(Some(self.mount.dev));
+    }
+
+    fn record(&self) -> Option<Record> {
+        let (identity, members) = self.started.group.record()?;
+        let life = SshfsLife {
+            target: self.arguments.target.clone(),
+            options: self.arguments.options.clone(),
+            mount: self.mount.clone(),
+            leader: identity.leader,
+            session: identity.session.as_raw(),
+            members,
+            connections: self.started.connections.known(),
+        };
+        Some(Record::new(self.started.number, self.began, Life::Sshfs(life)))
+    }
+
+    fn root(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.tree.root().as_fd())
     }
 
     fn retire(&self) -> Result<(), String> {
-        self.started.retire()
+        self.started.retire(Some(self.mount.dev))
     }
 }
 
@@ -290,14 +334,16 @@ fn open_root(mountpoint: &Path, dev: (u32, u32)) -> OpResult<OwnedFd> {
     use nix::fcntl::{OFlag, open};
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let root = open(mountpoint, flags, nix::sys::stat::Mode::empty())?;
+    if is_on(&root, dev)? { Ok(root) } else { Err(Errno::ENOTCONN) }
+}
+
+/// True if a descriptor is on a mount of that device, in this namespace.
+fn is_on(root: &OwnedFd, dev: (u32, u32)) -> OpResult<bool> {
     // fstat would ask the server; fdinfo only asks the kernel.
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", root.as_raw_fd())).map_err(|_| Errno::EIO)?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse::<u64>().ok());
     let entries = mountinfo::entries().map_err(|_| Errno::EIO)?;
-    match entries.iter().find(|entry| Some(entry.id) == id) {
-        Some(entry) if entry.dev == dev => Ok(root),
-        _ => Err(Errno::ENOTCONN),
-    }
+    Ok(entries.iter().any(|entry| Some(entry.id) == id && entry.dev == dev))
 }
 
 /// Aborts a FUSE connection: every call inside returns at once. Two ways, since neither is there on every machine:
@@ -310,9 +356,10 @@ fn abort_connection(mountpoint: &Path, dev: Option<(u32, u32)>) {
     }
 }
 
-/// Takes every FUSE mount away from `mountpoint`, busy or not.
-fn detach(mountpoint: &Path) -> io::Result<()> {
-    while mountinfo::at(mountpoint)?.is_some_and(|entry| entry.is_fuse()) {
+/// Takes every FUSE mount away from `mountpoint`, or every one of that device, busy or not.
+fn detach(mountpoint: &Path, dev: Option<(u32, u32)>) -> io::Result<()> {
+    let ours = |entry: &mountinfo::Entry| entry.is_fuse() && dev.is_none_or(|dev| dev == entry.dev);
+    while mountinfo::at(mountpoint)?.as_ref().is_some_and(ours) {
         match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             Err(Errno::EPERM) => {
                 let status =
@@ -329,12 +376,23 @@ fn detach(mountpoint: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the mounts that a predecessor that was killed has left.
-fn sweep(directory: &Path) -> io::Result<()> {
+/// Where the generation with that number is mounted.
+fn mountpoint(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("gen-{number}"))
+}
+
+/// What generation `number` has in the runtime directory.
+pub fn names(number: u64) -> [String; 2] {
+    [format!("gen-{number}"), orphans::name(number)]
+}
+
+/// Removes the mounts that a predecessor that was killed has left, but for that of one generation.
+fn sweep(directory: &Path, spared: Option<u64>) -> io::Result<()> {
+    let spared = spared.map(|number| mountpoint(directory, number));
     for entry in std::fs::read_dir(directory)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("gen-") {
+        if entry.file_name().to_string_lossy().starts_with("gen-") && spared.as_ref() != Some(&entry.path()) {
             abort_connection(&entry.path(), None);
-            detach(&entry.path())?;
+            detach(&entry.path(), None)?;
             std::fs::remove_dir(entry.path())?;
         }
     }

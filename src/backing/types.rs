@@ -3,8 +3,10 @@
 use std::ffi::OsString;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 /// Type of a file, from the S_IFMT bits of `st_mode` (inode(7)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum FileKind {
     /// S_IFREG.
     Regular,

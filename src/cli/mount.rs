@@ -3,7 +3,8 @@
 mod background;
 pub(super) mod claim;
 mod dead;
-mod logging;
+pub(super) mod kept;
+pub(super) mod logging;
 mod machine;
 pub(super) mod place;
 pub(super) mod sweep;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use super::{complain, exit_code, options, source};
 use crate::config::{MetricsListen, MountConfig, Source};
 use crate::daemon::{self, MountError};
+use crate::keeper::notify;
 
 /// Arguments of `steadfs mount`: those of sshfs, so that one can stand in for the other.
 #[derive(Debug, Clone, clap::Args)]
@@ -84,6 +86,15 @@ struct Prepared {
 /// Mounts. In the background the process returns when the overlay answers.
 pub fn run(args: MountArgs) -> ExitCode {
     let foreground = args.foreground || args.debug;
+    // First of all, as these descriptors have fixed numbers.
+    let kept = if foreground { notify::kept() } else { Vec::new() };
+    let log = if args.debug { kept::Log::Debug } else { kept::Log::Stderr };
+    if !kept.is_empty() {
+        logging::to_stderr(args.debug);
+        if let Some(orphaned) = kept::Orphaned::of(kept) {
+            return exit(orphaned.run(&log, || tracing::info!("served again")).map(ExitCode::from));
+        }
+    }
     let prepared = match prepare(&args) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -96,14 +107,19 @@ pub fn run(args: MountArgs) -> ExitCode {
     }
     logging::to_stderr(args.debug);
     let mountpoint = prepared.config.mountpoint.clone();
-    let result = serve(prepared, move || tracing::info!(mountpoint = %mountpoint.display(), "mounted"));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    let ready = move || tracing::info!(mountpoint = %mountpoint.display(), "mounted");
+    exit(if prepared.config.keeper.wanted {
+        kept::run(prepared, &log, ready).map(ExitCode::from)
+    } else {
+        serve(prepared, ready).map(|()| ExitCode::SUCCESS)
+    })
+}
+
+fn exit(result: Result<ExitCode, MountError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        complain(&error.to_string());
+        ExitCode::from(exit_code(&error))
+    })
 }
 
 /// Runs the daemon to its end.
@@ -162,6 +178,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
         telemetry: options.telemetry,
         soft_start: options.soft_start,
         sshfs_options: options.sshfs,
+        keeper: options.keeper,
     };
     Ok(Prepared { config, notes, claim })
 }

@@ -15,7 +15,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{CallPolicy, LogConfig, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
+use crate::config::{CallPolicy, KeeperConfig, LogConfig, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
 use known::Fate;
 
 /// All that options say, checked.
@@ -33,6 +33,8 @@ pub struct Options {
     pub worker: WorkerConfig,
     /// Metrics.
     pub telemetry: TelemetryConfig,
+    /// The keeper.
+    pub keeper: KeeperConfig,
     /// Mount although the server cannot be reached.
     pub soft_start: bool,
     /// Mount over a directory that is not empty.
@@ -60,6 +62,7 @@ impl Default for Options {
             log: LogConfig::default(),
             worker: WorkerConfig::default(),
             telemetry: TelemetryConfig::default(),
+            keeper: KeeperConfig::default(),
             soft_start: true,
             nonempty: false,
             sshfs: Vec::new(),

@@ -131,12 +131,12 @@ fn failed(text: &str) -> ExitCode {
 }
 
 /// The path as the daemon knows it, without touching what is mounted there: only its parents are resolved.
-fn resolve(mountpoint: &Path) -> PathBuf {
+pub(super) fn resolve(mountpoint: &Path) -> PathBuf {
     super::mount::place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
 }
 
 /// Those of all mounts of this user; an error if somebody else could have made them.
-fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
+pub(super) fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
     let base = rundir::base();
     let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
     claim::own(&base)?;
@@ -153,7 +153,7 @@ fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
 }
 
 /// True if there is no daemon, rather than one that does not answer.
-fn is_absent(error: &io::Error) -> bool {
+pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
@@ -165,7 +165,7 @@ fn words(error: &io::Error, patience: Duration) -> String {
     }
 }
 
-fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
+pub(super) fn ask(socket: &Path, request: &Request, patience: Duration) -> io::Result<Reply> {
     let mut stream = sockets::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
@@ -231,6 +231,26 @@ fn describe(status: &Status) -> String {
         ),
     ]);
     lines.extend(status.worker.paused_since.as_ref().map(|since| format!("  worker      paused since {since}")));
-    lines.push(format!("  daemon      pid {}, up {}", status.pid, round(status.uptime_secs)));
+    let keeper = &status.keeper;
+    lines.push(match keeper.pid {
+        Some(pid) if keeper.can_succeed => format!(
+            "  keeper      pid {pid}, {} of {} bytes noted for a successor in {} bytes of memory",
+            keeper.memory_bytes, keeper.memory_limit_bytes, keeper.resident_bytes
+        ),
+        Some(pid) => format!("  keeper      pid {pid}; no successor can go on: mount again when nothing is open"),
+        None => "  keeper      none: the mount ends with the daemon".into(),
+    });
+    lines.extend(keeper.last.as_ref().map(|last| {
+        format!(
+            "  replaced    {} times since {}, last at {} ({}; {:.2} s without)",
+            keeper.successions_total, keeper.mounted_at, last.at, last.reason, last.pause_secs
+        )
+    }));
+    lines.push(format!(
+        "  daemon      steadfs {}, pid {}, up {}",
+        status.steadfs_version,
+        status.pid,
+        round(status.uptime_secs)
+    ));
     lines.join("\n") + "\n"
 }

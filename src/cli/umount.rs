@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mount::claim::{self, Claim, Holder};
+use super::mount::claim::{self, Claim, Holder, Watching};
 use super::mount::{place, sweep};
 use super::{complain, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
@@ -48,8 +48,9 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     match (entry, claim::holder(&path)?) {
         (None, Holder::Daemon) => {
             // Unless it is ending already it is still starting; then nobody listens, or it does as it is told.
+            let watching = Watching::of(&path);
             let _ = status::umount_request(&path);
-            wait_for_end(&path)
+            wait_for_end(&path, &watching)
         }
         (None, Holder::Nobody) if !worker::is_noted(&path) => Err(MountError::Mount(format!("{shown} is not mounted"))),
         (None, holder) => {
@@ -62,8 +63,9 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
         ))),
         (Some(_), Holder::Daemon) if args.lazy => sweep::detach(&path),
         (Some(_), Holder::Daemon) => {
+            let watching = Watching::of(&path);
             ask(&path)?;
-            wait_for_end(&path)
+            wait_for_end(&path, &watching)
         }
         (Some(_), holder) => {
             sweep::detach(&path)?;
@@ -78,10 +80,17 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
 /// a worker to let go.
 fn clean_up(path: &Path, holder: Holder) -> Result<bool, MountError> {
     // Held meanwhile, so that no daemon begins.
-    let claim = match holder {
-        Holder::Left(claim) => claim,
-        Holder::Nobody | Holder::Daemon => Claim::take(path)?,
-    };
+    clean_up_as(
+        path,
+        match holder {
+            Holder::Left(claim) => claim,
+            Holder::Nobody | Holder::Daemon => Claim::take(path)?,
+        },
+    )
+}
+
+/// The same for whoever has the claim.
+pub fn clean_up_as(path: &Path, claim: Claim) -> Result<bool, MountError> {
     let worker = worker::let_go(path).map_err(MountError::Mount);
     // What can be removed is, whatever became of the worker.
     claim.sweep()?;
@@ -109,9 +118,9 @@ fn busy(path: &Path) -> MountError {
     MountError::Mount(format!("{shown}: target is busy: see fuser -vm {shown}, or run steadfs umount --lazy {shown}"))
 }
 
-fn wait_for_end(path: &Path) -> Result<(), MountError> {
+fn wait_for_end(path: &Path, watching: &Watching) -> Result<(), MountError> {
     let until = Instant::now() + PATIENCE;
-    while claim::is_alive(path) {
+    while watching.is_alive() {
         if Instant::now() >= until {
             let shown = path.display();
             return Err(MountError::Mount(format!(

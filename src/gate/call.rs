@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
-use super::{Class, Context, Op, policy};
+use super::{Class, Context, Op, Terms, policy};
 use crate::backing::OpResult;
 
 /// The answer that is still owed. Whoever takes the reply first gives it; everybody else finds nothing.
@@ -67,14 +67,12 @@ pub(super) enum Run {
 
 impl Call {
     pub fn new<T: Send + 'static>(
-        op: Op,
-        class: Class,
-        bytes: u64,
+        terms: Terms,
         limit: Duration,
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) -> Arc<Call> {
-        Arc::new(Call::build(op, class, bytes, limit, work, reply))
+        Arc::new(Call::build(terms, limit, work, reply))
     }
 
     /// A question that the server answers after everything that was sent before it. Late like data: it waits behind data.
@@ -84,13 +82,11 @@ impl Call {
             // A server that says no has answered.
             _ => Ok(()),
         };
-        Arc::new(Call { internal: true, ..Call::build(Op::Statfs, Class::Data, 0, limit, work, drop) })
+        Arc::new(Call { internal: true, ..Call::build(Terms::of(Op::Statfs, Class::Data), limit, work, drop) })
     }
 
     fn build<T: Send + 'static>(
-        op: Op,
-        class: Class,
-        bytes: u64,
+        terms: Terms,
         limit: Duration,
         mut work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
@@ -100,12 +96,12 @@ impl Call {
         let owed = Arc::new(Owed { reply, answered: seen, _value: std::marker::PhantomData });
         let for_fail = Arc::clone(&owed);
         Call {
-            op,
-            class,
-            bytes,
+            op: terms.op,
+            class: terms.class,
+            bytes: terms.bytes,
             arrived: Instant::now(),
             limit,
-            in_doubt: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(terms.in_doubt),
             internal: false,
             answered,
             work: Mutex::new(Some(Box::new(move |context| work(context).map(|value| owed.give(Ok(value)))))),

@@ -72,7 +72,12 @@ impl Gate {
             if let Some(running) = running.filter(counts) {
                 complaints.push((running.generation, Complaint::Late(call.op)));
             }
-            let outcome = if weather.outage_since.is_some() { Outcome::Outage } else { Outcome::Deadline };
+            let outcome = match call.limit >= self.policy.deadline {
+                // Its caller is told what is known, and no error.
+                false => Outcome::Ok,
+                true if weather.outage_since.is_some() => Outcome::Outage,
+                true => Outcome::Deadline,
+            };
             failed.push((Arc::clone(&call), policy::late_errno(&self.policy, weather), outcome));
             // A call that waited in vain is evidence from when it came. Without this the kernel's second try of the same
             // system call (a lookup is repeated when its revalidation fails) would wait anew.

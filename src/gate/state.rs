@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::Sent;
 use super::call::{Call, Run};
+use super::policy::Weather;
 use super::queue::Queue;
 use super::window::{Admission, Window};
 use crate::backing::Generation;
@@ -91,6 +92,12 @@ pub(super) struct State {
 }
 
 impl State {
+    /// What a call's time depends on; bytes were last seen to move at `progress_at`.
+    pub fn weather(&self, progress_at: Option<Instant>) -> Weather {
+        let closed = matches!(self.phase, Phase::Closed);
+        Weather { outage_since: self.outage_since, closed, opened_at: self.opened_at, progress_at }
+    }
+
     /// Closed, in outage since now.
     pub fn new() -> State {
         State {

@@ -26,6 +26,7 @@ pub enum Op {
     Flush,
     Fsync,
     Release,
+    Releasedir,
     Opendir,
     Readdir,
     Fsyncdir,
@@ -40,8 +41,44 @@ pub enum Op {
 }
 
 impl Op {
+    /// Its number in the protocol (enum fuse_opcode of linux/fuse.h); that of one where several are the same here.
+    pub fn opcode(self) -> u32 {
+        match self {
+            Op::Lookup => 1,
+            Op::Getattr => 3,
+            Op::Setattr => 4,
+            Op::Readlink => 5,
+            Op::Symlink => 6,
+            Op::Mknod => 8,
+            Op::Mkdir => 9,
+            Op::Unlink => 10,
+            Op::Rmdir => 11,
+            Op::Rename => 12,
+            Op::Link => 13,
+            Op::Open => 14,
+            Op::Read => 15,
+            Op::Write => 16,
+            Op::Statfs => 17,
+            Op::Release => 18,
+            Op::Releasedir => 29,
+            Op::Fsync => 20,
+            Op::Setxattr => 21,
+            Op::Getxattr => 22,
+            Op::Listxattr => 23,
+            Op::Removexattr => 24,
+            Op::Flush => 25,
+            Op::Opendir => 27,
+            Op::Readdir => 28,
+            Op::Fsyncdir => 30,
+            Op::Create => 35,
+            Op::Fallocate => 43,
+            Op::Lseek => 46,
+            Op::CopyFileRange => 47,
+        }
+    }
+
     /// All of them, in order of their discriminants.
-    pub const ALL: [Op; 29] = [
+    pub const ALL: [Op; 30] = [
         Op::Lookup,
         Op::Getattr,
         Op::Setattr,
@@ -60,6 +97,7 @@ impl Op {
         Op::Flush,
         Op::Fsync,
         Op::Release,
+        Op::Releasedir,
         Op::Opendir,
         Op::Readdir,
         Op::Fsyncdir,
@@ -99,6 +137,7 @@ impl Op {
             Op::Flush => "flush",
             Op::Fsync => "fsync",
             Op::Release => "release",
+            Op::Releasedir => "releasedir",
             Op::Opendir => "opendir",
             Op::Readdir => "readdir",
             Op::Fsyncdir => "fsyncdir",

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 /// Adjacent ranges are merged until they have this size: small appends cost no entry each, large writes no copy.
 const MERGED: usize = 128 << 10;
 /// What an entry costs besides its bytes, roughly.
@@ -18,7 +20,7 @@ pub enum Change<'a> {
 
 /// See the module. Applying it to a file that has seen any part of the sequence, in order, gives the file that has seen
 /// all of it, as often as one likes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Changes {
     /// The smallest size the file was cut to.
     cut: Option<u64>,
@@ -27,6 +29,7 @@ pub struct Changes {
     /// The largest size the file had on the way.
     highest: u64,
     /// Data by offset; ranges do not overlap.
+    #[serde(with = "super::bytes::by_offset")]
     extents: BTreeMap<u64, Vec<u8>>,
     bytes: u64,
 }

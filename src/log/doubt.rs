@@ -2,8 +2,10 @@
 //!
 //! They are in no log, since nobody was promised anything; but what a file must look like after a repair depends on them.
 
+use serde::{Deserialize, Serialize};
+
 /// A change that is about to be handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Attempt {
     /// Data from one offset to another.
     Write(u64, u64),
@@ -24,7 +26,7 @@ impl Attempt {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Doubt {
     attempts: Vec<Attempt>,
 }

@@ -1,7 +1,9 @@
 //! The log of one file: what is unstable, what a commit is under way for, and what the file must look like.
 
-use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::changes::{Change, Changes};
 use super::doubt::{Attempt, Doubt};
@@ -21,12 +23,13 @@ const AGAIN: u64 = 0;
 pub struct Superseded;
 
 /// The last block that a commit covered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// Where it is.
     pub offset: u64,
     /// Its length in bytes.
     pub length: usize,
+    /// XXH3, 64 bits: the same in every version, since a successor compares it.
     checksum: u64,
 }
 
@@ -34,19 +37,13 @@ impl Block {
     fn last_of(changes: &Changes) -> Option<Block> {
         let (offset, data) = changes.extents().next_back()?;
         let tail = &data[data.len().saturating_sub(BLOCK)..];
-        Some(Block { offset: offset + (data.len() - tail.len()) as u64, length: tail.len(), checksum: checksum(tail) })
+        Some(Block { offset: offset + (data.len() - tail.len()) as u64, length: tail.len(), checksum: xxh3_64(tail) })
     }
 
     /// True if this is what it held.
     pub fn matches(&self, data: &[u8]) -> bool {
-        data.len() == self.length && checksum(data) == self.checksum
+        data.len() == self.length && xxh3_64(data) == self.checksum
     }
-}
-
-fn checksum(data: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(data);
-    hasher.finish()
 }
 
 /// A commit, or a replay, that is under way.
@@ -57,8 +54,15 @@ pub struct Ticket {
     pub changes: Arc<Changes>,
 }
 
+impl Ticket {
+    /// Its number; see [`FileLog::ticket`].
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+}
+
 /// What was acknowledged and has not been sent: from one offset to the end of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Where it begins.
     pub from: u64,
@@ -105,11 +109,12 @@ pub enum Mismatch {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct FileLog {
     unstable: Changes,
     /// Part of `unstable`, at its end.
     held: Option<Held>,
+    #[serde(with = "shared")]
     committing: Option<Arc<Changes>>,
     /// Numbers commits and replays, so that the end of one that was overtaken does not count.
     serial: u64,
@@ -119,6 +124,21 @@ pub struct FileLog {
     size: Option<u64>,
     block: Option<Block>,
     doubt: Doubt,
+}
+
+/// For `#[serde(with)]`: what is shared is written out, and shared by nobody when it is read.
+mod shared {
+    use serde::{Deserializer, Serializer};
+
+    use super::{Arc, Changes, Deserialize, Serialize};
+
+    pub fn serialize<S: Serializer>(changes: &Option<Arc<Changes>>, serializer: S) -> Result<S::Ok, S::Error> {
+        changes.as_deref().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Arc<Changes>>, D::Error> {
+        Ok(Option::<Changes>::deserialize(deserializer)?.map(Arc::new))
+    }
 }
 
 impl FileLog {
@@ -211,20 +231,26 @@ impl FileLog {
     /// generation has seen everything else, and it makes one request with what is held already. It is unstable from then
     /// on like any other change. Any other change has to be handed over after what is held.
     pub fn hold_back(&mut self, generation: u64, offset: u64, data: &mut Vec<u8>) -> bool {
+        if !self.takes(generation, offset, data.len()) {
+            return false;
+        }
+        let (from, to) = (self.held.map_or(offset, |held| held.from), offset + data.len() as u64);
+        self.sent_to = generation;
+        self.unstable.push(Change::Write(offset, data));
+        self.held = Some(Held { from, to, under_way: false });
+        true
+    }
+
+    /// True if [`FileLog::hold_back`] would take a write of that length in.
+    pub fn takes(&self, generation: u64, offset: u64, length: usize) -> bool {
         let seen = if self.is_clean() { generation >= self.sent_to } else { generation == self.sent_to };
         if !seen || self.size() != Some(offset) || self.wants_size() || self.held.is_some_and(|held| held.under_way) {
             return false;
         }
         // What is held ends where the file does, so it begins no later than this.
-        let (length, from) = (data.len() as u64, self.held.map_or(offset, |held| held.from));
-        let Some(end) = offset.checked_add(length).filter(|end| end - from / PAGE * PAGE <= HELD) else { return false };
-        if length == 0 || length >= HELD {
-            return false;
-        }
-        self.sent_to = generation;
-        self.unstable.push(Change::Write(offset, data));
-        self.held = Some(Held { from, to: end, under_way: false });
-        true
+        let (length, from) = (length as u64, self.held.map_or(offset, |held| held.from));
+        let fits = offset.checked_add(length).is_some_and(|end| end - from / PAGE * PAGE <= HELD);
+        fits && length > 0 && length < HELD
     }
 
     /// What is held back.
@@ -311,6 +337,12 @@ impl FileLog {
         Ticket { serial: self.serial, changes }
     }
 
+    /// The ticket of that number as it was given out, for whoever has only the number. If another one is under way by now,
+    /// or none, it is as good as one that was overtaken.
+    pub fn ticket(&self, serial: u64) -> Ticket {
+        Ticket { serial, changes: self.committing.clone().unwrap_or_default() }
+    }
+
     /// An fsync that covers the ticket has returned 0, in a generation that all of it had been sent to.
     pub fn committed(&mut self, ticket: &Ticket, generation: u64) -> Result<(), Superseded> {
         if ticket.serial != self.serial || self.committing.take().is_none() {
@@ -346,6 +378,13 @@ impl FileLog {
             let later = std::mem::replace(&mut self.unstable, Arc::unwrap_or_clone(changes));
             self.unstable.extend(later);
         }
+    }
+
+    /// Everything that is not committed.
+    pub fn whole(&self) -> Changes {
+        let mut whole = self.committing.as_deref().cloned().unwrap_or_default();
+        whole.extend(self.unstable.clone());
+        whole
     }
 
     /// Gives everything up, and returns it.

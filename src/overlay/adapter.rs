@@ -11,7 +11,7 @@ use fuser::*;
 
 use super::Overlay;
 use super::convert::set_time;
-use super::ops::Caller;
+use super::nodes::ROOT;
 use super::ops::attributes::Changes;
 use super::ops::names::Made;
 use crate::gate::Op;
@@ -32,8 +32,23 @@ fn guarded(hand_on: impl FnOnce()) {
     }
 }
 
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+/// Hands a request on, unless it is the reason why steadfs dies.
+macro_rules! hand_on {
+    ($adapter:ident, $request:ident, $op:ident, $node:expr, $reply:ident, |$overlay:ident, $asked:ident| $call:expr) => {
+        guarded(|| {
+            let $overlay = &$adapter.0;
+            let $asked = $overlay.asked($request, Op::$op, $node);
+            if $asked.is_poison() {
+                tracing::error!(
+                    op = Op::$op.name(),
+                    "steadfs has died over this request too often; it is answered with EIO"
+                );
+                return $reply.error(fuser::Errno::EIO);
+            }
+            $call;
+            $overlay.resending.before_reading();
+        });
+    };
 }
 
 impl Filesystem for Adapter {
@@ -60,21 +75,30 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded(|| self.0.lookup(parent.0, name, reply));
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        hand_on!(self, request, Lookup, parent.0, reply, |overlay, asked| overlay.lookup(asked, parent.0, name, reply));
     }
 
-    fn forget(&self, _request: &Request, node: INodeNo, lookups: u64) {
-        guarded(|| self.0.nodes.forget(node.0, lookups));
+    fn forget(&self, request: &Request, node: INodeNo, lookups: u64) {
+        guarded(|| {
+            self.0.forgets(request);
+            self.0.nodes.forget(node.0, lookups);
+            self.0.resending.before_reading();
+        });
     }
 
-    fn getattr(&self, _request: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        guarded(|| self.0.getattr(node.0, handle.map(|handle| handle.0), reply));
+    fn getattr(&self, request: &Request, node: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        hand_on!(self, request, Getattr, node.0, reply, |overlay, asked| overlay.getattr(
+            asked,
+            node.0,
+            handle.map(|handle| handle.0),
+            reply
+        ));
     }
 
     fn setattr(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -91,11 +115,17 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let changes = Changes { mode, uid, gid, size, atime: set_time(atime), mtime: set_time(mtime) };
-        guarded(|| self.0.setattr(node.0, handle.map(|handle| handle.0), changes, reply));
+        hand_on!(self, request, Setattr, node.0, reply, |overlay, asked| overlay.setattr(
+            asked,
+            node.0,
+            handle.map(|handle| handle.0),
+            changes,
+            reply
+        ));
     }
 
-    fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
-        guarded(|| self.0.readlink(node.0, reply));
+    fn readlink(&self, request: &Request, node: INodeNo, reply: ReplyData) {
+        hand_on!(self, request, Readlink, node.0, reply, |overlay, asked| overlay.readlink(asked, node.0, reply));
     }
 
     fn mknod(
@@ -108,29 +138,50 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        guarded(|| self.0.make(Op::Mknod, caller(request), parent.0, name, Made::Node { mode, rdev }, reply));
+        hand_on!(self, request, Mknod, parent.0, reply, |overlay, asked| overlay.make(
+            asked,
+            Op::Mknod,
+            parent.0,
+            name,
+            Made::Node { mode, rdev },
+            reply
+        ));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        guarded(|| self.0.make(Op::Mkdir, caller(request), parent.0, name, Made::Directory { mode }, reply));
+        hand_on!(self, request, Mkdir, parent.0, reply, |overlay, asked| overlay.make(
+            asked,
+            Op::Mkdir,
+            parent.0,
+            name,
+            Made::Directory { mode },
+            reply
+        ));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let what = Made::Symlink { target: target.as_os_str().to_owned() };
-        guarded(|| self.0.make(Op::Symlink, caller(request), parent.0, name, what, reply));
+        hand_on!(self, request, Symlink, parent.0, reply, |overlay, asked| overlay.make(
+            asked,
+            Op::Symlink,
+            parent.0,
+            name,
+            what,
+            reply
+        ));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| self.0.unlink(parent.0, name, reply));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        hand_on!(self, request, Unlink, parent.0, reply, |overlay, asked| overlay.unlink(asked, parent.0, name, reply));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| self.0.rmdir(parent.0, name, reply));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        hand_on!(self, request, Rmdir, parent.0, reply, |overlay, asked| overlay.rmdir(asked, parent.0, name, reply));
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -138,17 +189,22 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        guarded(|| {
-            self.0.rename((parent.0, name.to_owned()), (new_parent.0, new_name.to_owned()), flags.bits(), reply)
-        });
+        hand_on!(self, request, Rename, parent.0, reply, |overlay, asked| overlay.rename(
+            asked,
+            (parent.0, name.to_owned()),
+            (new_parent.0, new_name.to_owned()),
+            flags.bits(),
+            reply
+        ));
     }
 
-    fn link(&self, _request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded(|| self.0.link(node.0, parent.0, name, reply));
+    fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        hand_on!(self, request, Link, node.0, reply, |overlay, asked| overlay
+            .link(asked, node.0, parent.0, name, reply));
     }
 
-    fn open(&self, _request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded(|| self.0.open(node.0, flags.0, reply));
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        hand_on!(self, request, Open, node.0, reply, |overlay, asked| overlay.open(asked, node.0, flags.0, reply));
     }
 
     fn create(
@@ -161,13 +217,14 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        guarded(|| self.0.create(caller(request), parent.0, name, mode, flags, reply));
+        hand_on!(self, request, Create, parent.0, reply, |overlay, asked| overlay
+            .create(asked, parent.0, name, mode, flags, reply));
     }
 
     fn read(
         &self,
-        _request: &Request,
-        _node: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         size: u32,
@@ -175,13 +232,14 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded(|| self.0.read(handle.0, offset, size, reply));
+        hand_on!(self, request, Read, node.0, reply, |overlay, asked| overlay
+            .read(asked, handle.0, offset, size, reply));
     }
 
     fn write(
         &self,
-        _request: &Request,
-        _node: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         data: &[u8],
@@ -190,20 +248,33 @@ impl Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        guarded(|| self.0.write(handle.0, offset, data, reply));
+        hand_on!(self, request, Write, node.0, reply, |overlay, asked| overlay
+            .write(asked, handle.0, offset, data, reply));
     }
 
-    fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        guarded(|| self.0.sync(Op::Flush, handle.0, false, reply));
+    fn flush(&self, request: &Request, node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        hand_on!(self, request, Flush, node.0, reply, |overlay, asked| overlay.sync(
+            asked,
+            Op::Flush,
+            handle.0,
+            false,
+            reply
+        ));
     }
 
-    fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        guarded(|| self.0.sync(Op::Fsync, handle.0, data_only, reply));
+    fn fsync(&self, request: &Request, node: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
+        hand_on!(self, request, Fsync, node.0, reply, |overlay, asked| overlay.sync(
+            asked,
+            Op::Fsync,
+            handle.0,
+            data_only,
+            reply
+        ));
     }
 
     fn release(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
@@ -211,43 +282,46 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        guarded(|| self.0.release(handle.0, reply));
+        hand_on!(self, request, Release, handle.0, reply, |overlay, asked| overlay.release(asked, handle.0, reply));
     }
 
-    fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        guarded(|| self.0.opendir(node.0, reply));
+    fn opendir(&self, request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        hand_on!(self, request, Opendir, node.0, reply, |overlay, asked| overlay.opendir(asked, node.0, reply));
     }
 
-    fn readdir(&self, _request: &Request, node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        guarded(|| self.0.readdir(node.0, handle.0, offset, reply));
+    fn readdir(&self, request: &Request, node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        hand_on!(self, request, Readdir, node.0, reply, |overlay, asked| overlay
+            .readdir(asked, node.0, handle.0, offset, reply));
     }
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         handle: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        guarded(|| self.0.readdirplus(node.0, handle.0, offset, reply));
+        hand_on!(self, request, Readdir, node.0, reply, |overlay, asked| overlay
+            .readdirplus(asked, node.0, handle.0, offset, reply));
     }
 
-    fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
-        guarded(|| self.0.releasedir(handle.0, reply));
+    fn releasedir(&self, request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        hand_on!(self, request, Releasedir, handle.0, reply, |overlay, asked| overlay
+            .releasedir(asked, handle.0, reply));
     }
 
-    fn fsyncdir(&self, _request: &Request, node: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        guarded(|| self.0.fsyncdir(node.0, reply));
+    fn fsyncdir(&self, request: &Request, node: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+        hand_on!(self, request, Fsyncdir, node.0, reply, |overlay, asked| overlay.fsyncdir(asked, node.0, reply));
     }
 
-    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        guarded(|| self.0.statfs(reply));
+    fn statfs(&self, request: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        hand_on!(self, request, Statfs, ROOT, reply, |overlay, asked| overlay.statfs(asked, reply));
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -255,50 +329,48 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        guarded(|| self.0.setxattr(node.0, name, value, flags, reply));
+        hand_on!(self, request, Setxattr, node.0, reply, |overlay, asked| overlay
+            .setxattr(asked, node.0, name, value, flags, reply));
     }
 
-    fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded(|| self.0.getxattr(node.0, name, size, reply));
+    fn getxattr(&self, request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        hand_on!(self, request, Getxattr, node.0, reply, |overlay, asked| overlay
+            .getxattr(asked, node.0, name, size, reply));
     }
 
-    fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded(|| self.0.listxattr(node.0, size, reply));
+    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        hand_on!(self, request, Listxattr, node.0, reply, |overlay, asked| overlay
+            .listxattr(asked, node.0, size, reply));
     }
 
-    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| self.0.removexattr(node.0, name, reply));
+    fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        hand_on!(self, request, Removexattr, node.0, reply, |overlay, asked| overlay
+            .removexattr(asked, node.0, name, reply));
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
-        _node: INodeNo,
+        request: &Request,
+        node: INodeNo,
         handle: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        guarded(|| self.0.fallocate(handle.0, offset, length, mode, reply));
+        hand_on!(self, request, Fallocate, node.0, reply, |overlay, asked| overlay
+            .fallocate(asked, handle.0, offset, length, mode, reply));
     }
 
-    fn lseek(
-        &self,
-        _request: &Request,
-        _node: INodeNo,
-        handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        guarded(|| self.0.lseek(handle.0, offset, whence, reply));
+    fn lseek(&self, request: &Request, node: INodeNo, handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        hand_on!(self, request, Lseek, node.0, reply, |overlay, asked| overlay
+            .lseek(asked, handle.0, offset, whence, reply));
     }
 
     fn copy_file_range(
         &self,
-        _request: &Request,
-        _node_in: INodeNo,
+        request: &Request,
+        node_in: INodeNo,
         handle_in: FileHandle,
         offset_in: u64,
         _node_out: INodeNo,
@@ -308,6 +380,12 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        guarded(|| self.0.copy_file_range((handle_in.0, offset_in), (handle_out.0, offset_out), len, reply));
+        hand_on!(self, request, CopyFileRange, node_in.0, reply, |overlay, asked| overlay.copy_file_range(
+            asked,
+            (handle_in.0, offset_in),
+            (handle_out.0, offset_out),
+            len,
+            reply
+        ));
     }
 }

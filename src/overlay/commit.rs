@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Overlay;
+use super::asked::Asked;
 use super::closer::Descriptor;
 use super::files::{LOST_FILE, OpenFile};
 use super::inodes::{Inode, Order, Writer};
 use crate::backing::{File, FileKind, Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Context, Op};
+use crate::handover::Item;
 use crate::log::{Attempt, Change, Changes, file};
 
 /// What is written at once in a replay: progress is seen in steps of this.
@@ -193,6 +195,7 @@ impl Overlay {
         }
         let (inode, ended) = (Arc::clone(inode), Arc::clone(inode));
         self.submit(
+            Asked::internal(),
             Op::Fsync,
             Class::Sync,
             move |overlay, context| overlay.commit(context, &inode, true),
@@ -207,9 +210,10 @@ impl Overlay {
     /// a file that nobody has open any more goes to the spool: whoever closed it was told.
     pub(super) fn let_go(&self, inode: &Arc<Inode>) {
         if inode.refusal().is_some() && !inode.is_open() {
-            let changes = inode.abandon(&self.budget);
             let error = inode.errors().1;
-            self.save(inode, changes, &format!("the backing did not take it: {}", error.desc()));
+            // Saved before it is given up: whoever takes over in between must not find it in neither place.
+            self.save(inode, inode.whole_log(), &format!("the backing did not take it: {}", error.desc()));
+            inode.abandon(&self.budget);
         }
         if self.inodes.forget_if_idle(inode) {
             self.nodes.closed(inode.node);
@@ -289,7 +293,7 @@ impl Overlay {
     /// Sends everything unstable of a file to a generation and commits it there.
     pub(super) fn replay(&self, generation: &dyn Generation, inode: &Arc<Inode>, _order: &Order<'_>) -> OpResult<()> {
         let settled = self.settle_truncation(generation, inode);
-        let ticket = inode.with_log(&self.budget, crate::log::FileLog::begin_replay);
+        let ticket = inode.with_log(&self.budget, |log| log.begin_replay());
         match settled.and_then(|()| self.send_again(generation, inode, &ticket.changes)) {
             Ok(size) => {
                 self.replayed_bytes.fetch_add(ticket.changes.bytes(), Relaxed);
@@ -401,6 +405,25 @@ impl Overlay {
         if inode.is_verified(number) {
             return Ok(());
         }
+        match self.compare(generation, inode, file, reads) {
+            // Somebody else has compared meanwhile, and has changed it since.
+            Err(Refusal::Lost(_)) if inode.is_verified(number) => Ok(()),
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                inode.verified(number);
+                Ok(())
+            }
+        }
+    }
+
+    /// Compares what is there with what is known of the file.
+    fn compare(
+        &self,
+        generation: &dyn Generation,
+        inode: &Arc<Inode>,
+        file: &dyn File,
+        reads: bool,
+    ) -> Result<(), Refusal> {
         let attr = file.stat()?;
         if attr.kind != FileKind::Regular {
             return Err(Refusal::Lost("it is not a regular file any more".into()));
@@ -429,7 +452,6 @@ impl Overlay {
                 return Err(file::Mismatch::Block { offset: block.offset, length: block.length }.into());
             }
         }
-        inode.verified(number);
         Ok(())
     }
 
@@ -461,8 +483,14 @@ impl Overlay {
     /// The file is not the one that its handles were opened on: they fail from now on, alone, and what the log holds is
     /// saved. Nothing is written to what is there.
     fn lose(&self, inode: &Arc<Inode>, reason: &str) {
-        let changes = inode.lose(&self.budget);
-        self.save(inode, changes, reason);
+        if !inode.lose() {
+            return;
+        }
+        self.save(inode, inode.whole_log(), reason);
+        for file in self.files.of_node(inode.node).into_iter().filter(|file| Arc::ptr_eq(&file.inode, inode)) {
+            self.notes.note(&Item::Lost { handle: file.handle() });
+        }
+        inode.abandon(&self.budget);
         if self.inodes.forget_lost(inode) {
             self.nodes.closed(inode.node);
         }
@@ -483,8 +511,8 @@ impl Overlay {
             std::thread::sleep(Duration::from_millis(10));
         }
         for inode in self.inodes.dirty() {
-            let changes = inode.abandon(&self.budget);
-            self.save(&inode, changes, "the overlay ended before the backing was back");
+            self.save(&inode, inode.whole_log(), "the overlay ended before the backing was back");
+            inode.abandon(&self.budget);
         }
         self.hidden_journal.close();
     }

@@ -13,6 +13,7 @@ use super::closer::Descriptor;
 use super::inodes::{Inode, Writer};
 use crate::backing::{File, Generation, OpResult};
 use crate::gate::policy::raises_doubt;
+use crate::handover::{Item, Notes};
 
 /// What a call on a file that a repair did not find again fails with, inside; callers are told EIO. Any errno a backing
 /// may give would be taken for evidence against it, or for an answer.
@@ -53,6 +54,8 @@ pub struct OpenFile {
     /// What it shares with the other handles of the file.
     pub inode: Arc<Inode>,
     flags: i32,
+    /// Given by [`Files::insert`].
+    handle: u64,
     slot: Mutex<Slot>,
     /// Failed commits that its holder knows of.
     told: AtomicU64,
@@ -65,6 +68,7 @@ impl OpenFile {
         let file = OpenFile {
             node: inode.node,
             flags,
+            handle: 0,
             slot: Mutex::new(Slot { generation, descriptor: Some(Arc::clone(&descriptor)) }),
             told: AtomicU64::new(inode.errors().0),
             inode,
@@ -73,6 +77,16 @@ impl OpenFile {
             file.inode.offer_writer(Writer { generation, reads: file.reads(), descriptor });
         }
         file
+    }
+
+    /// A handle of a predecessor's, which knew of so many failed commits.
+    fn resumed(inode: Arc<Inode>, handle: u64, flags: i32, told: u64) -> OpenFile {
+        OpenFile { node: inode.node, flags, handle, slot: Mutex::default(), told: AtomicU64::new(told), inode }
+    }
+
+    /// The handle.
+    pub fn handle(&self) -> u64 {
+        self.handle
     }
 
     fn reads(&self) -> bool {
@@ -155,29 +169,60 @@ impl Overlay {
 }
 
 /// All open files by handle.
-#[derive(Default)]
 pub struct Files {
     open: RwLock<(HashMap<u64, Arc<OpenFile>>, u64)>,
+    notes: Notes,
 }
 
 impl Files {
-    /// Adds one and returns its handle.
-    pub fn insert(&self, file: OpenFile) -> u64 {
+    /// None yet. What a successor has to know is noted.
+    pub fn new(notes: Notes) -> Files {
+        Files { open: RwLock::default(), notes }
+    }
+
+    /// Adds one, for the request `by`, and returns its handle.
+    pub fn insert(&self, mut file: OpenFile, by: u64) -> u64 {
         let mut open = self.open.write();
         open.1 += 1;
         let handle = open.1;
+        file.handle = handle;
+        let (node, flags, told) = (file.node, file.flags, file.told.load(Relaxed));
+        self.notes.note(&Item::Opened { handle, node, flags, told, by });
         open.0.insert(handle, Arc::new(file));
         handle
     }
 
-    /// The file behind a handle.
+    /// Goes on with a handle of a predecessor's. Its descriptor is opened like any other in a new generation.
+    pub fn resume(&self, handle: u64, flags: i32, told: u64, inode: Arc<Inode>) {
+        let mut open = self.open.write();
+        open.1 = open.1.max(handle);
+        open.0.insert(handle, Arc::new(OpenFile::resumed(inode, handle, flags, told)));
+    }
+
+    /// No handle up to that one is given out again.
+    pub fn resume_after(&self, handle: u64) {
+        let mut open = self.open.write();
+        open.1 = open.1.max(handle);
+    }
+
+    /// To be called after the answer that told a holder of failed commits: told twice is better than never.
+    pub fn has_been_told(&self, file: &OpenFile) {
+        self.notes.note(&Item::Told { handle: file.handle, count: file.told.load(Relaxed) });
+    }
+
+    /// The file behind a handle. One that nobody knows was a predecessor's.
     pub fn get(&self, handle: u64) -> OpResult<Arc<OpenFile>> {
-        self.open.read().0.get(&handle).cloned().ok_or(Errno::EBADF)
+        self.open.read().0.get(&handle).cloned().ok_or(LOST_FILE)
     }
 
     /// Takes one out.
     pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
-        self.open.write().0.remove(&handle)
+        let mut open = self.open.write();
+        let removed = open.0.remove(&handle);
+        if removed.is_some() {
+            self.notes.note(&Item::Closed { handle });
+        }
+        removed
     }
 
     /// All of them.

@@ -18,7 +18,6 @@ use super::files::{LOST_FILE, OpenFile};
 use super::inodes::{Inode, Order};
 use crate::backing::{Attr, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
-use crate::log::FileLog;
 use dues::Dues;
 
 /// What could not be handed over when it was due is tried again after that long.
@@ -100,7 +99,7 @@ impl Overlay {
     /// Hands over what is held back of a file, to a generation that has seen everything else. What a live backing refuses is
     /// sent again with everything else that is unstable, and the answer to that counts, as after a commit.
     pub(super) fn hand_over(&self, context: &Context<'_>, inode: &Arc<Inode>, order: &Order<'_>) -> OpResult<()> {
-        let Some((from, data)) = inode.with_log(&self.budget, FileLog::hand_over) else { return Ok(()) };
+        let Some((from, data)) = inode.with_log(&self.budget, |log| log.hand_over()) else { return Ok(()) };
         let generation = &**context.generation;
         let written = self.writer(generation, inode).and_then(|writer| {
             context.sends_for_others(data.len() as u64);
@@ -117,7 +116,7 @@ impl Overlay {
                 if seen.is_ok() && written == data.len() { Ok(()) } else { self.prepare(context, inode, order) }
             }
             Err(error) if is_refused(generation, error) => {
-                inode.with_log(&self.budget, FileLog::send_again);
+                inode.with_log(&self.budget, |log| log.send_again());
                 self.prepare(context, inode, order)
             }
             Err(error) => Err(error),

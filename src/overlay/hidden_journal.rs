@@ -51,8 +51,8 @@ struct Place {
 
 impl HiddenJournal {
     /// Keeps the journal in `directory`, which is one overlay's, from now on. What an earlier process listed there for this
-    /// backing is to be removed; returns how many places that are.
-    pub fn keep_in(&self, directory: &Path, backing: &str) -> usize {
+    /// backing is to be removed unless it is open; returns how many places are listed.
+    pub fn keep_in(&self, directory: &Path, backing: &str, is_open: impl Fn(&OsStr) -> bool) -> usize {
         let name = format!("hidden-{:08x}", crc32fast::hash(backing.as_bytes()));
         let mut place = Place {
             path: directory.join(name),
@@ -72,7 +72,7 @@ impl HiddenJournal {
                 for change in state.names.summary() {
                     names.apply(&change);
                 }
-                names.doom_all();
+                names.doom_all(is_open);
                 state.names = names;
                 if state.names.count() == 0 {
                     place.remove();

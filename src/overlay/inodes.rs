@@ -1,5 +1,7 @@
 //! Files that are open or have something unstable: what all handles of a file share.
 
+mod logged;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,7 +14,9 @@ use super::closer::Descriptor;
 use super::files::LOST_FILE;
 use crate::backing::OpResult;
 use crate::gate::Context;
+use crate::handover::{Item, Notes, picture};
 use crate::log::{Budget, Change, Changes, FileLog, file};
+use logged::Logged;
 
 /// How often somebody who waits asks whether waiting still makes sense.
 const ASK: Duration = Duration::from_millis(50);
@@ -35,7 +39,7 @@ pub struct Writer {
 }
 
 struct State {
-    log: FileLog,
+    log: Logged,
     writer: Option<Writer>,
     handles: usize,
     lost: bool,
@@ -58,6 +62,7 @@ pub struct Inode {
     order: Mutex<()>,
     state: Mutex<State>,
     ended: Condvar,
+    notes: Notes,
     /// A commit in the background is under way.
     pub committing: AtomicBool,
 }
@@ -66,9 +71,9 @@ pub struct Inode {
 pub struct Order<'a>(#[allow(dead_code)] MutexGuard<'a, ()>);
 
 impl Inode {
-    fn new(node: u64) -> Inode {
+    fn new(node: u64, log: FileLog, notes: Notes) -> Inode {
         let state = State {
-            log: FileLog::default(),
+            log: Logged::new(node, log, notes.clone()),
             writer: None,
             handles: 0,
             lost: false,
@@ -84,6 +89,7 @@ impl Inode {
             order: Mutex::new(()),
             state: Mutex::new(state),
             ended: Condvar::new(),
+            notes,
             committing: AtomicBool::new(false),
         }
     }
@@ -238,7 +244,7 @@ impl Inode {
     }
 
     /// Looks at its log, or changes it; what that costs is charged. Commits that end are announced.
-    pub fn with_log<T>(&self, budget: &Budget, change: impl FnOnce(&mut FileLog) -> T) -> T {
+    pub fn with_log<T>(&self, budget: &Budget, change: impl FnOnce(&mut Logged) -> T) -> T {
         self.with_state(budget, |state| change(&mut state.log))
     }
 
@@ -263,7 +269,7 @@ impl Inode {
 
     /// A commit begins.
     pub fn begin(&self, budget: &Budget) -> file::Begin {
-        let begun = self.with_log(budget, FileLog::begin);
+        let begun = self.with_log(budget, Logged::begin);
         if matches!(begun, file::Begin::Commit(_)) {
             // What comes in from now on has an age of its own.
             self.state.lock().dirty_since = Some(Instant::now());
@@ -296,6 +302,7 @@ impl Inode {
         let mut state = self.state.lock();
         state.errors += 1;
         state.error = error;
+        self.notes.note(&Item::Refused { node: self.node, count: state.errors, errno: error as i32 });
         state.refused_at = Some(Instant::now());
     }
 
@@ -311,38 +318,73 @@ impl Inode {
         (state.errors, state.error)
     }
 
-    /// It is not the file that was written to: its handles are of no use any more. Returns what is lost with it.
-    pub fn lose(&self, budget: &Budget) -> Changes {
-        let changes = self.with_log(budget, FileLog::abandon);
+    /// It is not the file that was written to: its handles are of no use any more. True if that was not known.
+    pub fn lose(&self) -> bool {
         let mut state = self.state.lock();
-        state.lost = true;
         state.writer = None;
-        drop(state);
-        self.ended.notify_all();
-        changes
+        !std::mem::replace(&mut state.lost, true)
     }
 
-    /// Gives the log up; its handles go on.
-    pub fn abandon(&self, budget: &Budget) -> Changes {
-        let changes = self.with_log(budget, FileLog::abandon);
+    /// Everything that is not committed.
+    pub fn whole_log(&self) -> Changes {
+        self.state.lock().log.whole()
+    }
+
+    /// Gives the log up; its handles, if they are good for anything, go on.
+    pub fn abandon(&self, budget: &Budget) {
+        drop(self.with_log(budget, Logged::abandon));
         self.ended.notify_all();
-        changes
+    }
+
+    /// Goes on with what a predecessor had. What its descriptor did not live to hear is not known, so everything is sent
+    /// again.
+    fn resume(&self, budget: &Budget, inode: &picture::Inode) {
+        self.with_state(budget, |state| {
+            state.log.send_again();
+            state.errors = inode.refused.0;
+            state.error = if inode.refused.0 > 0 { Errno::from_raw(inode.refused.1) } else { Errno::EIO };
+        });
     }
 }
 
 /// All of them by node.
-#[derive(Default)]
 pub struct Inodes {
     table: Mutex<HashMap<u64, Arc<Inode>>>,
+    notes: Notes,
 }
 
 impl Inodes {
+    /// None yet. What a successor has to know is noted.
+    pub fn new(notes: Notes) -> Inodes {
+        Inodes { table: Mutex::default(), notes }
+    }
+
+    /// Goes on with what a predecessor had written and not committed. `hold` is called for each of their nodes.
+    pub fn resume(&self, budget: &Budget, picture: &picture::Picture, hold: impl Fn(u64)) {
+        let mut table = self.table.lock();
+        for (&node, found) in &picture.inodes {
+            let inode = Inode::new(node, found.log.clone(), self.notes.clone());
+            budget.charge(0, found.log.cost());
+            inode.resume(budget, found);
+            hold(node);
+            table.insert(node, Arc::new(inode));
+        }
+    }
+
+    /// An inode that nobody else has and that is lost: for handles that were lost before.
+    pub fn lost(&self, node: u64) -> Arc<Inode> {
+        let inode = Inode::new(node, FileLog::default(), Notes::nowhere());
+        inode.lose();
+        inode.state.lock().handles += 1;
+        Arc::new(inode)
+    }
+
     /// A handle is opened on a node. `first` is called if nothing was known of it.
     pub fn enter(&self, node: u64, first: impl FnOnce()) -> Arc<Inode> {
         let mut table = self.table.lock();
         let inode = table.entry(node).or_insert_with(|| {
             first();
-            Arc::new(Inode::new(node))
+            Arc::new(Inode::new(node, FileLog::default(), self.notes.clone()))
         });
         inode.state.lock().handles += 1;
         Arc::clone(inode)
@@ -362,6 +404,7 @@ impl Inodes {
         let idle = state.handles == 0 && state.log.is_clean() && !state.lost;
         idle && table.get(&inode.node).is_some_and(|known| Arc::ptr_eq(known, inode)) && {
             table.remove(&inode.node);
+            self.notes.note(&Item::Settled { node: inode.node });
             true
         }
     }
@@ -369,7 +412,12 @@ impl Inodes {
     /// Takes a lost inode out, so that the next open has nothing to do with it; true if it was there.
     pub fn forget_lost(&self, inode: &Arc<Inode>) -> bool {
         let mut table = self.table.lock();
-        table.get(&inode.node).is_some_and(|known| Arc::ptr_eq(known, inode)) && table.remove(&inode.node).is_some()
+        let known = table.get(&inode.node).is_some_and(|known| Arc::ptr_eq(known, inode));
+        if known {
+            table.remove(&inode.node);
+            self.notes.note(&Item::Settled { node: inode.node });
+        }
+        known
     }
 
     /// What is known of a node.
@@ -380,6 +428,11 @@ impl Inodes {
     /// Those with something unstable.
     pub fn dirty(&self) -> Vec<Arc<Inode>> {
         self.table.lock().values().filter(|inode| !inode.is_clean()).cloned().collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.table.lock().values().cloned().collect()
     }
 
     /// The one whose commit frees most.

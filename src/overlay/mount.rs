@@ -19,6 +19,7 @@ use nix::sys::stat::Mode;
 use crate::backing::mountinfo;
 use crate::config::OverlayConfig;
 use crate::daemon::MountError;
+use crate::keeper::abandon::Place;
 
 /// Most bytes of one read request. Buffered reads arrive in pieces of the mount's read-ahead.
 const MAX_READ: u32 = 128 << 10;
@@ -54,6 +55,18 @@ impl Mount {
         };
         let (source, mountpoint) = (source.to_owned(), mountpoint.to_owned());
         Ok((device, Mount { dev, fstype: kind, source, mountpoint, gone: AtomicBool::new(false) }))
+    }
+
+    /// One that a predecessor has attached, by its st_dev.
+    pub fn resumed(config: &OverlayConfig, label: &str, mountpoint: &Path, dev: (u32, u32)) -> Mount {
+        let fstype = format!("fuse.{}", config.subtype);
+        let source = config.fsname.as_deref().unwrap_or(label).to_owned();
+        Mount { dev, fstype, source, mountpoint: mountpoint.to_owned(), gone: AtomicBool::new(false) }
+    }
+
+    /// What a keeper has to know to end it.
+    pub fn place(&self) -> Place {
+        Place::new(self.dev, self.fstype.as_ref(), self.source.as_ref())
     }
 
     /// To be called once the kernel has begun the session (which resets it): raises the read-ahead, where that is allowed.

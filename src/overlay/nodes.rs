@@ -7,13 +7,16 @@ mod table;
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::backing::{Attr, FileKind, OpResult};
-use table::{Node, Table};
+use crate::handover::item::Outcome;
+use crate::handover::{Item, Notes, Picture, item};
+use table::{Node, Table, noted};
 
 /// Node id of the root in the FUSE protocol (FUSE_ROOT_ID).
 pub const ROOT: u64 = 1;
@@ -45,10 +48,10 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// A table with nothing but the root.
-    pub fn new(stable_inodes: bool) -> Nodes {
+    /// A table with nothing but the root. What a successor has to know is noted.
+    pub fn new(stable_inodes: bool, notes: Notes) -> Nodes {
         let root = Node { lookups: 1, held: 1, ..Node::new(FileKind::Directory, NO_IDENTITY) };
-        let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, ..Table::default() };
+        let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, notes, ..Table::default() };
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
 
@@ -103,13 +106,12 @@ impl Nodes {
         true
     }
 
-    /// The kernel learns of a name: finds or makes its node and counts the lookup. To be called right before the reply.
-    pub fn remember(&self, parent: u64, name: &OsStr, attr: &Attr) -> u64 {
+    /// The kernel learns of a name: finds or makes its node and counts the lookup, for the request `by`. To be called
+    /// right before the reply.
+    pub fn remember(&self, parent: u64, name: &OsStr, attr: &Attr, by: u64) -> u64 {
         let mut table = self.table.lock();
         let node = table.enter(parent, name, attr, self.by_identity && attr.identity != NO_IDENTITY);
-        if let Some(found) = table.nodes.get_mut(&node) {
-            found.lookups += 1;
-        }
+        table.looked_up(node, by);
         node
     }
 
@@ -140,17 +142,15 @@ impl Nodes {
         }
     }
 
-    /// The kernel got to know a node by another name (link).
-    pub fn remember_link(&self, node: u64, parent: u64, name: &OsStr) {
+    /// The kernel got to know a node by another name (link), for the request `by`.
+    pub fn remember_link(&self, node: u64, parent: u64, name: &OsStr, by: u64) {
         let mut table = self.table.lock();
-        let replaced = table.unname(parent, name);
-        table.name(node, parent, name.to_owned());
+        let replaced = table.remove_name(parent, name);
+        table.add_name(node, parent, name);
         if let Some(replaced) = replaced.filter(|replaced| *replaced != node) {
             table.drop_if_unused(replaced);
         }
-        if let Some(found) = table.nodes.get_mut(&node) {
-            found.lookups += 1;
-        }
+        table.looked_up(node, by);
     }
 
     /// The kernel forgets `lookups` lookups of a node.
@@ -158,8 +158,25 @@ impl Nodes {
         let mut table = self.table.lock();
         if let Some(found) = table.nodes.get_mut(&node).filter(|_| node != ROOT) {
             found.lookups = found.lookups.saturating_sub(lookups);
+            table.notes.note(&Item::Forget { node, count: lookups });
             table.drop_if_unused(node);
         }
+    }
+
+    /// Node ids, and how many lookups the kernel has of each.
+    pub fn lookups(&self) -> Vec<(u64, u64)> {
+        let table = self.table.lock();
+        let nodes = table.nodes.iter().filter(|(node, found)| **node != ROOT && found.lookups > 0);
+        nodes.map(|(&node, found)| (node, found.lookups)).collect()
+    }
+
+    /// The kernel has forgotten a node; false if it has been granted lookups since it had that many.
+    pub fn forget_all(&self, node: u64, lookups: u64) -> bool {
+        let same = self.table.lock().nodes.get(&node).is_some_and(|found| found.lookups == lookups);
+        if same {
+            self.forget(node, lookups);
+        }
+        same
     }
 
     /// A handle was opened.
@@ -258,7 +275,8 @@ impl Nodes {
         table.last_rename += 1;
         let ticket = table.last_rename;
         table.renaming.insert(ticket, (from.clone(), to.clone()));
-        Renaming { nodes: self, ticket, from, to }
+        table.notes.note(&Item::Renaming { ticket, from: noted(from.0, &from.1), to: noted(to.0, &to.1) });
+        Renaming { nodes: self, ticket, from, to, ended: false }
     }
 
     /// Renames that may have been done by a generation that died, those included that are still in it.
@@ -269,7 +287,50 @@ impl Nodes {
 
     /// It is known by now whether that one was done.
     pub fn rename_settled(&self, from: &Name, to: &Name) {
-        self.table.lock().doubtful.retain(|doubtful| (&doubtful.0, &doubtful.1) != (from, to));
+        let mut table = self.table.lock();
+        let before = table.doubtful.len();
+        table.doubtful.retain(|doubtful| (&doubtful.0, &doubtful.1) != (from, to));
+        if before > 0 && table.doubtful.is_empty() {
+            table.notes.note(&Item::RenamesSettled);
+        }
+    }
+
+    /// Goes on with what a predecessor had. Handles are to be counted again ([`Nodes::opened`]), then
+    /// [`Nodes::resumed`].
+    pub fn resume(&self, picture: &Picture) {
+        let mut table = self.table.lock();
+        for (&node, found) in picture.nodes.iter().filter(|(node, _)| **node != ROOT) {
+            table.nodes.insert(node, Node { lookups: found.lookups, ..Node::new(found.kind, found.identity) });
+            if self.by_identity && found.identity != NO_IDENTITY {
+                table.by_identity.insert(found.identity, node);
+            }
+        }
+        for (&node, found) in &picture.nodes {
+            for name in &found.names {
+                table.name(node, name.parent, OsStr::from_bytes(name.name.as_ref()).to_owned());
+            }
+        }
+        table.last = table.last.max(picture.counters.node);
+        table.last_rename = picture.counters.rename;
+        let own = |name: &item::Name<'_>| (name.parent, OsStr::from_bytes(name.name.as_ref()).to_owned());
+        for (&ticket, (from, to)) in &picture.renaming {
+            table.notes.note(&Item::Renamed { ticket, outcome: Outcome::InDoubt });
+            table.doubtful.push((own(from), own(to)));
+        }
+        table.doubtful.extend(picture.doubtful.iter().map(|(from, to)| (own(from), own(to))));
+    }
+
+    /// No node id up to that one is given out again.
+    pub fn resume_after(&self, node: u64) {
+        let mut table = self.table.lock();
+        table.last = table.last.max(node);
+    }
+
+    /// Forgets what nobody needs of what was resumed: the predecessor died between making it and telling the kernel.
+    pub fn resumed(&self) {
+        let mut table = self.table.lock();
+        let all: Vec<u64> = table.nodes.keys().copied().collect();
+        all.into_iter().for_each(|node| table.drop_if_unused(node));
     }
 
     /// Number of nodes.
@@ -284,11 +345,13 @@ pub struct Renaming<'a> {
     ticket: u64,
     from: Name,
     to: Name,
+    /// How it ended has been noted.
+    ended: bool,
 }
 
 impl Renaming<'_> {
     /// The backing did it.
-    pub fn done(self, exchange: bool) {
+    pub fn done(mut self, exchange: bool) {
         let mut table = self.nodes.table.lock();
         let moved = table.by_name.get(&self.from).copied();
         let target = table.by_name.get(&self.to).copied();
@@ -296,6 +359,8 @@ impl Renaming<'_> {
         if moved.is_none() && !exchange {
             return;
         }
+        self.ended = true;
+        table.notes.note(&Item::Renamed { ticket: self.ticket, outcome: Outcome::Done { exchange } });
         table.doubtful.retain(|(from, to)| (from, to) != (&self.from, &self.to));
         table.unname(self.from.0, &self.from.1);
         table.unname(self.to.0, &self.to.1);
@@ -318,9 +383,11 @@ impl Renaming<'_> {
 
 impl Renaming<'_> {
     /// Nobody knows whether the backing did it: the next generation is looked at.
-    pub fn in_doubt(self) {
+    pub fn in_doubt(mut self) {
         let mut table = self.nodes.table.lock();
         if table.doubtful.len() < MOST_DOUBTFUL {
+            self.ended = true;
+            table.notes.note(&Item::Renamed { ticket: self.ticket, outcome: Outcome::InDoubt });
             table.doubtful.push((self.from.clone(), self.to.clone()));
         }
     }
@@ -328,7 +395,12 @@ impl Renaming<'_> {
 
 impl Drop for Renaming<'_> {
     fn drop(&mut self) {
-        self.nodes.table.lock().renaming.remove(&self.ticket);
+        let mut table = self.nodes.table.lock();
+        table.renaming.remove(&self.ticket);
+        if !self.ended {
+            table.notes.note(&Item::Renamed { ticket: self.ticket, outcome: Outcome::NotDone });
+        }
+        drop(table);
         self.nodes.renamed.notify_all();
     }
 }

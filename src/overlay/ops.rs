@@ -7,12 +7,3 @@ mod hidden;
 mod nameless;
 pub mod names;
 pub mod xattr;
-
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Caller {
-    /// fsuid.
-    pub uid: u32,
-    /// fsgid.
-    pub gid: u32,
-}

@@ -13,7 +13,7 @@ use super::commit::is_refused;
 use super::files::{LOST_FILE, OpenFile, RestoreReport};
 use super::inodes::Inode;
 use super::nodes::Name;
-use super::{Overlay, is_hidden};
+use super::{Overlay, is_hidden, is_lost};
 use crate::backing::{Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 
@@ -47,6 +47,7 @@ impl Overlay {
         limit: Duration,
     ) -> Result<RestoreReport, String> {
         self.settle_renames(&**generation).map_err(|errno| format!("a rename cannot be settled: {}", errno.desc()))?;
+        self.doom_ungiven();
         let (dirty, files) = (self.inodes.dirty(), self.files.all());
         let (mut replays, total) = (dirty.len(), files.len());
         let threads = THREADS.min(replays + total);
@@ -120,6 +121,7 @@ impl Overlay {
                     (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from.clone(), to.clone()).done(false),
                     (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
                     (Ok(_), Err(Errno::ENOENT)) if is_hidden(&to.1) => self.hidden_journal.strike(&new),
+                    (Err(error), _) | (_, Err(error)) if !is_lost(error) => continue,
                     _ => {}
                 }
             }

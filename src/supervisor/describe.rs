@@ -9,6 +9,7 @@ pub(super) fn next(machine: &Machine) -> (String, Option<Instant>) {
     let next = machine.newest() + 1;
     match machine.state() {
         State::Reaching { .. } => (format!("start generation {next} as soon as the server can be reached"), None),
+        State::Adopting { generation } => (format!("take generation {generation} over"), None),
         State::Starting { generation } => (format!("wait for generation {generation} to answer"), None),
         State::Restoring(_) => {
             let generation = machine.newest();

@@ -16,7 +16,14 @@
 //!                       │            │ evidence│
 //!                       │            ▼         │
 //!                       └───────── Suspect ────┘          any ── Stop ──▶ Stopping ──▶ Stopped
+//!
+//!                                Adopted
+//!   resume ─────────▶ Adopting ───────────▶ Restoring
+//!                       │ NotAdopted: nothing of it is left
+//!                       └──────────────────▶ Reaching
 //! ```
+//!
+//! A successor that is handed a live generation begins with resume; without one, where begin does, with the numbers going on.
 //!
 //! At most one generation exists at any time: the next is started when the last has been retired, so there are never
 //! two ssh connections.
@@ -67,12 +74,39 @@ pub struct Machine {
 impl Machine {
     /// A machine that has not begun, and what it wants done first. `deadline` is the age at which an outage is overdue.
     pub fn begin(policy: RepairPolicy, deadline: Duration, now: Instant) -> (Machine, Vec<Action>) {
-        let machine = Machine {
+        let state = State::Reaching { asking: true, last: now };
+        (Machine::new(policy, deadline, now, state, Reason::Start), vec![Action::Reach])
+    }
+
+    /// As [`Machine::begin`], for the successor of a daemon that died: `newest` is the number of its newest generation, and
+    /// `adopt` says whether that is alive and to be taken over.
+    pub fn resume(
+        policy: RepairPolicy,
+        deadline: Duration,
+        now: Instant,
+        since: Instant,
+        newest: u64,
+        adopt: bool,
+    ) -> (Machine, Vec<Action>) {
+        let (state, first) = match adopt {
+            true => (State::Adopting { generation: newest }, Action::Adopt(newest)),
+            false => (State::Reaching { asking: true, last: now }, Action::Reach),
+        };
+        let mut machine = Machine::new(policy, deadline, now, state, Reason::Succession);
+        if let Some(outage) = &mut machine.outage {
+            outage.since = since;
+        }
+        // What the machine lacks was there for the predecessor, so that it may come back.
+        (Machine { newest, ever_live: true, ..machine }, vec![first])
+    }
+
+    fn new(policy: RepairPolicy, deadline: Duration, now: Instant, state: State, reason: Reason) -> Machine {
+        Machine {
             policy,
             deadline,
-            state: State::Reaching { asking: true, last: now },
+            state,
             entered: now,
-            outage: Some(Outage { since: now, reason: Reason::Start, told: false, overdue: false }),
+            outage: Some(Outage { since: now, reason, told: false, overdue: false }),
             newest: 0,
             attempt: 0,
             early_deaths: 0,
@@ -80,8 +114,7 @@ impl Machine {
             next_probe: 1,
             ever_live: false,
             seen: now,
-        };
-        (machine, vec![Action::Reach])
+        }
     }
 
     /// The state.
@@ -112,7 +145,9 @@ impl Machine {
     /// The generation that exists or is being made.
     pub fn generation(&self) -> Option<u64> {
         match &self.state {
-            State::Starting { generation } | State::Retiring { generation, .. } => Some(*generation),
+            State::Adopting { generation } | State::Starting { generation } | State::Retiring { generation, .. } => {
+                Some(*generation)
+            }
             State::Stopping { generation } => *generation,
             state => state.service().map(|service| service.generation),
         }
@@ -158,7 +193,9 @@ impl Machine {
             Input::ProbeFailed(generation, id, _) => self.probe_failed(generation, id, sight, &mut todo),
             Input::ProbeUnsent(generation, id) => self.probe_unsent(generation, id),
             Input::Reached | Input::Unreached => self.reach_result(input == Input::Reached, sight, &mut todo),
+            Input::Adopted(generation) => self.adopted(generation, sight, &mut todo),
             Input::Started(generation) => self.started(generation, sight, &mut todo),
+            Input::NotAdopted(generation) => self.not_adopted(generation, sight, &mut todo),
             Input::StartFailed(generation, error) => self.start_failed(generation, error, sight, &mut todo),
             Input::Restored(generation) => self.restored(generation, sight, &mut todo),
             Input::RestoreFailed(generation, words) => self.restore_failed(generation, words, sight, &mut todo),

@@ -31,7 +31,8 @@ pub enum Event {
         /// First evidence.
         #[serde(serialize_with = "rfc3339")]
         since: SystemTime,
-        /// Stable word, as in `Evidence`, or `start` for the first start.
+        /// Stable word, as in `Evidence`, `start` for the first start, or `succession` for that of
+        /// a daemon that took the place of one that died.
         reason: String,
         /// Detail for people.
         detail: String,
@@ -67,6 +68,15 @@ pub enum Event {
         /// The generation.
         generation: u64,
     },
+    /// A daemon has taken the place of one that died, or that made room for it.
+    Succession {
+        /// How many have, of this mount.
+        successions: u64,
+        /// What became of the one before.
+        reason: String,
+        /// Seconds in which nobody served the mount.
+        pause_secs: f64,
+    },
     /// A finding that concerns one file, or left-overs that could not be removed.
     Notice {
         /// In words.
@@ -83,7 +93,7 @@ fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok
 /// The supervisor's state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
+    /// `adopting`, `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
     pub state: &'static str,
     /// Since when it is in that state.
     pub since: SystemTime,

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::describe::{self, wall};
 use super::machine::{Action, Input, Machine, News, Reason, Sight};
-use super::{Event, Message, Restore, Snapshot, Watch, apart, machine};
+use super::{Event, Legacy, Message, Restore, Snapshot, Watch, apart, machine};
 use crate::backing::{Backing, ExitSink, Generation, StartError, Vitals};
 use crate::config::RepairPolicy;
 use crate::gate::Gate;
@@ -25,6 +25,8 @@ pub(super) struct Runner {
     pub policy: RepairPolicy,
     pub watch: Watch,
     pub present: Option<Arc<dyn Generation>>,
+    /// What a predecessor has left, until it is taken over.
+    pub legacy: Option<Legacy>,
     /// Words for the next piece of news, from whoever brought the input.
     pub words: String,
     /// What the present outage began with.
@@ -83,6 +85,15 @@ impl Runner {
                 self.present = Some(generation);
                 Input::Started(number)
             }
+            Message::TakenOver(generation) => {
+                let number = generation.number();
+                self.present = Some(generation);
+                Input::Adopted(number)
+            }
+            Message::NotTakenOver(number, words) => {
+                self.words = words;
+                Input::NotAdopted(number)
+            }
             Message::Unreached(words) => {
                 self.words = words;
                 Input::Unreached
@@ -135,6 +146,7 @@ impl Runner {
                         Err(words) => Message::Unreached(words),
                     });
                 }
+                Action::Adopt(number) => self.adopt(number),
                 Action::Start(number) => self.start(number),
                 Action::Restore(number) => self.restore(number),
                 Action::Retire(number) => self.retire(number),
@@ -154,12 +166,27 @@ impl Runner {
         });
     }
 
-    fn start(&mut self, number: u64) {
-        let (backing, limit) = (Arc::clone(&self.backing), self.policy.start_deadline);
+    fn adopt(&mut self, number: u64) {
+        let lost = |words: &str| Message::NotTakenOver(number, words.into());
+        let Some(Legacy { record, root }) = self.legacy.take() else { return self.send(lost("it is not known")) };
+        let (backing, limit, exits) = (Arc::clone(&self.backing), self.policy.probe_deadline, self.exits());
+        let adopt = move || match backing.adopt(&record, root, limit, exits) {
+            Ok(generation) => Message::TakenOver(generation),
+            Err(error) => Message::NotTakenOver(number, error.to_string()),
+        };
+        self.apart("adopt", lost("the attempt was lost"), adopt);
+    }
+
+    /// Where a generation reports the ends of its processes.
+    fn exits(&self) -> ExitSink {
         let sender = Mutex::new(self.sender.clone());
-        let exits: ExitSink = Arc::new(move |exit| {
+        Arc::new(move |exit| {
             let _ = sender.lock().send(Message::Complaint(exit.generation, Reason::ProcessExit, exit.what));
-        });
+        })
+    }
+
+    fn start(&mut self, number: u64) {
+        let (backing, limit, exits) = (Arc::clone(&self.backing), self.policy.start_deadline, self.exits());
         let lost = StartError::Unreachable("the start was lost".into());
         let lost = Message::Input(Input::StartFailed(number, lost));
         self.apart("start", lost, move || match backing.start(number, limit, exits) {
@@ -221,6 +248,11 @@ impl Runner {
             }
             News::OutageOverdue { since, reason } => {
                 Event::OutageOverdue { since: wall(since), reason: reason.name().into() }
+            }
+            News::NotAdopted { generation } => {
+                let detail =
+                    format!("generation {generation} of the daemon that died is not taken over: {words_of_evidence}");
+                Event::Notice { detail }
             }
             News::StartFailed { generation, error, retry_in } => {
                 self.count_repair(self.reason.name(), "failed");

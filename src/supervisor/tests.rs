@@ -197,3 +197,88 @@ fn who_hears_of_an_outage_finds_it_in_the_snapshot_and_its_time_never_gets_less(
     supervisor.stop();
     gate.stop();
 }
+
+/// A supervisor after a predecessor with that generation, and what it does until it serves.
+fn succeed(backing: FakeBacking, predecessor: Predecessor) -> (Supervisor, Arc<Gate>, Vec<Event>) {
+    let (watch, inbox) = (Watch::default(), Inbox::new());
+    let events = watch.subscribe();
+    let gate = Gate::new(CallPolicy::default(), inbox.complaints()).expect("a gate");
+    let parts = Parts {
+        inbox,
+        backing: Arc::new(backing),
+        gate: Arc::clone(&gate),
+        restore: Arc::new(|_| Ok(())),
+        policy: RepairPolicy { probe_deadline: Duration::from_millis(300), ..RepairPolicy::default() },
+        deadline: CallPolicy::default().deadline,
+        watch,
+    };
+    let supervisor = Supervisor::resume(parts, predecessor).expect("it begins");
+    let mut seen = Vec::new();
+    while !matches!(seen.last(), Some(Event::Recovered { .. })) {
+        seen.push(events.recv_timeout(PATIENCE).expect("an event").1);
+    }
+    (supervisor, gate, seen)
+}
+
+#[test]
+fn a_successor_takes_the_generation_over_or_says_why_not_and_starts_the_next() {
+    for healthy in [true, false] {
+        let backing = FakeBacking::new().expect("a directory");
+        let control = backing.control();
+        let left = backing.start(4, PATIENCE, Arc::new(|_| {})).expect("starts");
+        if !healthy {
+            control.freeze();
+        }
+        let live = Some(Legacy { record: left.record().expect("it has one"), root: None });
+        let (supervisor, gate, seen) = succeed(backing, Predecessor { newest: 4, live, ..Predecessor::default() });
+        let last = seen.last();
+        if healthy {
+            assert!(matches!(last, Some(Event::Recovered { generation: 4, .. })) && seen.len() == 1, "{seen:?}");
+        } else {
+            assert!(matches!(last, Some(Event::Recovered { generation: 5, .. })), "{seen:?}");
+            let why = |event: &Event| matches!(event, Event::Notice { detail } if detail.contains("no answer (fake)"));
+            assert!(seen.iter().any(why), "{seen:?}");
+            let began = |event: &Event| matches!(event, Event::OutageBegan { reason, .. } if reason == "succession");
+            assert!(seen.iter().any(began), "{seen:?}");
+        }
+        assert!(!gate.in_outage());
+        supervisor.stop();
+        gate.stop();
+    }
+}
+
+#[test]
+fn what_was_followed_by_a_newer_one_is_not_looked_at() {
+    let backing = FakeBacking::new().expect("a directory");
+    let left = backing.start(4, PATIENCE, Arc::new(|_| {})).expect("starts");
+    let live = Some(Legacy { record: left.record().expect("it has one"), root: None });
+    let predecessor = Predecessor { newest: 6, live, ..Predecessor::default() };
+    assert_eq!(predecessor.spared(), None);
+    let (supervisor, gate, seen) = succeed(backing, predecessor);
+    assert!(matches!(seen.last(), Some(Event::Recovered { generation: 7, .. })), "{seen:?}");
+    supervisor.stop();
+    gate.stop();
+}
+
+#[test]
+fn an_outage_does_not_grow_young_again_when_the_daemon_dies_in_it() {
+    let inbox = Inbox::new();
+    let gate = Gate::new(CallPolicy::default(), inbox.complaints()).expect("a gate");
+    let backing = FakeBacking::new().expect("a directory");
+    backing.control().unreachable(true);
+    let parts = Parts {
+        inbox,
+        backing: Arc::new(backing),
+        gate: Arc::clone(&gate),
+        restore: Arc::new(|_| Ok(())),
+        policy: RepairPolicy::default(),
+        deadline: CallPolicy::default().deadline,
+        watch: Watch::default(),
+    };
+    let outage_since = Instant::now().checked_sub(Duration::from_secs(60));
+    let supervisor =
+        Supervisor::resume(parts, Predecessor { outage_since, ..Predecessor::default() }).expect("it begins");
+    assert!(gate.fails_fast(), "it is a minute old");
+    supervisor.stop();
+    gate.stop();
+}

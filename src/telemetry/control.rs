@@ -32,6 +32,11 @@ pub enum Request {
         #[serde(default)]
         lazy: bool,
     },
+    /// Be replaced by a daemon of another executable; the status says what became of it.
+    Upgrade {
+        /// Its absolute path.
+        executable: std::path::PathBuf,
+    },
 }
 
 /// What is answered.
@@ -138,6 +143,15 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
         Request::Recover => {
             (observed.retry_now)();
             Reply::Done
+        }
+        Request::Upgrade { executable } => {
+            let upgrade = Arc::clone(&observed.upgrade);
+            // Opening a file may take its time.
+            match tokio::task::spawn_blocking(move || upgrade(&executable)).await {
+                Ok(Ok(())) => Reply::Done,
+                Ok(Err(text)) => Reply::Failed { text },
+                Err(error) => Reply::Failed { text: error.to_string() },
+            }
         }
         Request::Umount { lazy } => {
             let stop = Arc::clone(&observed.stop);

@@ -55,7 +55,11 @@ impl Journal {
 fn log(event: &Event) {
     let fields = serde_json::to_string(event).unwrap_or_default();
     match event {
-        Event::OutageBegan { .. } | Event::OutageOverdue { .. } | Event::StartFailed { .. } | Event::Notice { .. } => {
+        Event::OutageBegan { .. }
+        | Event::OutageOverdue { .. }
+        | Event::StartFailed { .. }
+        | Event::Succession { .. }
+        | Event::Notice { .. } => {
             tracing::warn!(target: TARGET, "{fields}");
         }
         _ => tracing::info!(target: TARGET, "{fields}"),

@@ -11,8 +11,8 @@ use crate::gate::stats::LATENCY_BOUNDS;
 use crate::gate::{Op, Outcome};
 
 /// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
-const STATES: [&str; 9] =
-    ["reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
+const STATES: [&str; 10] =
+    ["adopting", "reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
 
 /// The exposition in Prometheus's text format.
 pub fn render(observed: &Observed) -> String {
@@ -200,6 +200,7 @@ fn rest(page: &mut Page, observed: &Observed) {
         "Files whose uncommitted changes could not even be saved to the spool.",
         counts.lost_files as f64,
     );
+    keeper(page, observed);
     let worker = observed.worker.report();
     let paused = f64::from(u8::from(worker.paused_since.is_some()));
     page.gauge("steadfs_worker_paused", "1 while the worker has been told to pause.", paused);
@@ -226,6 +227,34 @@ fn rest(page: &mut Page, observed: &Observed) {
         "Descriptors that the daemon has open (proc_pid_fd(5)).",
         descriptors as f64,
     );
+}
+
+fn keeper(page: &mut Page, observed: &Observed) {
+    let kept = (observed.kept)();
+    page.gauge(
+        "steadfs_keeper",
+        "1 if a keeper holds what a successor of the daemon needs.",
+        flag(kept.keeper.is_some()),
+    );
+    let help = "1 if another daemon could go on if this one died now.";
+    page.gauge("steadfs_succession_possible", help, flag(kept.possible));
+    let help = "Daemons of this mount that took the place of one before.";
+    page.counter("steadfs_successions_total", help, kept.successions as f64);
+    let at = epoch(kept.last.as_ref().map(|last| last.at));
+    page.gauge("steadfs_last_succession_timestamp_seconds", "When the last of them began; 0 if none did.", at);
+    let pause = kept.last.map_or(0.0, |last| last.pause.as_secs_f64());
+    page.gauge("steadfs_last_succession_pause_seconds", "How long nobody served the mount then.", pause);
+    page.gauge("steadfs_handover_bytes", "Bytes that are noted for a successor.", kept.used as f64);
+    page.gauge("steadfs_handover_limit_bytes", "Most that may be; 0 if nothing is noted.", kept.limit as f64);
+    page.gauge(
+        "steadfs_handover_resident_memory_bytes",
+        "Memory that this takes; the daemon's includes it.",
+        kept.resident as f64,
+    );
+}
+
+fn flag(on: bool) -> f64 {
+    f64::from(u8::from(on))
 }
 
 pub(super) fn resident_bytes() -> f64 {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Observed;
 use super::journal::Journal;
+use crate::daemon::link::Upgraded;
 use crate::gate::Outcome;
 
 /// Version of the JSON.
@@ -22,6 +23,12 @@ pub struct Status {
     pub source: String,
     /// The daemon.
     pub pid: u32,
+    /// Version of steadfs that it is.
+    #[serde(default)]
+    pub steadfs_version: String,
+    /// What became of the last upgrade.
+    #[serde(default)]
+    pub upgrade: Option<Upgraded>,
     /// Its age.
     pub uptime_secs: f64,
     /// As in [`crate::supervisor::Snapshot::state`].
@@ -72,10 +79,47 @@ pub struct Status {
     pub resident_bytes: u64,
     /// What it should stay under: what the log, the window and the calls that wait may take, and the rest.
     pub resident_limit_bytes: u64,
+    /// The keeper.
+    #[serde(default)]
+    pub keeper: Keeper,
     /// The worker.
     pub worker: crate::worker::Report,
     /// The latest events, oldest first.
     pub events: Vec<serde_json::Value>,
+}
+
+/// What keeps the mount while its daemon dies.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Keeper {
+    /// Its process id; absent without one.
+    pub pid: Option<u32>,
+    /// If the daemon died now, another one could go on.
+    pub can_succeed: bool,
+    /// Daemons that came after the first one of the mount.
+    pub successions_total: u64,
+    /// When that one began, RFC 3339.
+    pub mounted_at: String,
+    /// The last of them.
+    pub last: Option<Succession>,
+    /// Bytes that are noted for a successor.
+    pub memory_bytes: u64,
+    /// Most that may be.
+    pub memory_limit_bytes: u64,
+    /// Memory that this takes.
+    pub resident_bytes: u64,
+    /// Most that it may take, while it is compacted.
+    pub resident_limit_bytes: u64,
+}
+
+/// A daemon took the place of another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Succession {
+    /// When, RFC 3339.
+    pub at: String,
+    /// What became of the other.
+    pub reason: String,
+    /// How long nobody served.
+    pub pause_secs: f64,
 }
 
 /// An outage.
@@ -159,6 +203,7 @@ impl Status {
     /// Looks. Takes no lock that is ever held across a call into the backing.
     pub fn of(observed: &Observed, journal: &Journal) -> Status {
         let snapshot = observed.watch.snapshot();
+        let kept = (observed.kept)();
         let (load, stats, counts) = (observed.gate.load(), observed.gate.stats(), (observed.counts)());
         let events = journal.events().into_iter().filter_map(|(at, event)| {
             let mut value = serde_json::to_value(event).ok()?;
@@ -170,6 +215,8 @@ impl Status {
             mountpoint: observed.config.mountpoint.display().to_string(),
             source: observed.config.source.label(),
             pid: std::process::id(),
+            steadfs_version: env!("CARGO_PKG_VERSION").into(),
+            upgrade: (observed.upgraded)(),
             uptime_secs: age(observed.started).as_secs_f64(),
             state: snapshot.state.into(),
             since: rfc3339(snapshot.since),
@@ -214,7 +261,24 @@ impl Status {
                 lost_files_total: counts.lost_files,
             },
             resident_bytes: super::metrics::resident_bytes() as u64,
-            resident_limit_bytes: resident_limit(counts.log_limit, load.window, load.waiting, counts.nodes),
+            // What is noted for a successor counts as the daemon's, since that has it mapped.
+            resident_limit_bytes: resident_limit(counts.log_limit, load.window, load.waiting, counts.nodes)
+                + kept.resident,
+            keeper: Keeper {
+                pid: kept.keeper,
+                can_succeed: kept.possible,
+                successions_total: kept.successions,
+                mounted_at: rfc3339(kept.mounted),
+                last: kept.last.map(|last| Succession {
+                    at: rfc3339(last.at),
+                    reason: last.reason,
+                    pause_secs: last.pause.as_secs_f64(),
+                }),
+                memory_bytes: kept.used,
+                memory_limit_bytes: kept.limit,
+                resident_bytes: kept.resident,
+                resident_limit_bytes: kept.most,
+            },
             worker: observed.worker.report(),
             events: events.collect(),
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
-use super::pause::{self, Note, Paused, Record};
+use super::pause::{self, Note, Paused, Record, Stage};
 use super::policy::{Order, Policy};
 use super::{HookRuns, Message, Report, has_means, hooks};
 use crate::config::{HookCommand, WorkerConfig};
@@ -127,13 +127,27 @@ impl Hand {
         }
         self.let_go.set(false);
         self.tell(Some(paused.clone()));
+        self.finish(&paused);
+        true
+    }
+
+    /// What there is to a pause once it is written down: the flag, the hook, and the word that both are done.
+    pub(super) fn finish(&self, paused: &Paused) {
         if let Some(flag) = &self.config.pause_file
-            && let Err(error) = pause::raise_flag(flag, &paused)
+            && let Err(error) = pause::raise_flag(flag, paused)
         {
             tracing::error!(%error, flag = %flag.display(), "the pause file cannot be written");
         }
-        self.hook("on_outage", self.config.on_outage.as_ref(), self.config.hook_timeout, &paused);
-        true
+        self.hook("on_outage", self.config.on_outage.as_ref(), self.config.hook_timeout, paused);
+        self.reach(Stage::Paused);
+    }
+
+    /// Writes down how far it is. A successor that does not know tells the worker once more.
+    fn reach(&self, stage: Stage) {
+        let Some(record) = self.note.read() else { return };
+        if let Err(error) = self.note.write(&Record { stage, ..record }) {
+            tracing::warn!(%error, ?stage, "it cannot be written down how far the worker has been told");
+        }
     }
 
     /// Whatever happens from here on, somebody will know whom to let go, and how. What a predecessor wrote down is kept
@@ -147,6 +161,7 @@ impl Hand {
         let on_recovery = self.config.on_recovery.as_ref().map(|hook| hook.argv.clone());
         self.note.write(&Record {
             paused: paused.clone(),
+            stage: Stage::Pausing,
             pause_file: self.config.pause_file.clone(),
             on_recovery: on_recovery.or(earlier.on_recovery),
             hook_timeout: self.config.hook_timeout.or(earlier.hook_timeout),
@@ -167,6 +182,7 @@ impl Hand {
     }
 
     fn release(&self) -> Result<(), String> {
+        self.reach(Stage::Resuming);
         let record = self.note.read().unwrap_or_default();
         let mut failures = Vec::new();
         let configured = self.config.pause_file.iter();

@@ -22,12 +22,30 @@ pub struct Paused {
     pub overlay: String,
 }
 
+/// How far it has been told, so that a successor neither tells it twice nor forgets to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Nobody wrote it down.
+    #[default]
+    Unknown,
+    /// It is being told to pause: the flag or the hook may be missing.
+    Pausing,
+    /// It has been told.
+    Paused,
+    /// It is being let go.
+    Resuming,
+}
+
 /// What the note holds: that, and the means by which the worker is let go. A successor may be configured otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// As in the flag file.
     #[serde(flatten)]
     pub paused: Paused,
+    /// How far that is.
+    #[serde(default)]
+    pub stage: Stage,
     /// The flag file, if there is one.
     #[serde(default)]
     pub pause_file: Option<PathBuf>,

@@ -9,11 +9,13 @@
 //! ```
 //!
 //! If the worker could not be let go it is `left` as well, and the next try is due when its owner says so ([`Policy::again`]).
-//! A daemon that finds a note of a predecessor begins in `left`: the worker counts as paused, but a reboot may have
-//! started it again, and the predecessor may have died before it told the worker anything.
+//! A daemon that finds a note of an earlier one begins in `left`: the worker counts as paused, but a reboot may have
+//! started it again. The successor of one that died knows better: what that had paused is `paused`, once what it may not
+//! have told the worker is told ([`Policy::succeed`]).
 
 use std::time::SystemTime;
 
+use super::pause::Stage;
 use crate::supervisor::Event;
 
 /// What is to be done.
@@ -47,6 +49,18 @@ impl Policy {
     /// Begins; `left` if there is a note of a predecessor.
     pub fn begin(left: bool) -> Policy {
         if left { Policy::Left } else { Policy::Running }
+    }
+
+    /// As [`Policy::begin`] for a successor: what the note says, if there is one, and whether the pause is to be told to the
+    /// worker at once because the predecessor may not have come to that.
+    pub fn succeed(stage: Option<Stage>) -> (Policy, bool) {
+        match stage {
+            None => (Policy::Running, false),
+            Some(Stage::Pausing) => (Policy::Paused, true),
+            Some(Stage::Paused) => (Policy::Paused, false),
+            // Whoever is half let go is told everything again.
+            Some(Stage::Resuming | Stage::Unknown) => (Policy::Left, false),
+        }
     }
 
     /// Something happened.
@@ -105,6 +119,18 @@ mod tests {
         assert!(matches!(policy.event(&event(0)), Order::Pause { .. }));
         assert_eq!(policy.event(&event(0)), Order::Nothing);
         assert_eq!(policy.event(&event(1)), Order::Resume);
+    }
+
+    #[test]
+    fn who_was_paused_before_a_succession_is_not_told_again() {
+        for (stage, told) in [(Stage::Pausing, true), (Stage::Paused, false)] {
+            let (mut policy, tell) = Policy::succeed(Some(stage));
+            assert_eq!((policy.event(&event(0)), tell), (Order::Nothing, told));
+            assert_eq!(policy.event(&event(1)), Order::Resume);
+        }
+        let (mut policy, tell) = Policy::succeed(Some(Stage::Resuming));
+        assert!(!tell && matches!(policy.event(&event(0)), Order::Pause { .. }));
+        assert_eq!(Policy::succeed(None), (Policy::Running, false));
     }
 
     #[test]

@@ -226,6 +226,55 @@ fn a_worker_that_a_killed_daemon_left_paused_is_let_go_at_the_first_steady_momen
 }
 
 #[test]
+fn a_successor_in_the_same_outage_tells_the_worker_nothing_twice() {
+    let rig = rig();
+    rig.killed_while_paused();
+    rig.wait(|| Note::new(rig.note()).read().is_some_and(|note| note.stage == pause::Stage::Paused));
+    let worker = Worker::succeed_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
+    assert_eq!(worker.report().reason.as_deref(), Some("probe_late"));
+    rig.overdue();
+    assert!(rig.flag().exists());
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    worker.stop();
+}
+
+#[test]
+fn a_successor_tells_what_its_predecessor_only_wrote_down() {
+    let rig = rig();
+    let paused = pause::Paused { since: "then".into(), reason: "probe_late".into(), overlay: "/hot".into() };
+    let record = pause::Record { paused, stage: pause::Stage::Pausing, ..pause::Record::default() };
+    Note::new(rig.note()).write(&record).expect("written");
+    let worker = Worker::succeed_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
+    rig.wait(|| rig.trace() == "outage paused probe_late\n");
+    assert!(rig.flag().exists());
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    rig.nothing_is_left();
+    worker.stop();
+}
+
+#[test]
+fn a_successor_tells_a_worker_that_was_being_let_go_everything_again() {
+    let rig = rig();
+    let paused = pause::Paused { reason: "probe_late".into(), ..pause::Paused::default() };
+    let record = pause::Record { paused, stage: pause::Stage::Resuming, ..pause::Record::default() };
+    Note::new(rig.note()).write(&record).expect("written");
+    let worker = Worker::succeed_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
+    rig.overdue();
+    rig.wait(|| rig.flag().exists() && !rig.trace().is_empty());
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    worker.stop();
+    rig.nothing_is_left();
+}
+
+#[test]
 fn a_successor_with_other_options_lets_go_what_its_predecessor_paused() {
     let mut rig = rig();
     rig.killed_while_paused();

@@ -56,6 +56,12 @@ pub struct Report {
     pub afterwards: u64,
     /// Files that were never synced.
     pub streams: Vec<Stream>,
+    /// Calls that were quick and are not listed.
+    #[serde(default)]
+    pub quick: u64,
+    /// What succeeded and was wrong all the same.
+    #[serde(default)]
+    pub wrong: Vec<String>,
 }
 
 /// A file that was written by one descriptor and closed.
@@ -102,7 +108,7 @@ pub struct Agent {
 
 impl Agent {
     /// Starts one of the agents of `agents.rs` on `target`, which it uses until told to stop. `directory` is outside the
-    /// mount and takes its report.
+    /// mount and takes its report. One whose name ends in `-lean` does not list the calls that were quick.
     pub fn start(kind: &str, target: &Path, directory: &Path) -> Agent {
         Agent::start_in(&[], kind, target, directory)
     }

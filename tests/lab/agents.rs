@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::agent::{Call, GRACE, Report, Stream, now};
+use super::tidy;
 
 /// Bytes of a record.
 pub const RECORD: usize = 4096;
@@ -23,8 +24,15 @@ const STREAM_BYTES: u64 = 96 << 20;
 /// Callers of a crowd.
 const CROWD: usize = 200;
 
+/// Most records that are written without a pause: what is there is read back.
+const HASTE: u64 = (256 << 20) / RECORD as u64;
+/// What a quick call takes at most, in seconds.
+pub const QUICK: f64 = 0.02;
+
 /// What all threads of an agent share.
-struct Desk {
+pub(super) struct Desk {
+    /// Quick calls are only counted.
+    lean: bool,
     stop: AtomicBool,
     report: Mutex<Report>,
     /// Calls that have begun, by an arbitrary key.
@@ -33,7 +41,7 @@ struct Desk {
 }
 
 impl Desk {
-    fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
@@ -41,12 +49,17 @@ impl Desk {
         change(&mut self.report.lock().unwrap());
     }
 
-    fn ready(&self) {
+    /// Something succeeded and was wrong all the same.
+    pub(super) fn wrong(&self, words: String) {
+        self.change(|report| report.wrong.push(words));
+    }
+
+    pub(super) fn ready(&self) {
         std::fs::write(self.path.with_extension("ready"), "").unwrap();
     }
 
     /// Runs a call under the clock.
-    fn timed<T>(&self, name: &str, call: impl FnOnce() -> io::Result<T>) -> Option<T> {
+    pub(super) fn timed<T>(&self, name: &str, call: impl FnOnce() -> io::Result<T>) -> Option<T> {
         let mut entry = Call { name: name.into(), start: now(), took: 0.0, errno: 0 };
         let key = {
             let mut open = self.open.lock().unwrap();
@@ -59,13 +72,20 @@ impl Desk {
         entry.took = begun.elapsed().as_secs_f64();
         entry.errno = result.as_ref().err().map_or(0, |error| error.raw_os_error().unwrap_or(-1));
         self.open.lock().unwrap().retain(|(other, _)| *other != key);
-        self.change(|report| report.calls.push(entry));
+        let quick = self.lean && entry.took < QUICK && entry.errno == 0;
+        self.change(|report| if quick { report.quick += 1 } else { report.calls.push(entry) });
         result.ok()
     }
 
     /// Closes under the clock: what close(2) says is lost when a `File` is dropped.
-    fn close(&self, file: File) -> bool {
+    pub(super) fn close(&self, file: File) -> bool {
         self.timed("close", || nix::unistd::close(file.into_raw_fd()).map_err(io::Error::from)).is_some()
+    }
+
+    /// A file that was written by one descriptor and closed.
+    pub(super) fn stream(&self, path: &Path, written: u64, closed: bool) {
+        let stream = Stream { path: path.to_owned(), written, closed, afterwards: 0 };
+        self.change(|report| report.streams.push(stream));
     }
 
     fn publish(&self) {
@@ -94,11 +114,12 @@ pub fn main() {
     let Ok(kind) = std::env::var("LAB_AGENT") else { return };
     let variable = |name| PathBuf::from(std::env::var_os(name).unwrap());
     let (target, path) = (variable("LAB_TARGET"), variable("LAB_REPORT"));
-    let desk = Desk { stop: false.into(), report: Mutex::default(), open: Mutex::default(), path };
+    let (kind, lean) = kind.strip_suffix("-lean").map_or((kind.as_str(), false), |kind| (kind, true));
+    let desk = Desk { lean, stop: false.into(), report: Mutex::default(), open: Mutex::default(), path };
     let desk = Arc::new(desk);
     let watcher = Arc::clone(&desk);
     std::thread::spawn(move || watcher.watch());
-    match kind.as_str() {
+    match kind {
         "writer" => writer(&target, &desk),
         "bulk" => bulk(&target, &desk),
         "stream" => streams(&target, 1, &desk),
@@ -108,6 +129,8 @@ pub fn main() {
         "prober" => prober(&target, &desk),
         "stat" => stats(&target, &desk),
         "crowd" => crowd(&target, &desk),
+        "tail" => tidy::tail(&target, &desk),
+        "names" => tidy::names(&target, &desk),
         "forker" => forker(&target, &desk),
         other => panic!("no such agent: {other}"),
     }
@@ -179,7 +202,7 @@ fn records(path: &Path, pause: Duration, desk: &Desk) {
             }
             desk.change(|report| report.synced = synced);
         }
-        sleep(pause);
+        sleep(if next > HASTE { pause.max(Duration::from_millis(5)) } else { pause });
         synced
     };
     while !desk.stopped() {

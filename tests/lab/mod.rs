@@ -8,6 +8,7 @@ pub mod agents;
 pub mod container;
 pub mod control;
 pub mod net;
+pub mod parts;
 pub mod process;
 pub mod program;
 pub mod relay;
@@ -16,11 +17,13 @@ pub mod scenario;
 pub mod sftp;
 pub mod sshd;
 pub mod sweep;
+pub mod tidy;
 pub mod tools;
 pub mod tree;
 pub mod workloads;
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -30,6 +33,20 @@ use nix::sys::signal::Signal;
 
 use net::Net;
 use sshd::Sshd;
+
+/// Lets a test binary be another process too, for those who start it with `--exact NAME --ignored`.
+#[allow(unused_macros)]
+macro_rules! also_runs_as {
+    ($name:ident: $main:path) => {
+        #[test]
+        #[ignore = "a process of other tests, not a test"]
+        fn $name() {
+            $main();
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use also_runs_as;
 
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -155,6 +172,11 @@ impl Lab {
         [&[daemon][..], &process::descendants(daemon)].concat()
     }
 
+    /// Keeper and daemon.
+    pub fn parts(&self) -> parts::Parts {
+        parts::Parts::of(self.directory())
+    }
+
     /// The client's processes of that name; each has a path of this laboratory in its command line.
     pub fn clients(&self, name: &str) -> Vec<i32> {
         let all = process::mentioning(self.directory().to_str().unwrap());
@@ -168,8 +190,14 @@ impl Lab {
         process::signal(pids[0], sent);
     }
 
-    /// Kills the process that serves the mount, which stays, dead.
+    /// Pid of the process that serves the mount.
+    pub fn serving(&self) -> i32 {
+        self.status()["pid"].as_i64().and_then(|pid| pid.try_into().ok()).expect("a daemon answers")
+    }
+
+    /// Kills the process that serves the mount, and its keeper: the mount stays, dead.
     pub fn kill_daemon(&mut self) {
+        process::kill_both(self.serving());
         let mut daemon = self.daemon.take().expect("mounted");
         daemon.kill().unwrap();
         daemon.wait().unwrap();
@@ -188,8 +216,12 @@ impl Lab {
         if let Some(daemon) = self.daemon.as_mut() {
             wait("the daemon ends", || daemon.try_wait().unwrap().is_some());
             let status = self.daemon.take().unwrap().wait().unwrap();
-            assert!(status.success(), "the daemon: {status}\n{}", self.log());
+            // Nobody but a test kills the keeper.
+            let well = status.success() || status.signal() == Some(Signal::SIGKILL as i32);
+            assert!(well, "the daemon: {status}\n{}", self.log());
         }
+        let parts = self.parts();
+        wait("keeper and daemon end", || parts.keepers().is_empty() && parts.daemons().is_empty());
         for name in ["steadfs", "sshfs", "ssh"] {
             wait(&format!("every {name} ends"), || self.clients(name).is_empty());
         }
@@ -206,6 +238,10 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() && self.directory.is_some() {
             eprintln!("--- {} ---\n{}", self.path("log").display(), self.log());
+        }
+        if let Some(directory) = &self.directory {
+            let parts = parts::Parts::of(directory.path());
+            process::end(&[parts.keepers(), parts.daemons()].concat());
         }
         let wedged = self.daemon.as_ref().map(|_| self.family()).unwrap_or_default();
         process::end(&wedged);

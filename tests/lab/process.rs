@@ -22,6 +22,23 @@ pub fn name(pid: i32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+/// Its parent.
+pub fn parent(pid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Kills a daemon of steadfs and its keeper, so that neither can start the other again, and waits for their end. Without a
+/// keeper `daemon` is all there is.
+pub fn kill_both(daemon: i32) {
+    let keeper = parent(daemon).filter(|&pid| name(pid) == "steadfs-keeper");
+    keeper.iter().for_each(|&pid| signal(pid, Signal::SIGSTOP));
+    signal(daemon, Signal::SIGKILL);
+    keeper.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
+    let both = [&[daemon][..], keeper.as_slice()].concat();
+    super::wait("both have ended", || both.iter().all(|&pid| state(&format!("/proc/{pid}")).is_none_or(|s| s == 'Z')));
+}
+
 /// Its children.
 pub fn children(pid: i32) -> Vec<i32> {
     let mut all = Vec::new();
@@ -58,6 +75,37 @@ pub fn mentioning(text: &str) -> Vec<i32> {
         }
     }
     found
+}
+
+/// Its command line, words ended by NUL.
+pub fn command_line(pid: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// All processes that were started with that in their environment, this one excepted.
+pub fn with_environment(entry: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for place in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = place.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let environment = std::fs::read(place.path().join("environ")).unwrap_or_default();
+        if environment.split(|&byte| byte == 0).any(|other| other == entry.as_bytes()) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// What its descriptors lead to.
+pub fn descriptors(pid: i32) -> Vec<String> {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    all.filter_map(|entry| Some(std::fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+}
+
+/// The number behind that field of proc_pid_status(5), 0 if there is none.
+pub fn status_number(pid: i32, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
 /// Kills them and waits a moment for their end.

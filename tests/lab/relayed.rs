@@ -1,6 +1,7 @@
 //! A steadfs mount whose sshfs reaches a real sftp-server through a [`Relay`]: no network, no keys.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use super::parts::Parts;
 use super::relay::Relay;
 use super::{PATIENCE, control, mount_of, process, sweep, wait};
 
@@ -35,6 +37,11 @@ pub struct Fresh {
 impl Relayed {
     /// Mounts, with these options on top, and waits until it is live.
     pub fn new(options: &str) -> Relayed {
+        Relayed::with(options, |_, _| ())
+    }
+
+    /// The same of a command that is changed before; it is told the directory of everything.
+    pub fn with(options: &str, change: impl FnOnce(&mut Command, &Path)) -> Relayed {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root: run them as root");
         let prefix = format!("{}{}-", sweep::PREFIX, std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
@@ -42,16 +49,17 @@ impl Relayed {
         let (hot, store, relay) = (path("hot"), path("store"), Relay::new(directory.path()));
         std::fs::create_dir(&hot).unwrap();
         std::fs::create_dir(&store).unwrap();
-        let daemon = Command::new(env!("CARGO_BIN_EXE_steadfs"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_steadfs"));
+        command
             .args(["mount", "-f", &format!("localhost:{}", store.display())])
             .arg(&hot)
             .args(["-o", &format!("guard=no,ssh_command={},{options}", relay.program().display())])
             .env("STEADFS_RUNTIME_DIR", path("run"))
             .env("STEADFS_STATE_DIR", path("state"))
             .stdin(Stdio::null())
-            .stderr(File::create(path("log")).unwrap())
-            .spawn()
-            .unwrap();
+            .stderr(File::create(path("log")).unwrap());
+        change(&mut command, directory.path());
+        let daemon = command.spawn().unwrap();
         let directory = Some(directory);
         let mut relayed = Relayed { relay, directory, hot, store, daemon, runs: 0 };
         wait("the mount is there", || {
@@ -81,9 +89,37 @@ impl Relayed {
         control::status(&self.directory().join("run")).unwrap_or_default()
     }
 
-    /// The processes that the daemon has started, and theirs.
+    /// The processes between the overlay and the disk, whoever is their parent by now.
     pub fn family(&self) -> Vec<i32> {
-        process::descendants(self.daemon.id().cast_signed())
+        let run = self.directory().join("run");
+        let mut all = process::mentioning(run.to_str().unwrap());
+        all.retain(|&pid| process::name(pid) == "sshfs");
+        all.extend(self.relays());
+        let theirs: Vec<i32> = all.iter().flat_map(|&pid| process::descendants(pid)).collect();
+        all.extend(theirs);
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What stands in the place of ssh.
+    pub fn relays(&self) -> Vec<i32> {
+        process::mentioning(&format!("relay_process\0{}", self.directory().join("relay").display()))
+    }
+
+    /// Keeper and daemon.
+    pub fn parts(&self) -> Parts {
+        Parts::of(self.directory())
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.hot
+    }
+
+    /// Where its files are.
+    pub fn root(&self) -> &Path {
+        &self.store
     }
 
     /// Waits until the mount is live, nothing is open in it and nothing is under way; what is left otherwise.
@@ -130,11 +166,17 @@ impl Relayed {
     pub fn umount(mut self) -> tempfile::TempDir {
         super::run_ok("umount", &[self.hot.to_str().unwrap()]);
         let mut ended = None;
-        wait("the daemon ends", || {
+        wait("the keeper that was started first ends", || {
             ended = self.daemon.try_wait().unwrap();
             ended.is_some()
         });
-        assert!(ended.is_some_and(|status| status.success()), "{ended:?}\n{}", self.log());
+        // Nobody but a test kills it.
+        let well = ended.is_some_and(|status| status.success() || status.signal() == Some(Signal::SIGKILL as i32));
+        assert!(well, "{ended:?}\n{}", self.log());
+        let parts = self.parts();
+        wait("keeper and daemon end", || parts.keepers().is_empty() && parts.daemons().is_empty());
+        wait("all that they started ends", || self.family().is_empty());
+        assert_eq!(sweep::mounts_below(self.directory()), Vec::<String>::new());
         self.directory.take().expect("it is there until the end")
     }
 }
@@ -143,6 +185,10 @@ impl Drop for Relayed {
     fn drop(&mut self) {
         if std::thread::panicking() && self.directory.is_some() {
             eprintln!("{}", self.log());
+        }
+        if let Some(directory) = &self.directory {
+            let parts = Parts::of(directory.path());
+            process::end(&[parts.keepers(), parts.daemons()].concat());
         }
         process::signal(self.daemon.id().cast_signed(), Signal::SIGKILL);
         let _ = self.daemon.wait();

@@ -1,6 +1,6 @@
 //! The randomised crash test on the real thing: programs of file operations on a mount of the steadfs binary, over a real
-//! sshfs and a real sftp-server, and on a model of POSIX, while sshfs, ssh and the server are killed and frozen and the link
-//! is cut at random moments. Needs root, /dev/fuse, sshfs, sftp-server and sshd.
+//! sshfs and a real sftp-server, and on a model of POSIX, while sshfs, ssh and the server are killed and frozen, the link is
+//! cut and steadfs itself is killed at random moments. Needs root, /dev/fuse, sshfs, sftp-server and sshd.
 //!
 //! Programs, model and comparison are those of `tests/soak`. A failure names the seed of its program;
 //! `STEADFS_SOAK_SEED` and its like run it again, as there. Processes make two runs of a seed differ in what is hit.
@@ -36,17 +36,9 @@ static OUTAGES: AtomicU64 = AtomicU64::new(0);
 /// What sshd takes from the modes of new files whatever it is told (sshd.c); the overlay passes modes on as they are.
 const SERVER_MASK: u32 = 0o022;
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn relay_process() {
-    lab::relay::main();
-}
+lab::also_runs_as!(relay_process: lab::relay::main);
 
-#[test]
-#[ignore = "a process of other tests, not a test"]
-fn user_process() {
-    user::main();
-}
+lab::also_runs_as!(user_process: user::main);
 
 /// The program of a seed, without what sshfs cannot do.
 fn program(seed: u64) -> Program<Mishap> {
@@ -92,5 +84,5 @@ fn programs_do_not_notice_what_goes_wrong_with_a_real_sshfs() {
         let result = catch_unwind(AssertUnwindSafe(|| run(seed, &program)));
         (program, result.unwrap_or_else(|panic| Err(words(&*panic))))
     });
-    println!("{} outages", OUTAGES.load(Relaxed));
+    println!("{} outages, {} deaths of steadfs itself", OUTAGES.load(Relaxed), scene::DEATHS.load(Relaxed));
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use crate::lab::parts::Part;
+
 /// One of the processes between the overlay and the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
@@ -30,6 +32,10 @@ pub enum What {
     Away(Duration),
     /// The same for longer than the deadline. A program of blips takes it for a kill.
     Down,
+    /// A part of steadfs itself is killed.
+    Steadfs(Part),
+    /// The same, and one of the others in the same moment.
+    Both(Part, Who),
 }
 
 /// See [`What`].
@@ -43,6 +49,7 @@ pub struct Mishap {
 /// Any of them. Kills are the most frequent: they cost the least time.
 pub fn mishap() -> impl Strategy<Value = Mishap> {
     let who = || proptest::sample::select(&[Who::Sshfs, Who::Ssh, Who::Server][..]);
+    let part = || proptest::sample::select(&[Part::Daemon, Part::Daemon, Part::Keeper][..]);
     let millis = |range: std::ops::Range<u64>| range.prop_map(Duration::from_millis);
     // An operation takes a few hundred microseconds, a repair some hundred milliseconds.
     let after = prop_oneof![1 => Just(0_u64), 5 => 0_u64..3000, 1 => 0_u64..100_000].prop_map(Duration::from_micros);
@@ -54,6 +61,8 @@ pub fn mishap() -> impl Strategy<Value = Mishap> {
         2 => millis(1..3500).prop_map(What::Cut),
         2 => millis(1..1000).prop_map(What::Away),
         2 => Just(What::Down),
+        12 => part().prop_map(What::Steadfs),
+        4 => (part(), who()).prop_map(|(part, who)| What::Both(part, who)),
     ];
     (after, what).prop_map(|(after, what)| Mishap { after, what })
 }

@@ -1,6 +1,7 @@
 //! A mount of the steadfs binary, and the hand that lets its processes and its link come to harm.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
+use crate::lab::parts::Part;
 use crate::lab::relayed::Relayed;
 use crate::lab::{Lab, PATIENCE, process};
 use crate::mishap::{Mishap, What, Who};
@@ -22,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(2);
 /// The least that `log_size=` takes.
 const LEAST_LOG: u64 = 1 << 20;
 
+/// Deaths of daemons and keepers in all runs.
+pub static DEATHS: AtomicU64 = AtomicU64::new(0);
+
 /// What is wrong at the moment.
 #[derive(Default)]
 struct Harm {
@@ -33,6 +38,8 @@ struct Harm {
 struct Stage {
     site: Site,
     harm: Mutex<Harm>,
+    /// Held by whoever kills a part of steadfs itself.
+    steadfs: Mutex<()>,
 }
 
 /// See the module.
@@ -71,7 +78,7 @@ impl RealScene {
             let fresh = mount.fresh();
             Site::Relayed(mount, fresh)
         };
-        let stage = Arc::new(Stage { site, harm: Mutex::default() });
+        let stage = Arc::new(Stage { site, harm: Mutex::default(), steadfs: Mutex::default() });
         RealScene { stage, threads: Mutex::default(), long: program.long }
     }
 
@@ -224,7 +231,17 @@ impl Stage {
                 }
                 self.signal(Who::Ssh, Signal::SIGKILL);
             }
+            What::Steadfs(part) => self.kill(part),
+            What::Both(part, who) => {
+                self.kill(part);
+                self.signal(who, Signal::SIGKILL);
+            }
         }
+    }
+
+    fn kill(&self, part: Part) {
+        let _alone = self.steadfs.lock().unwrap();
+        DEATHS.fetch_add(u64::from(self.site.parts().kill(part).is_some()), Relaxed);
     }
 
     fn heal(&self) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::lab::parts::Parts;
 use crate::lab::relayed::{Fresh, Relayed};
 use crate::lab::{Lab, control, process};
 use crate::mishap::Who;
@@ -58,16 +59,20 @@ impl Site {
         };
         let family = match self {
             Site::Relayed(mount, _) => mount.family(),
-            Site::Network(lab) => lab.family(),
+            Site::Network(lab) => ["sshfs", "ssh"].map(|name| lab.clients(name)).concat(),
         };
         match (self, who) {
             (_, Who::Sshfs) => named(family, &|name| name == "sshfs"),
-            // The relay is this test's own binary.
-            (Site::Relayed(..), Who::Ssh) => named(family, &|name| name.starts_with(env!("CARGO_CRATE_NAME"))),
+            (Site::Relayed(mount, _), Who::Ssh) => mount.relays(),
             (Site::Relayed(..), Who::Server) => named(family, &|name| name == "sftp-server"),
             (Site::Network(_), Who::Ssh) => named(family, &|name| name == "ssh"),
             (Site::Network(lab), Who::Server) => lab.sshd.servers(),
         }
+    }
+
+    /// Keeper and daemon.
+    pub fn parts(&self) -> Parts {
+        Parts::of(self.directory())
     }
 
     /// Nobody can be reached, or everybody again.

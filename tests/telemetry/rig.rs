@@ -17,7 +17,7 @@ use steadfs::gate::{Class, Gate, Op};
 use steadfs::overlay::Counts;
 use steadfs::rundir;
 use steadfs::supervisor::{Event, Watch};
-use steadfs::telemetry::{self, Guard, Observed, UmountRefused};
+use steadfs::telemetry::{self, Guard, Kept, Last, Observed, UmountRefused};
 use steadfs::worker::Worker;
 
 /// Says that it has begun, and waits for a word.
@@ -65,6 +65,7 @@ impl Rig {
             },
             soft_start: true,
             sshfs_options: Vec::new(),
+            keeper: KeeperConfig::default(),
         };
         change(&mut config);
         let watch = Watch::default();
@@ -93,7 +94,24 @@ impl Rig {
                 log_bytes: 14,
                 ..Counts::default()
             }),
+            kept: Arc::new(|| Kept {
+                keeper: Some(77),
+                possible: true,
+                successions: 3,
+                mounted: SystemTime::UNIX_EPOCH,
+                last: Some(Last {
+                    at: SystemTime::UNIX_EPOCH + Duration::from_secs(9),
+                    reason: "it was killed by SIGKILL".into(),
+                    pause: Duration::from_millis(250),
+                }),
+                used: 1000,
+                limit: 2000,
+                resident: 3000,
+                most: 4000,
+            }),
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
+            upgrade: Arc::new(|_| Err("nothing to upgrade here".into())),
+            upgraded: Arc::new(|| None),
             stop: Arc::new(move |lazy| {
                 asked.lock().expect("nobody panicked").push(lazy);
                 if let Some((begun, go)) = held.lock().expect("nobody panicked").take() {

@@ -115,3 +115,32 @@ fn the_directory_below_a_lost_mount_is_never_served() {
     drop(backing.start(3, LIMIT, sink()).expect("starts on the new mount"));
     drop(again);
 }
+
+/// As written down by a daemon that is dead.
+fn record_of_a_dead_daemon(generation: &Arc<dyn Generation>) -> Record {
+    let mut child = Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+    let daemon = crate::backing::process::Process::of(child.id().cast_signed()).expect("it lives");
+    child.kill().expect("killed");
+    child.wait().expect("it ends");
+    Record { daemon, ..generation.record().expect("it has one") }
+}
+
+#[test]
+fn a_successor_goes_on_under_the_same_number_and_on_the_same_mount_only() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let backing = || DirBacking::new(dir.path().to_owned()).expect("absolute");
+    let first = backing().start(7, LIMIT, sink()).expect("starts");
+    let living = first.record().expect("it has one");
+    let refused = backing().adopt(&living, None, LIMIT, sink()).err();
+    assert!(matches!(refused, Some(AdoptError::Unsettled(_))), "{refused:?}");
+    let record = record_of_a_dead_daemon(&first);
+    let next = backing().adopt(&record, None, LIMIT, sink()).expect("taken over");
+    assert_eq!((next.number(), next.probe().is_ok()), (7, true));
+    // The mount has gone meanwhile, and the directory below it is there.
+    let Life::Dir(place) = &record.life else { panic!("{record:?}") };
+    let gone = Place { fstype: "fuse.other".into(), ..place.clone() };
+    let (successor, record) = (backing(), Record { life: Life::Dir(gone), ..record });
+    let refused = successor.adopt(&record, None, LIMIT, sink()).err();
+    assert!(matches!(&refused, Some(AdoptError::Dead(words)) if words.contains("mount gone")), "{refused:?}");
+    assert!(matches!(successor.start(8, LIMIT, sink()).err(), Some(StartError::Unreachable(_))), "nor later");
+}

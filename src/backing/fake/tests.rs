@@ -267,3 +267,30 @@ fn two_hundred_hanging_calls_are_freed_at_once() {
     });
     assert_eq!(control.inside(), 0);
 }
+
+#[test]
+fn a_generation_is_taken_over_if_it_lives_and_answers() {
+    let (backing, control, generation) = fake();
+    let record = generation.record().expect("it has one");
+    let told = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&told);
+    let sink: ExitSink = Arc::new(move |exit| _ = counted.fetch_add(exit.generation, Ordering::SeqCst));
+    let taken = backing.adopt(&record, None, LIMIT, sink).expect("taken over");
+    assert_eq!((taken.number(), control.started()), (1, 1));
+    assert_eq!(open(&taken).write_at(b"x", 0), Ok(1));
+    control.freeze();
+    let refused = backing.adopt(&record, None, Duration::from_millis(10), quiet()).err();
+    assert!(matches!(refused, Some(AdoptError::Silent(_))), "{refused:?}");
+    control.thaw();
+    assert_eq!(taken.probe().err(), Some(Errno::ECONNABORTED), "it has been ended");
+    let refused = backing.adopt(&record, None, LIMIT, quiet()).err();
+    assert!(matches!(refused, Some(AdoptError::Dead(_))), "{refused:?}");
+    assert_eq!(told.load(Ordering::SeqCst), 0, "what was asked for is no news");
+    let second = backing.start(2, LIMIT, quiet()).expect("starts");
+    let record = second.record().expect("it has one");
+    let counted = Arc::clone(&told);
+    let sink: ExitSink = Arc::new(move |exit| _ = counted.fetch_add(exit.generation, Ordering::SeqCst));
+    drop(backing.adopt(&record, None, LIMIT, sink).expect("taken over"));
+    control.kill_generation();
+    assert_eq!(told.load(Ordering::SeqCst), 2, "the successor is told");
+}

@@ -66,6 +66,11 @@ impl Arguments {
         !self.options.iter().any(|option| option == "sshfs_sync" || option == "sync")
     }
 
+    /// True if what is sent is carried out in that order: not with several connections (max_conns of sshfs 3.7).
+    pub fn keeps_order(&self) -> bool {
+        value_of(&self.options, "max_conns").is_none_or(|count| count == "1")
+    }
+
     /// What sshfs starts to reach the server.
     pub fn ssh_command(&self) -> &str {
         value_of(&self.options, "ssh_command").unwrap_or("ssh")

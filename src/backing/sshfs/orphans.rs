@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, getsid};
 
 use super::group::members_of;
+use crate::backing::process::{Process, stat};
 
 /// Names of the records: this and the number of the generation.
 const PREFIX: &str = "group-";
@@ -17,77 +18,79 @@ const GONE: Duration = Duration::from_secs(2);
 
 /// What is written down of a group: enough not to take a stranger for it that got its number later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Record {
-    leader: Pid,
-    /// Start of the leader, in ticks since boot (proc_pid_stat(5)).
-    started: u64,
-    session: Pid,
+pub struct Identity {
+    /// sshfs.
+    pub leader: Process,
+    /// The session of all members.
+    pub session: Pid,
 }
 
-impl Record {
+impl Identity {
     /// `None` if it has ended already.
-    fn of(leader: Pid) -> Option<Record> {
-        Some(Record { leader, started: started(leader)?, session: getsid(Some(leader)).ok()? })
+    pub fn of(leader: i32) -> Option<Identity> {
+        let session = getsid(Some(Pid::from_raw(leader))).ok()?;
+        Some(Identity { leader: Process::of(leader)?, session })
     }
 
-    fn parse(text: &str) -> Option<Record> {
+    fn parse(text: &str) -> Option<Identity> {
         let mut fields = text.split_whitespace();
-        let leader = fields.next()?.parse().ok().filter(|&pid| pid > 1).map(Pid::from_raw)?;
+        let pid = fields.next()?.parse().ok().filter(|&pid| pid > 1)?;
         let (started, session) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(Record { leader, started, session: Pid::from_raw(session) })
+        Some(Identity { leader: Process { pid, started }, session: Pid::from_raw(session) })
     }
 
     fn text(&self) -> String {
-        format!("{} {} {}\n", self.leader, self.started, self.session)
+        format!("{} {} {}\n", self.leader.pid, self.leader.started, self.session)
+    }
+
+    /// Its members that live.
+    pub fn members(&self) -> Vec<i32> {
+        // If the leader has gone: as long as one member lives nobody else gets its number; who got it after the last one is
+        // most likely of another session.
+        if stat(self.leader.pid).is_some_and(|(_, started)| started != self.leader.started) {
+            return Vec::new();
+        }
+        let members = members_of(Pid::from_raw(self.leader.pid));
+        members.into_iter().filter(|&pid| self.is_member(pid)).collect()
+    }
+
+    /// Kills every member there is at this moment.
+    pub fn kill(&self) {
+        let members = self.members();
+        if members.contains(&self.leader.pid) {
+            let _ = killpg(Pid::from_raw(self.leader.pid), Signal::SIGKILL);
+        } else {
+            members.iter().for_each(|&pid| _ = kill(Pid::from_raw(pid), Signal::SIGKILL));
+        }
     }
 
     /// Kills what is left of the group and waits until it has gone.
     fn end(&self) {
-        let ours = match started(self.leader) {
-            Some(started) => started == self.started,
-            // The leader has gone. As long as one member lives nobody else gets its number; who got it after the last one
-            // is most likely of another session.
-            None => true,
-        };
         let until = Instant::now() + GONE;
-        loop {
-            let members = members_of(self.leader);
-            let members: Vec<i32> = members.into_iter().filter(|&pid| self.is_member(pid)).collect();
-            if !ours || members.is_empty() || Instant::now() >= until {
-                return;
-            }
-            let _ = match started(self.leader) {
-                Some(_) => killpg(self.leader, Signal::SIGKILL),
-                None => members.iter().try_for_each(|&pid| kill(Pid::from_raw(pid), Signal::SIGKILL)),
-            };
+        while !self.members().is_empty() && Instant::now() < until {
+            self.kill();
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
     fn is_member(&self, pid: i32) -> bool {
-        let zombie = super::group::state_letter(pid).is_none_or(|letter| letter == 'Z');
-        !zombie && getsid(Some(Pid::from_raw(pid))) == Ok(self.session)
+        Process::of(pid).is_some() && getsid(Some(Pid::from_raw(pid))) == Ok(self.session)
     }
-}
-
-/// When a process started; `None` if it has ended, a zombie counting as such.
-fn started(pid: Pid) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.get(stat.rfind(')')? + 1..)?.split_whitespace();
-    if fields.next() == Some("Z") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{PREFIX}{number}"))
+    directory.join(name(number))
+}
+
+/// The name of the record of generation `number`.
+pub fn name(number: u64) -> String {
+    format!("{PREFIX}{number}")
 }
 
 /// Writes down the group of generation `number` by its leader.
 pub fn record(directory: &Path, number: u64, leader: i32) -> io::Result<()> {
-    match Record::of(Pid::from_raw(leader)) {
-        Some(record) => std::fs::write(path(directory, number), record.text()),
+    match Identity::of(leader) {
+        Some(identity) => std::fs::write(path(directory, number), identity.text()),
         None => Ok(()),
     }
 }
@@ -97,14 +100,16 @@ pub fn forget(directory: &Path, number: u64) {
     let _ = std::fs::remove_file(path(directory, number));
 }
 
-/// Ends every group that is written down in `directory`, and removes the records. Nothing is there as a rule.
-pub fn end_all(directory: &Path) {
+/// Ends every group that is written down in `directory`, and removes the records, but for that of the generation that is to
+/// be taken over. Nothing is there as a rule.
+pub fn end_all(directory: &Path, spared: Option<u64>) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let is_spared = spared.is_some_and(|number| entry.path() == path(directory, number));
+        if is_spared || !entry.file_name().to_string_lossy().starts_with(PREFIX) {
             continue;
         }
-        if let Some(record) = std::fs::read_to_string(entry.path()).ok().and_then(|text| Record::parse(&text)) {
-            record.end();
+        if let Some(identity) = std::fs::read_to_string(entry.path()).ok().and_then(|text| Identity::parse(&text)) {
+            identity.end();
         }
         let _ = std::fs::remove_file(entry.path());
     }
@@ -137,10 +142,24 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut child, members) = group();
         record(directory.path(), 3, child.id().cast_signed()).expect("written");
-        end_all(directory.path());
+        end_all(directory.path(), None);
         assert_eq!(alive(&members), 0);
         child.wait().expect("it ends");
         assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_group_that_is_to_be_taken_over_is_spared() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut child, members) = group();
+        record(directory.path(), 3, child.id().cast_signed()).expect("written");
+        std::fs::write(path(directory.path(), 33), "nonsense").expect("written");
+        end_all(directory.path(), Some(3));
+        assert_eq!(alive(&members), members.len());
+        assert_eq!(std::fs::read_dir(directory.path()).expect("there").count(), 1);
+        end_all(directory.path(), Some(4));
+        assert_eq!(alive(&members), 0);
+        child.wait().expect("it ends");
     }
 
     #[test]
@@ -151,7 +170,7 @@ mod tests {
         child.kill().expect("killed");
         child.wait().expect("it ends");
         assert_eq!(alive(&members), 2);
-        end_all(directory.path());
+        end_all(directory.path(), None);
         assert_eq!(alive(&members), 0);
     }
 
@@ -160,13 +179,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut child, members) = group();
         let leader = Pid::from_raw(child.id().cast_signed());
-        let record = Record::of(leader).expect("it lives");
-        let older = Record { started: record.started - 1, ..record };
+        let identity = Identity::of(leader.as_raw()).expect("it lives");
+        let started = identity.leader.started - 1;
+        let older = Identity { leader: Process { started, ..identity.leader }, ..identity };
         std::fs::write(path(directory.path(), 1), older.text()).expect("written");
         for (number, text) in ["", "1 2 3", "-1 2 3", "0 0 0", "x y z"].iter().enumerate() {
             std::fs::write(path(directory.path(), 2 + number as u64), text).expect("written");
         }
-        end_all(directory.path());
+        end_all(directory.path(), None);
         assert_eq!(alive(&members), members.len());
         killpg(leader, Signal::SIGKILL).expect("killed");
         child.wait().expect("it ends");

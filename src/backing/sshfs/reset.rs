@@ -15,7 +15,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -27,9 +27,10 @@ use parking_lot::Mutex;
 
 use super::group::Group;
 use super::tcp;
+use crate::backing::process::{owned, pidfd_open};
 
 /// Local and remote address.
-type Connection = (SocketAddr, SocketAddr);
+pub type Connection = (SocketAddr, SocketAddr);
 
 /// More connections than one generation has, so that a list that is never emptied does not grow.
 const MOST: usize = 16;
@@ -69,7 +70,13 @@ impl Connections {
         }
     }
 
-    fn remember(&self, armed: Vec<Connection>) {
+    /// Those that are known.
+    pub fn known(&self) -> Vec<Connection> {
+        self.0.lock().clone()
+    }
+
+    /// Adds those of a generation that somebody else had armed.
+    pub fn remember(&self, armed: Vec<Connection>) {
         let mut all = self.0.lock();
         all.retain(|connection| !armed.contains(connection));
         all.extend(armed);
@@ -137,22 +144,9 @@ fn internet_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     storage.as_sockaddr_in6().map(v6).or_else(v4)
 }
 
-fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: plain numbers go in, and a descriptor comes out that nobody else has.
-    unsafe { owned(libc::syscall(libc::SYS_pidfd_open, pid, 0)) }
-}
-
 fn pidfd_getfd(process: &OwnedFd, number: i32) -> nix::Result<OwnedFd> {
-    // SAFETY: as above; the kernel sets close-on-exec on what comes out.
+    // SAFETY: plain numbers go in, and a descriptor comes out that nobody else has; the kernel sets close-on-exec on what comes out.
     unsafe { owned(libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0)) }
-}
-
-/// # Safety
-/// `result` is that of a system call that makes a new descriptor.
-unsafe fn owned(result: libc::c_long) -> nix::Result<OwnedFd> {
-    let fd = i32::try_from(Errno::result(result)?).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the caller says so.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sends one SYN. The socket is closed before an answer can come, so that the kernel finds nobody to give it to.

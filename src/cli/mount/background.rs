@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, getpid, pipe2, setsid};
 
-use super::{Prepared, logging, serve};
+use super::{Prepared, kept, logging, serve};
 use crate::cli::{complain, exit_code};
 use crate::daemon::MountError;
 
@@ -40,7 +40,7 @@ fn split(prepared: Prepared) -> io::Result<ExitCode> {
     match unsafe { fork() }? {
         ForkResult::Parent { child } => {
             drop((verdict_out, words_out));
-            prepared.claim.leave_to_child();
+            drop(prepared);
             parent(child, verdict_in, words_in)
         }
         ForkResult::Child => {
@@ -81,7 +81,10 @@ fn parent(child: Pid, verdict: OwnedFd, words: OwnedFd) -> io::Result<ExitCode> 
         verdict.read_to_end(&mut message)?;
     }
     if let Some((code, text)) = message.split_first() {
-        complain(&String::from_utf8_lossy(text));
+        // A daemon of its own has said it already.
+        if !text.is_empty() {
+            complain(&String::from_utf8_lossy(text));
+        }
         return Ok(ExitCode::from(*code));
     }
     let how = match waitpid(child, None)? {
@@ -111,30 +114,37 @@ fn child(prepared: Prepared, verdict: File, words: OwnedFd) -> ExitCode {
         .and_then(|log| {
             drop(words);
             let mut verdict = verdict.try_clone().map_err(|error| MountError::System(error.to_string()))?;
-            serve(prepared, move || {
+            let ready = move || {
                 detached.store(true, Ordering::SeqCst);
-                if let Err(error) = leave_terminal(&log) {
+                if let Err(error) = log.to_stderr() {
                     tracing::warn!(%error, "cannot leave the terminal");
                 }
                 tracing::info!("mounted");
                 // The parent may have been killed; the mount stands all the same.
                 let _ = verdict.write_all(&[READY]);
-            })
+            };
+            if prepared.config.keeper.wanted {
+                kept::run(prepared, &kept::Log::File(log_path), ready)
+            } else {
+                serve(prepared, ready).map(|()| 0)
+            }
         });
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let code = exit_code(&error);
-            // Only a parent that still waits reads it.
-            let _ = (&verdict).write_all(&[&[FAILED, code], error.to_string().as_bytes()].concat());
-            ExitCode::from(code)
-        }
-    }
+    let (code, text) = match result {
+        Ok(0) => return ExitCode::SUCCESS,
+        Ok(code) => (code, String::new()),
+        Err(error) => (exit_code(&error), error.to_string()),
+    };
+    // Only a parent that still waits reads it.
+    let _ = (&verdict).write_all(&[&[FAILED, code], text.as_bytes()].concat());
+    ExitCode::from(code)
 }
 
 /// A session of its own, and stderr to the parent.
 fn detach(words: &OwnedFd, verdict: &File, detached: &Arc<AtomicBool>) -> io::Result<()> {
     setsid()?;
+    // For the main thread, which asks for them when it is ready to: the one below would die of them.
+    let kept: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+    kept.thread_block()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
@@ -149,11 +159,5 @@ fn detach(words: &OwnedFd, verdict: &File, detached: &Arc<AtomicBool>) -> io::Re
             let _ = kill(getpid(), Signal::SIGTERM);
         }
     })?;
-    Ok(())
-}
-
-/// From now on nothing may remind the terminal of the daemon.
-fn leave_terminal(log: &logging::Log) -> io::Result<()> {
-    dup2_stderr(log.descriptor()?)?;
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
 
 use crate::daemon::MountError;
 use crate::rundir;
@@ -14,10 +15,16 @@ use crate::rundir;
 /// How long a daemon that has just been unmounted may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The lock. It ends with the last process that inherited it by fork(2); programs that are run do not.
+/// The lock (flock(2)). It ends with the last copy of its descriptor; programs that are run do not inherit it.
 pub struct Claim {
-    _lock: Flock<File>,
+    lock: File,
     dir: PathBuf,
+}
+
+impl AsFd for Claim {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 impl Claim {
@@ -33,8 +40,8 @@ impl Claim {
             match try_lock(&dir) {
                 Ok(Some(lock)) => {
                     // A predecessor that was killed could not clean up.
-                    super::sweep::contents(&dir)?;
-                    return Ok(Claim { _lock: lock, dir });
+                    super::sweep::contents(&dir, None)?;
+                    return Ok(Claim { lock, dir });
                 }
                 Ok(None) if Instant::now() >= until => {
                     let shown = mountpoint.display();
@@ -50,14 +57,21 @@ impl Claim {
         }
     }
 
-    /// Removes what a predecessor that was killed has left, and the directory with it.
-    pub fn sweep(self) -> Result<(), MountError> {
-        super::sweep::directory(&self.dir)
+    /// One that somebody took for this mountpoint and that has been handed over.
+    pub fn of(lock: OwnedFd, mountpoint: &Path) -> Claim {
+        Claim { lock: lock.into(), dir: rundir::of(mountpoint) }
     }
 
-    /// Leaves the lock to the child of a fork(2): to unlock here would unlock there.
-    pub fn leave_to_child(self) {
-        std::mem::forget(self);
+    /// Removes what a predecessor that was killed has left, and the directory with it.
+    pub fn sweep(self) -> Result<(), MountError> {
+        if self.is_gone() { Ok(()) } else { super::sweep::directory(&self.dir) }
+    }
+
+    /// True if the directory has been removed; another of its name is somebody else's.
+    fn is_gone(&self) -> bool {
+        let (held, now) = (self.lock.metadata(), std::fs::symlink_metadata(&self.dir));
+        let identity = |found: io::Result<std::fs::Metadata>| found.ok().map(|found| (found.dev(), found.ino()));
+        identity(held) != identity(now)
     }
 
     /// Where the log goes.
@@ -67,12 +81,40 @@ impl Claim {
 
     /// Removes what is left of the directory. Never what lies in it: a mount could be among that.
     pub fn release(self) {
-        for name in ["log", "log.1"] {
-            // Gone already, as a rule.
-            let _ = std::fs::remove_file(self.dir.join(name));
+        if !self.is_gone() {
+            remove(&self.dir);
         }
-        let _ = std::fs::remove_dir(&self.dir);
     }
+}
+
+/// As [`Claim::release`], for a daemon, whose keeper has the claim.
+pub fn remove(dir: &Path) {
+    for name in ["log", "log.1"] {
+        // Gone already, as a rule.
+        let _ = std::fs::remove_file(dir.join(name));
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+/// Whether those who have a mountpoint live, even after they have removed its runtime directory.
+pub struct Watching(Option<File>);
+
+impl Watching {
+    /// Those of this moment.
+    pub fn of(mountpoint: &Path) -> Watching {
+        Watching(open(&rundir::of(mountpoint)).ok())
+    }
+
+    /// True while one of them lives.
+    pub fn is_alive(&self) -> bool {
+        self.0.as_ref().is_some_and(|dir| lock(dir) == Err(Errno::EWOULDBLOCK))
+    }
+}
+
+/// Gives a lock up whoever else has a copy of its descriptor.
+pub fn unlock(lock: &OwnedFd) {
+    // SAFETY: a descriptor that lives, and a flag. It fails only for what is no lock.
+    let _ = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// Who has a mountpoint.
@@ -92,7 +134,7 @@ pub fn holder(mountpoint: &Path) -> Result<Holder, MountError> {
     }
     let dir = rundir::of(mountpoint);
     match try_lock(&dir) {
-        Ok(Some(lock)) => Ok(Holder::Left(Claim { _lock: lock, dir })),
+        Ok(Some(lock)) => Ok(Holder::Left(Claim { lock, dir })),
         Ok(None) => Ok(Holder::Daemon),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Holder::Nobody),
         Err(error) => Err(MountError::System(format!("cannot lock {}: {error}", dir.display()))),
@@ -117,19 +159,28 @@ pub fn is_own(mountpoint: &Path) -> Result<bool, MountError> {
     Ok(true)
 }
 
-fn try_lock(dir: &Path) -> io::Result<Option<Flock<File>>> {
-    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)?;
-    let lock = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => lock,
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
-        Err((_, errno)) => return Err(errno.into()),
-    };
+fn open(dir: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(dir)
+}
+
+fn lock(dir: &File) -> Result<(), Errno> {
+    // SAFETY: a descriptor that lives, and flags. nix's type would unlock all copies when one is dropped.
+    Errno::result(unsafe { libc::flock(dir.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(|_| ())
+}
+
+fn try_lock(dir: &Path) -> io::Result<Option<File>> {
+    let opened = open(dir)?;
+    match lock(&opened) {
+        Ok(()) => {}
+        Err(Errno::EWOULDBLOCK) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    }
     // A lock on a directory that has been removed since keeps nobody out.
-    let (held, now) = (lock.metadata()?, std::fs::symlink_metadata(dir)?);
+    let (held, now) = (opened.metadata()?, std::fs::symlink_metadata(dir)?);
     if (held.dev(), held.ino()) != (now.dev(), now.ino()) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    Ok(Some(lock))
+    Ok(Some(opened))
 }
 
 /// In /tmp anybody could have made it first.

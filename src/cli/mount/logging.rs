@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::unistd::dup2_stderr;
 use parking_lot::Mutex;
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -66,9 +67,11 @@ pub struct Log {
 }
 
 impl Log {
-    /// A descriptor to the present file, for stderr: panics and words of child processes.
-    pub fn descriptor(&self) -> io::Result<File> {
-        self.file.lock().file.try_clone()
+    /// Makes the present file stderr, for panics and words of child processes: nothing reminds the terminal of the daemon
+    /// from now on.
+    pub fn to_stderr(&self) -> io::Result<()> {
+        dup2_stderr(self.file.lock().file.try_clone()?)?;
+        Ok(())
     }
 }
 
@@ -108,23 +111,26 @@ impl<'a> MakeWriter<'a> for Log {
 struct Rotating {
     path: PathBuf,
     file: File,
-    size: u64,
 }
 
 impl Rotating {
     fn open(path: &Path) -> io::Result<Rotating> {
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
-        Ok(Rotating { path: path.to_owned(), size: file.metadata()?.len(), file })
+        Ok(Rotating { path: path.to_owned(), file })
     }
 
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.size > LIMIT {
+        let ours = self.file.metadata()?;
+        let there = std::fs::metadata(&self.path).map(|there| (there.dev(), there.ino())).ok();
+        let moved = there != Some((ours.dev(), ours.ino()));
+        if !moved && ours.len() > LIMIT {
             std::fs::rename(&self.path, self.path.with_extension("1"))?;
+        }
+        // The keeper and the daemon write to the same file, and either may have moved it.
+        if moved || ours.len() > LIMIT {
             *self = Rotating::open(&self.path.clone())?;
         }
-        self.file.write_all(bytes)?;
-        self.size += bytes.len() as u64;
-        Ok(())
+        self.file.write_all(bytes)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Removes what a killed daemon left behind, without ever reaching into a mount.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -14,7 +14,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{claim, place};
 use crate::backing::mountinfo;
-use crate::backing::sshfs::orphans;
+use crate::backing::sshfs::{self, orphans};
 use crate::daemon::MountError;
 
 /// Detaches a mount whether it is in use or not.
@@ -36,12 +36,12 @@ pub fn detach(path: &Path) -> Result<(), MountError> {
 /// Empties a runtime directory and removes it: its private mounts are detached first, and then only plain files and
 /// empty directories go, so that no file on a server can be touched.
 pub fn directory(dir: &Path) -> Result<(), MountError> {
-    contents(dir)?;
+    contents(dir, None)?;
     std::fs::remove_dir(dir).map_err(|error| MountError::System(format!("{}: {error}", dir.display())))
 }
 
-/// As [`directory`], but it stays. A link in its place is an error, and so is a directory that is not ours.
-pub fn contents(dir: &Path) -> Result<(), MountError> {
+/// As [`directory`], but it stays, and so does the generation with that number, which is to be taken over. A link in its place is an error, and so is a directory that is not ours.
+pub fn contents(dir: &Path, spared: Option<u64>) -> Result<(), MountError> {
     let fail = |errno: Errno| match errno {
         Errno::ELOOP | Errno::ENOTDIR => claim::foreign(dir),
         _ => MountError::System(format!("{}: {}", dir.display(), errno.desc())),
@@ -55,12 +55,18 @@ pub fn contents(dir: &Path) -> Result<(), MountError> {
     // Mount tables have no links in their paths.
     let real = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).unwrap_or_else(|_| dir.to_owned());
     let table = mountinfo::entries().map_err(place::no_mountinfo)?;
-    orphans::end_all(dir);
-    for entry in table.iter().rev().filter(|entry| entry.mountpoint.starts_with(&real)) {
+    orphans::end_all(dir, spared);
+    let spared: Vec<_> = spared.map(sshfs::names).into_iter().flatten().collect();
+    let stays = |path: &Path| spared.iter().any(|name| path == real.join(name));
+    let below = |entry: &&mountinfo::Entry| entry.mountpoint.starts_with(&real) && !stays(&entry.mountpoint);
+    for entry in table.iter().rev().filter(below) {
         detach(&entry.mountpoint)?;
     }
     let names: Result<Vec<_>, Errno> = opened.iter().map(|entry| Ok(entry?.file_name().to_owned())).collect();
-    for name in names.map_err(fail)?.iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")) {
+    let is_spared = |name: &CStr| {
+        matches!(name.to_bytes(), b"." | b"..") || spared.iter().any(|spared| spared.as_bytes() == name.to_bytes())
+    };
+    for name in names.map_err(fail)?.iter().filter(|name| !is_spared(name)) {
         let removed = match unlinkat(&opened, name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
             // Linux says EISDIR, POSIX EPERM.
             Err(Errno::EISDIR | Errno::EPERM) => unlinkat(&opened, name.as_c_str(), UnlinkatFlags::RemoveDir),
@@ -92,15 +98,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_to_be_taken_over_stays() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for name in ["gen-7", "gen-77"] {
+            std::fs::create_dir(dir.path().join(name)).expect("mkdir");
+        }
+        for name in ["group-7", "group-77", "ssh"] {
+            std::fs::write(dir.path().join(name), "nonsense").expect("write");
+        }
+        assert_eq!(contents(dir.path(), Some(7)), Ok(()));
+        let mut left: Vec<_> = std::fs::read_dir(dir.path()).expect("there").flatten().map(|e| e.file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["gen-7", "group-7"]);
+    }
+
+    #[test]
     fn a_link_in_its_place_leads_nowhere() {
         let dir = tempfile::tempdir().expect("tempdir");
         let (precious, link) = (dir.path().join("precious"), dir.path().join("run"));
         std::fs::create_dir(&precious).expect("mkdir");
         std::fs::write(precious.join("file"), "x").expect("write");
         std::os::unix::fs::symlink(&precious, &link).expect("symlink");
-        assert!(matches!(contents(&link), Err(MountError::Usage(text)) if text.ends_with("remove it")));
+        assert!(matches!(contents(&link, None), Err(MountError::Usage(text)) if text.ends_with("remove it")));
         std::fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
-        assert!(matches!(contents(&precious), Err(MountError::Usage(_))), "others may write there");
+        assert!(matches!(contents(&precious, None), Err(MountError::Usage(_))), "others may write there");
         assert!(precious.join("file").exists());
     }
 }

@@ -21,16 +21,19 @@ pub enum Group {
     Worker,
     /// Promise P8.
     Telemetry,
+    /// Promise P6.
+    Keeper,
 }
 
 /// All headings in the order of the help.
-pub const GROUPS: [(Group, &str); 6] = [
+pub const GROUPS: [(Group, &str); 7] = [
     (Group::Calls, "Deadlines of calls"),
     (Group::Repair, "Probing and repair"),
     (Group::Mount, "The mount"),
     (Group::Log, "The write log"),
     (Group::Worker, "The worker"),
     (Group::Telemetry, "Metrics"),
+    (Group::Keeper, "The keeper"),
 ];
 
 /// How an option is written and what it does.
@@ -206,6 +209,13 @@ options! {
         "Allow an address that is not loopback in metrics=.";
     "textfile" Telemetry Value("DIR", |o, v| value::directory(v).map(|d| o.telemetry.textfile = Some(d))), "",
         "Write metrics for node_exporter's textfile collector into this directory.";
+
+    "keeper" Keeper Switch(|o, on| o.keeper.wanted = on), "yes",
+        "Have a second process that starts the daemon again when it dies; with no, the mount ends with it.";
+    "watchdog" Keeper Kind::Duration(Duration::ZERO, HOUR, |o| &mut o.keeper.watchdog), "",
+        "Silence after which the daemon counts as hung, is killed and started again. 0 for never.";
+    "keeper_deadline" Keeper Kind::Duration(SECOND, HOUR, |o| &mut o.keeper.deadline), "",
+        "How long a daemon that cannot be started again keeps callers waiting before the mount is given up.";
 }
 
 /// The definition that `name` is written for, and the value that a `no` in front of it stands for.

@@ -135,9 +135,9 @@ impl Names {
         }
     }
 
-    /// The same of all of them.
-    pub fn doom_all(&mut self) {
-        self.entries.values_mut().for_each(|entry| entry.doomed = true);
+    /// The same of all but those that are open.
+    pub fn doom_all(&mut self, is_open: impl Fn(&OsStr) -> bool) {
+        self.entries.iter_mut().for_each(|(name, entry)| entry.doomed = !is_open(name));
     }
 
     /// Where the names may be that are to be removed.

@@ -12,7 +12,7 @@ fn name(number: usize) -> PathBuf {
 
 fn kept_in(directory: &Path) -> HiddenJournal {
     let journal = HiddenJournal::default();
-    journal.keep_in(directory, BACKING);
+    journal.keep_in(directory, BACKING, |_| false);
     journal
 }
 
@@ -55,7 +55,7 @@ fn each_backing_has_a_journal_of_its_own() {
     let base = tempfile::tempdir().expect("a directory");
     kept_in(base.path()).add(&name(1));
     let other = HiddenJournal::default();
-    assert_eq!(other.keep_in(base.path(), "user@host:other"), 0);
+    assert_eq!(other.keep_in(base.path(), "user@host:other", |_| false), 0);
     other.add(&name(2));
     assert_eq!(kept_in(base.path()).doomed(), [name(1)]);
 }

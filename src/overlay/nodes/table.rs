@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
 
 use super::{Name, ROOT, Stamp};
 use crate::backing::{Attr, FileKind, OpResult};
+use crate::handover::{Item, Notes, item};
 
 /// No path of PATH_MAX bytes has more components; a walk that is longer goes in a circle.
 const MAX_DEPTH: usize = 4096;
@@ -40,6 +42,13 @@ pub(super) struct Table {
     pub(super) doubtful: Vec<(Name, Name)>,
     /// Counts changes of names.
     pub(super) version: u64,
+    /// For a successor.
+    pub(super) notes: Notes,
+}
+
+/// A name as it is noted.
+pub(super) fn noted(parent: u64, name: &OsStr) -> item::Name<'_> {
+    item::Name::new(parent, name.as_bytes())
 }
 
 impl Node {
@@ -98,19 +107,23 @@ impl Table {
                 return node;
             }
             // Replaced behind our back: the old file, if it is still held, goes on without this name.
-            self.unname(parent, name);
+            self.remove_name(parent, name);
             self.drop_if_unused(node);
         }
         if let Some(&node) = self.by_identity.get(&attr.identity).filter(|_| by_identity)
             && attr.kind != FileKind::Directory
             && self.nodes.get(&node).is_some_and(|found| found.kind == attr.kind)
         {
-            self.name(node, parent, name.to_owned());
+            self.add_name(node, parent, name);
             self.seen(node, parent, name);
             return node;
         }
         self.last += 1;
         let node = self.last;
+        self.notes.note_with(|| {
+            let names = vec![noted(parent, name)];
+            Item::Node { node, kind: attr.kind, identity: attr.identity, lookups: 0, by: (0, 0), names }
+        });
         self.nodes.insert(node, Node::new(attr.kind, attr.identity));
         if by_identity {
             self.by_identity.insert(attr.identity, node);
@@ -119,15 +132,39 @@ impl Table {
         node
     }
 
+    /// The kernel has one more lookup of a node, which it was granted for the request `by`.
+    pub(super) fn looked_up(&mut self, node: u64, by: u64) {
+        if let Some(found) = self.nodes.get_mut(&node) {
+            found.lookups += 1;
+            self.notes.note(&Item::Lookup { node, count: 1, by });
+        }
+    }
+
     /// Of several names the one that is known to lead to the file makes its path.
     pub(super) fn seen(&mut self, node: u64, parent: u64, name: &OsStr) {
         if let Some(found) = self.nodes.get_mut(&node)
             && let Some(at) = found.names.iter().position(|(its, other)| *its == parent && other == name)
+            && at > 0
         {
             found.names[..=at].rotate_right(1);
+            self.notes.note(&Item::Seen(noted(parent, name)));
         }
     }
 
+    /// A node has one more name.
+    pub(super) fn add_name(&mut self, node: u64, parent: u64, name: &OsStr) {
+        self.notes.note(&Item::Named { node, name: noted(parent, name) });
+        self.name(node, parent, name.to_owned());
+    }
+
+    /// A node has lost a name.
+    pub(super) fn remove_name(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
+        let node = self.unname(parent, name)?;
+        self.notes.note(&Item::Unnamed(noted(parent, name)));
+        Some(node)
+    }
+
+    /// As [`Table::add_name`], of what is noted as part of something larger.
     pub(super) fn name(&mut self, node: u64, parent: u64, name: OsString) {
         if let Some(found) = self.nodes.get_mut(&node) {
             self.version += 1;
@@ -140,6 +177,7 @@ impl Table {
         }
     }
 
+    /// As [`Table::remove_name`], of what is noted as part of something larger.
     pub(super) fn unname(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
         let key = (parent, name.to_owned());
         let node = self.by_name.remove(&key)?;
@@ -156,7 +194,7 @@ impl Table {
 
     /// A name is gone, and with it what nothing else kept.
     pub(super) fn lose(&mut self, parent: u64, name: &OsStr) {
-        if let Some(node) = self.unname(parent, name) {
+        if let Some(node) = self.remove_name(parent, name) {
             self.drop_if_unused(node);
             self.drop_if_unused(parent);
         }
@@ -175,6 +213,7 @@ impl Table {
                 doubtful.push(parent);
             }
             self.nodes.remove(&node);
+            self.notes.note(&Item::Gone { node });
             if self.by_identity.get(&identity) == Some(&node) {
                 self.by_identity.remove(&identity);
             }

@@ -7,9 +7,10 @@ use fuser::{ReplyAttr, ReplyStatfs};
 use nix::errno::Errno;
 
 use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
-use crate::gate::{Class, Context, Op};
+use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
+use crate::overlay::asked::Asked;
 use crate::overlay::convert::{file_attr, node_errno};
 use crate::overlay::nodes::ROOT;
 
@@ -35,11 +36,12 @@ pub struct Changes {
 
 impl Overlay {
     /// FUSE_GETATTR.
-    pub fn getattr(self: &Arc<Self>, node: u64, handle: Option<u64>, reply: ReplyAttr) {
+    pub fn getattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, reply: ReplyAttr) {
         if node == ROOT {
-            return self.getattr_root(reply);
+            return self.getattr_root(asked, reply);
         }
         self.submit(
+            asked,
             Op::Getattr,
             Class::Meta,
             move |overlay, context| overlay.stat(context, node, handle),
@@ -52,8 +54,10 @@ impl Overlay {
     }
 
     fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
-        // By handle where there is one: a file may have lost its name.
-        if let Some(file) = handle.and_then(|handle| self.files.get(handle).ok()) {
+        // By handle where there is one: a file may have lost its name. One that nobody knows is of a predecessor whose
+        // memory could not be read.
+        if let Some(handle) = handle {
+            let file = self.files.get(handle)?;
             return self.descriptor(&**context.generation, &file)?.stat();
         }
         let kind = self.nodes.kind(node);
@@ -76,16 +80,14 @@ impl Overlay {
     }
 
     /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
-    fn getattr_root(self: &Arc<Self>, reply: ReplyAttr) {
+    fn getattr_root(self: &Arc<Self>, asked: Asked, reply: ReplyAttr) {
         if self.gate.in_outage() {
             return reply.attr(&self.config.attr_timeout, &file_attr(ROOT, &self.known_root()));
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
-        self.gate.submit_within(
-            ALWAYS_WITHIN,
-            Op::Getattr,
-            Class::Meta,
-            0,
+        self.submit_on(
+            asked,
+            Terms { limit: Some(ALWAYS_WITHIN), ..Terms::of(Op::Getattr, Class::Meta) },
             move |context| {
                 let attr = context.generation.tree().stat("".as_ref())?;
                 *worker.last_root.lock() = Some(attr);
@@ -118,16 +120,14 @@ impl Overlay {
     }
 
     /// FUSE_STATFS: always answered, so that a `df` never hangs.
-    pub fn statfs(self: &Arc<Self>, reply: ReplyStatfs) {
+    pub fn statfs(self: &Arc<Self>, asked: Asked, reply: ReplyStatfs) {
         if self.gate.in_outage() {
             return reply_statfs(&self.last_statfs.lock(), reply);
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
-        self.gate.submit_within(
-            ALWAYS_WITHIN,
-            Op::Statfs,
-            Class::Meta,
-            0,
+        self.submit_on(
+            asked,
+            Terms { limit: Some(ALWAYS_WITHIN), ..Terms::of(Op::Statfs, Class::Meta) },
             move |context| {
                 let figures = context.generation.tree().stat_fs()?;
                 *worker.last_statfs.lock() = figures;
@@ -138,8 +138,9 @@ impl Overlay {
     }
 
     /// FUSE_SETATTR.
-    pub fn setattr(self: &Arc<Self>, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
+    pub fn setattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
         self.submit(
+            asked,
             Op::Setattr,
             Class::Meta,
             move |overlay, context| {

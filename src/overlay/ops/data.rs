@@ -9,11 +9,11 @@ use fuser::{
 };
 use nix::errno::Errno;
 
-use super::Caller;
 use super::names::reply_empty;
 use crate::backing::{Attr, File, FileKind, OpResult};
-use crate::gate::{Class, Context, Op};
+use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
+use crate::overlay::asked::{Asked, Caller};
 use crate::overlay::convert::{errno, file_attr, node_errno};
 use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
 use crate::overlay::inodes::Inode;
@@ -26,13 +26,17 @@ type Opened = (u64, Box<dyn File>);
 
 impl Overlay {
     /// FUSE_OPEN, with O_TRUNC if the caller gave it.
-    pub fn open(self: &Arc<Self>, node: u64, flags: i32, reply: ReplyOpen) {
+    pub fn open(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Open,
             Class::Meta,
             move |overlay, context| overlay.open_on_backing(context, node, flags),
             move |overlay, result| match result {
-                Ok(opened) => reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened)), FopenFlags::empty()),
+                Ok(opened) => {
+                    reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened, by)), FopenFlags::empty())
+                }
                 Err(error) => reply.error(node_errno(error)),
             },
         );
@@ -73,37 +77,39 @@ impl Overlay {
         Ok((generation, file))
     }
 
-    fn keep(&self, node: u64, flags: i32, (generation, file): Opened) -> u64 {
+    fn keep(&self, node: u64, flags: i32, (generation, file): Opened, by: u64) -> u64 {
         self.nodes.opened(node);
         let inode = self.inodes.enter(node, || self.nodes.hold(node));
         if flags & (libc::O_TRUNC | libc::O_EXCL) != 0 {
             inode.with_log(&self.budget, |log| log.learn_size(0));
         }
-        self.files.insert(OpenFile::new(inode, flags, generation, file))
+        self.files.insert(OpenFile::new(inode, flags, generation, file), by)
     }
 
     /// FUSE_CREATE.
     pub fn create(
         self: &Arc<Self>,
-        caller: Caller,
+        asked: Asked,
         parent: u64,
         name: &OsStr,
         mode: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
+        let (by, caller) = (asked.unique, asked.caller);
         self.submit(
+            asked,
             Op::Create,
             Class::Meta,
-            move |overlay, context| overlay.create_on_backing(context, caller, parent, &asked, mode, flags),
+            move |overlay, context| overlay.create_on_backing(context, caller, parent, &wanted, mode, flags),
             move |overlay, result| match result {
                 Ok((attr, opened)) => {
-                    let node = overlay.nodes.remember(parent, &name, &attr);
-                    let handle = overlay.keep(node, flags | libc::O_EXCL, opened);
+                    let node = overlay.nodes.remember(parent, &name, &attr, by);
+                    let handle = overlay.keep(node, flags | libc::O_EXCL, opened, by);
                     let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
                     let (attr, generation) = (file_attr(node, &attr), NodeGeneration(0));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
@@ -141,13 +147,12 @@ impl Overlay {
     }
 
     /// FUSE_READ.
-    pub fn read(self: &Arc<Self>, handle: u64, offset: u64, size: u32, reply: ReplyData) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+    pub fn read(self: &Arc<Self>, asked: Asked, handle: u64, offset: u64, size: u32, reply: ReplyData) {
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let worker = Arc::clone(self);
-        self.gate.submit(
-            Op::Read,
-            Class::Data,
-            u64::from(size),
+        self.submit_on(
+            asked,
+            Terms { bytes: u64::from(size), ..Terms::of(Op::Read, Class::Data) },
             move |context| {
                 let mut data = vec![0; size as usize];
                 let length = worker.read_whole(context, &file, offset, &mut data)?;
@@ -182,16 +187,23 @@ impl Overlay {
             if length < wanted {
                 length += descriptor.read_at(&mut data[length..wanted], offset + length as u64)?;
             }
-            if length < wanted && (expected.is_some() || descriptor.stat()?.size >= offset + wanted as u64) {
-                return Err(Errno::EIO);
+            if length < wanted {
+                // What was known of the size may be old: sshfs remembers attributes for a while.
+                let size = match file.inode.unstable_size() {
+                    Some(size) => size,
+                    None => self.reopen(generation, file.node, libc::O_RDONLY)?.stat()?.size,
+                };
+                if size >= offset + wanted as u64 {
+                    return Err(Errno::EIO);
+                }
             }
         }
         Ok(length)
     }
 
     /// FUSE_WRITE. The kernel gives appenders their offset too.
-    pub fn write(self: &Arc<Self>, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+    pub fn write(self: &Arc<Self>, asked: Asked, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let mut data = data.to_vec();
         if let Some(written) = self.write_at_once(&file, offset, &mut data) {
             self.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
@@ -200,10 +212,9 @@ impl Overlay {
         }
         let worker = Arc::clone(self);
         let (committer, inode) = (Arc::clone(self), Arc::clone(&file.inode));
-        self.gate.submit(
-            Op::Write,
-            Class::Data,
-            data.len() as u64,
+        self.submit_on(
+            asked,
+            Terms { bytes: data.len() as u64, ..Terms::of(Op::Write, Class::Data) },
             move |context| {
                 let written = worker.write_logged(context, &file, offset, &mut data)?;
                 worker.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
@@ -220,18 +231,17 @@ impl Overlay {
     }
 
     /// FUSE_FLUSH (close) and FUSE_FSYNC: 0 only if everything written before is committed.
-    pub fn sync(self: &Arc<Self>, op: Op, handle: u64, data_only: bool, reply: ReplyEmpty) {
-        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EBADF) };
+    pub fn sync(self: &Arc<Self>, asked: Asked, op: Op, handle: u64, data_only: bool, reply: ReplyEmpty) {
+        let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         // A close tells, but does not count as having told: it may be a child's, who never looks at the answer.
         let tells = op == Op::Fsync;
         if op == Op::Flush && file.inode.is_clean() && file.untold_error(false).is_none() && !file.inode.is_lost() {
             return reply.ok();
         }
-        let (worker, told) = (Arc::clone(self), Arc::clone(&file));
-        self.gate.submit(
-            op,
-            Class::Sync,
-            0,
+        let (worker, teller, told) = (Arc::clone(self), Arc::clone(self), Arc::clone(&file));
+        self.submit_on(
+            asked,
+            Terms::of(op, Class::Sync),
             move |context| {
                 if file.inode.is_lost() {
                     return Err(LOST_FILE);
@@ -245,25 +255,38 @@ impl Overlay {
                 Ok(())
             },
             move |result| match told.untold_error(tells) {
-                Some(error) => reply.error(errno(result.err().unwrap_or(error))),
+                Some(error) => {
+                    reply.error(errno(result.err().unwrap_or(error)));
+                    if tells {
+                        teller.files.has_been_told(&told);
+                    }
+                }
                 None => reply_empty(result, reply),
             },
         );
     }
 
     /// FUSE_RELEASE: answered at once. Closing the backing's descriptor may block, so the pool does it.
-    pub fn release(self: &Arc<Self>, handle: u64, reply: ReplyEmpty) {
+    pub fn release(self: &Arc<Self>, asked: Asked, handle: u64, reply: ReplyEmpty) {
+        let file = self.files.remove(handle);
         reply.ok();
-        let Some(file) = self.files.remove(handle) else { return };
+        drop(asked);
+        if let Some(file) = file {
+            self.let_handle_go(file);
+        }
+    }
+
+    /// What closing a handle takes, once nobody can use it any more.
+    pub(in crate::overlay) fn let_handle_go(self: &Arc<Self>, file: Arc<OpenFile>) {
         let node = file.node;
         let last = self.nodes.closing(node);
         self.inodes.leave(&file.inode);
         let inode = Arc::clone(&file.inode);
-        if last && self.hidden_path(node).is_ok() {
-            // Nobody will ever see it again.
-            drop(inode.abandon(&self.budget));
+        if last && self.is_seen_by_nobody(node) {
+            inode.abandon(&self.budget);
         }
         self.submit(
+            Asked::internal(),
             Op::Release,
             Class::Sync,
             move |overlay, context| {
@@ -287,8 +310,9 @@ impl Overlay {
     }
 
     /// FUSE_LSEEK with SEEK_DATA or SEEK_HOLE.
-    pub fn lseek(self: &Arc<Self>, handle: u64, offset: i64, whence: i32, reply: ReplyLseek) {
+    pub fn lseek(self: &Arc<Self>, asked: Asked, handle: u64, offset: i64, whence: i32, reply: ReplyLseek) {
         self.on_file(
+            asked,
             Op::Lseek,
             handle,
             move |file| file.seek(offset, whence),
@@ -300,12 +324,21 @@ impl Overlay {
     }
 
     /// FUSE_FALLOCATE.
-    pub fn fallocate(self: &Arc<Self>, handle: u64, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+    pub fn fallocate(
+        self: &Arc<Self>,
+        asked: Asked,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
         let inode = match self.inode_of(handle) {
             Ok(inode) => inode,
             Err(error) => return reply.error(errno(error)),
         };
         self.submit(
+            asked,
             Op::Fallocate,
             Class::Sync,
             move |overlay, context| {
@@ -320,16 +353,22 @@ impl Overlay {
     }
 
     /// FUSE_COPY_FILE_RANGE: (handle, offset) from and to.
-    pub fn copy_file_range(self: &Arc<Self>, from: (u64, u64), to: (u64, u64), length: u64, reply: ReplyWrite) {
+    pub fn copy_file_range(
+        self: &Arc<Self>,
+        asked: Asked,
+        from: (u64, u64),
+        to: (u64, u64),
+        length: u64,
+        reply: ReplyWrite,
+    ) {
         let (source, target) = match (self.files.get(from.0), self.inode_of(to.0)) {
             (Ok(source), Ok(target)) => (source, target),
-            _ => return reply.error(fuser::Errno::EBADF),
+            _ => return reply.error(fuser::Errno::EIO),
         };
         let (worker, length) = (Arc::clone(self), length.min(COPY_AT_ONCE));
-        self.gate.submit(
-            Op::CopyFileRange,
-            Class::Data,
-            length,
+        self.submit_on(
+            asked,
+            Terms { bytes: length, ..Terms::of(Op::CopyFileRange, Class::Data) },
             move |context| {
                 worker.show(context, source.node)?;
                 worker.change_unlogged(context, &target, |file| {
@@ -350,6 +389,7 @@ impl Overlay {
 
     fn on_file<T: Send + 'static>(
         self: &Arc<Self>,
+        asked: Asked,
         op: Op,
         handle: u64,
         work: impl Fn(&dyn File) -> OpResult<T> + Send + 'static,
@@ -360,6 +400,7 @@ impl Overlay {
             Err(error) => return reply(Err(error)),
         };
         self.submit(
+            asked,
             op,
             Class::Meta,
             move |overlay, context| {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +19,10 @@ use parking_lot::{Mutex, RwLock};
 use super::names::reply_node;
 use crate::backing::{Attr, DirEntry, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
+use crate::handover::{Item, Notes, Picture, item};
+use crate::overlay::asked::Asked;
 use crate::overlay::convert::{file_attr, file_type, node_errno};
+use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
 use crate::overlay::{Overlay, is_hidden};
 
@@ -29,6 +33,10 @@ const BATCH_TIME: Duration = Duration::from_millis(500);
 /// What readdir(3) shows as the number of an entry that has no node yet; libfuse says the same.
 const UNKNOWN: u64 = 0xffff_ffff;
 
+/// A longer listing is not noted for a successor: it reads the directory again, and whoever reads it at that moment may
+/// miss a name that was made or removed meanwhile, or see it twice.
+const MOST_NOTED: usize = 65_536;
+
 type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Default)]
@@ -37,22 +45,68 @@ struct OpenDirectory {
 }
 
 /// All open directories by handle.
-#[derive(Default)]
 pub struct Directories {
     open: RwLock<(HashMap<u64, Arc<OpenDirectory>>, u64)>,
+    notes: Notes,
 }
 
 impl Directories {
-    fn insert(&self) -> u64 {
+    /// None yet. What a successor has to know is noted.
+    pub fn new(notes: Notes) -> Directories {
+        Directories { open: RwLock::default(), notes }
+    }
+
+    fn insert(&self, node: u64, by: u64) -> u64 {
         let mut open = self.open.write();
         open.1 += 1;
         let handle = open.1;
+        self.notes.note(&Item::DirOpened { handle, node, by });
         open.0.insert(handle, Arc::default());
         handle
     }
 
+    fn list(&self, handle: u64, directory: &OpenDirectory, listing: &Listing) {
+        let mut held = directory.listing.lock();
+        if listing.len() <= MOST_NOTED {
+            self.notes.note_with(|| {
+                let noted =
+                    |entry: &DirEntry| item::Entry { name: entry.name.as_bytes().to_vec().into(), kind: entry.kind };
+                Item::Listed { handle, entries: listing.iter().map(noted).collect() }
+            });
+        }
+        *held = Some(Arc::clone(listing));
+    }
+
+    /// A directory is closed.
+    pub fn remove(&self, handle: u64) {
+        let mut open = self.open.write();
+        if open.0.remove(&handle).is_some() {
+            self.notes.note(&Item::DirClosed { handle });
+        }
+    }
+
+    /// No handle up to that one is given out again.
+    pub fn resume_after(&self, handle: u64) {
+        let mut open = self.open.write();
+        open.1 = open.1.max(handle);
+    }
+
+    /// Goes on with what a predecessor had open.
+    pub fn resume(&self, picture: &Picture) {
+        let mut open = self.open.write();
+        open.1 = open.1.max(picture.counters.directory);
+        for (&handle, found) in &picture.directories {
+            let entry = |entry: &item::Entry<'_>| DirEntry {
+                name: OsStr::from_bytes(entry.name.as_ref()).to_owned(),
+                kind: entry.kind,
+            };
+            let listing = found.listing.as_ref().map(|listing| Arc::new(listing.iter().map(entry).collect()));
+            open.0.insert(handle, Arc::new(OpenDirectory { listing: Mutex::new(listing) }));
+        }
+    }
+
     fn get(&self, handle: u64) -> OpResult<Arc<OpenDirectory>> {
-        self.open.read().0.get(&handle).cloned().ok_or(Errno::EBADF)
+        self.open.read().0.get(&handle).cloned().ok_or(LOST_FILE)
     }
 
     /// How many.
@@ -65,16 +119,18 @@ impl Overlay {
     /// FUSE_OPENDIR. The names are read with the first readdir: many open a directory for fsync(2) only. The root is
     /// always there, and df(1) opens what it is asked about before it asks; but in an old outage the error comes here,
     /// for the sake of programs that take a failing readdir(3) for an empty directory.
-    pub fn opendir(self: &Arc<Self>, node: u64, reply: ReplyOpen) {
+    pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyOpen) {
         if node == ROOT && !self.gate.fails_fast() {
-            return reply.opened(fuser::FileHandle(self.directories.insert()), FopenFlags::empty());
+            return reply.opened(fuser::FileHandle(self.directories.insert(node, asked.unique)), FopenFlags::empty());
         }
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Opendir,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.stat(path)),
-            |overlay, result| match result {
-                Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert()), FopenFlags::empty()),
+            move |overlay, result| match result {
+                Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert(node, by)), FopenFlags::empty()),
                 Err(error) => reply.error(node_errno(error)),
             },
         );
@@ -93,13 +149,14 @@ impl Overlay {
             return Ok(Arc::clone(listing));
         }
         let listing = self.list(context, node)?;
-        *directory.listing.lock() = Some(Arc::clone(&listing));
+        self.directories.list(handle, &directory, &listing);
         Ok(listing)
     }
 
     /// FUSE_READDIR.
-    pub fn readdir(self: &Arc<Self>, node: u64, handle: u64, offset: u64, mut reply: ReplyDirectory) {
+    pub fn readdir(self: &Arc<Self>, asked: Asked, node: u64, handle: u64, offset: u64, mut reply: ReplyDirectory) {
         self.submit(
+            asked,
             Op::Readdir,
             Class::Meta,
             move |overlay, context| {
@@ -128,8 +185,17 @@ impl Overlay {
     }
 
     /// FUSE_READDIRPLUS: names with attributes, each of which counts as a lookup.
-    pub fn readdirplus(self: &Arc<Self>, node: u64, handle: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
+    pub fn readdirplus(
+        self: &Arc<Self>,
+        asked: Asked,
+        node: u64,
+        handle: u64,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Readdir,
             Class::Meta,
             move |overlay, context| {
@@ -151,7 +217,7 @@ impl Overlay {
                         let child = match &entry {
                             Entry::Dot => node,
                             Entry::DotDot => overlay.parent_of(node),
-                            Entry::Name(entry) => overlay.nodes.remember(node, &entry.name, &attr),
+                            Entry::Name(entry) => overlay.nodes.remember(node, &entry.name, &attr, by),
                         };
                         let shown = file_attr(child, &attr);
                         if reply.add(INodeNo(child), index, entry.name(), &ttl, &shown, NodeGeneration(0)) {
@@ -246,14 +312,16 @@ impl Overlay {
     }
 
     /// FUSE_RELEASEDIR: needs nobody.
-    pub fn releasedir(&self, handle: u64, reply: ReplyEmpty) {
-        self.directories.open.write().0.remove(&handle);
+    pub fn releasedir(&self, asked: Asked, handle: u64, reply: ReplyEmpty) {
+        self.directories.remove(handle);
         reply.ok();
+        drop(asked);
     }
 
     /// FUSE_FSYNCDIR.
-    pub fn fsyncdir(self: &Arc<Self>, node: u64, reply: ReplyEmpty) {
+    pub fn fsyncdir(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyEmpty) {
         self.submit(
+            asked,
             Op::Fsyncdir,
             Class::Sync,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.sync_dir(path)),

@@ -34,10 +34,19 @@ impl Overlay {
     /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, others of
     /// ours and those that libfuse left behind are removed. A name that another overlay made is not touched: somebody may
     /// have that file open. True if it did something.
-    pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> bool {
-        let Ok(entries) = tree.read_dir(path) else { return false };
+    pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> OpResult<bool> {
+        let entries = match tree.read_dir(path) {
+            Err(error) if raises_doubt(error) => return Err(error),
+            Err(_) => return Ok(false),
+            Ok(entries) => entries,
+        };
         if entries.is_empty() || !entries.iter().all(|entry| is_hidden(&entry.name)) {
-            return false;
+            return Ok(false);
+        }
+        // What is being hidden just now is not known yet, and may be open.
+        let given = self.nodes.doubtful_renames();
+        if entries.iter().any(|entry| given.iter().any(|(_, to)| to.1 == entry.name)) {
+            return Ok(false);
         }
         let ours = |name: &OsStr| is_left_by_libfuse(name) || self.hidden_journal.has(name);
         if let Some(foreign) = entries.iter().find(|entry| !ours(&entry.name)) {
@@ -46,34 +55,44 @@ impl Overlay {
                 path.display(),
                 path.join(&foreign.name).display()
             ));
-            return false;
+            return Ok(false);
         }
         let directory = self.nodes.node(parent, name);
-        entries.iter().all(|entry| {
+        for entry in &entries {
             let from = path.join(&entry.name);
-            match directory.filter(|directory| self.nodes.node(*directory, &entry.name).is_some()) {
+            let cleared = match directory.filter(|directory| self.nodes.node(*directory, &entry.name).is_some()) {
                 Some(directory) => {
                     let renaming = self.nodes.rename((directory, entry.name.clone()), (parent, entry.name.clone()));
                     let to = path.with_file_name(&entry.name);
                     if !is_left_by_libfuse(&entry.name) {
                         self.hidden_journal.add(&to);
                     }
-                    let moved = tree.rename(&from, &to, 0).is_ok();
-                    if moved {
-                        renaming.done(false);
-                        self.hidden_journal.strike(&from);
+                    let moved = tree.rename(&from, &to, 0);
+                    match moved {
+                        Ok(()) => {
+                            renaming.done(false);
+                            self.hidden_journal.strike(&from);
+                        }
+                        Err(error) if raises_doubt(error) => renaming.in_doubt(),
+                        Err(_) => {}
                     }
                     moved
                 }
                 None => {
-                    let removed = tree.unlink(&from).is_ok();
-                    if removed {
+                    let removed = tree.unlink(&from);
+                    if removed.is_ok() {
                         self.hidden_journal.removed(&entry.name);
                     }
                     removed
                 }
+            };
+            match cleared {
+                Ok(()) => {}
+                Err(error) if raises_doubt(error) => return Err(error),
+                Err(_) => return Ok(false),
             }
-        })
+        }
+        Ok(true)
     }
 
     /// Where a descriptor does not survive its file's last name: gives a file that is open a hidden name instead of
@@ -148,6 +167,13 @@ impl Overlay {
             Err(_) => {}
         }
         result
+    }
+
+    /// True of a file that has lost its last name: what was written to it and not committed is of no use to anybody once it
+    /// is closed. Not as long as a rename is in doubt that would have taken a name from it.
+    pub(super) fn is_seen_by_nobody(&self, node: u64) -> bool {
+        let names = self.nodes.names(node);
+        !names.is_empty() && names.iter().all(|(_, name)| is_hidden(name)) && self.nodes.doubtful_renames().is_empty()
     }
 
     /// The last handle of a node is closed, and its hidden names could not be removed.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
 
-use super::Caller;
 use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
+use crate::overlay::asked::{Asked, Caller};
 use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
 use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
@@ -39,32 +39,34 @@ pub enum Made {
 
 impl Overlay {
     /// FUSE_LOOKUP.
-    pub fn lookup(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+    pub fn lookup(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEntry) {
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::ENOENT);
         }
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Lookup,
             Class::Meta,
             move |overlay, context| {
-                let known = overlay.nodes.known(parent, &asked);
-                let result = overlay.look(context, overlay.nodes.node(parent, &asked), || {
-                    overlay.on_name(context, parent, &asked, |tree, path| tree.stat(path))
+                let known = overlay.nodes.known(parent, &wanted);
+                let result = overlay.look(context, overlay.nodes.node(parent, &wanted), || {
+                    overlay.on_name(context, parent, &wanted, |tree, path| tree.stat(path))
                 });
                 if result == Err(Errno::ENOENT) {
-                    overlay.nodes.missed(parent, &asked, &known);
+                    overlay.nodes.missed(parent, &wanted, &known);
                 }
                 result
             },
-            move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
+            move |overlay, result| overlay.reply_entry(by, parent, &name, result, reply),
         );
     }
 
-    fn reply_entry(&self, parent: u64, name: &OsStr, result: OpResult<Attr>, reply: ReplyEntry) {
+    fn reply_entry(&self, by: u64, parent: u64, name: &OsStr, result: OpResult<Attr>, reply: ReplyEntry) {
         match result {
             Ok(attr) => {
-                let node = self.nodes.remember(parent, name, &attr);
+                let node = self.nodes.remember(parent, name, &attr, by);
                 let (attr_ttl, entry_ttl) = (self.config.attr_timeout, self.config.entry_timeout);
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
             }
@@ -73,16 +75,18 @@ impl Overlay {
     }
 
     /// FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK.
-    pub fn make(self: &Arc<Self>, op: Op, caller: Caller, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+    pub fn make(self: &Arc<Self>, asked: Asked, op: Op, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
+        let (by, caller) = (asked.unique, asked.caller);
         self.submit(
+            asked,
             op,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_name(context, parent, &asked, |tree, path| {
+                overlay.on_name(context, parent, &wanted, |tree, path| {
                     let in_doubt = context.in_doubt;
                     let made = match &what {
                         Made::Directory { mode } => {
@@ -99,11 +103,11 @@ impl Overlay {
                     };
                     overlay.settled(op.name(), path, made)?;
                     let attr = overlay.give_to_caller(caller, tree, path)?;
-                    overlay.nodes.made(parent, &asked, &attr);
+                    overlay.nodes.made(parent, &wanted, &attr);
                     Ok(attr)
                 })
             },
-            move |overlay, result| overlay.reply_entry(parent, &name, result, reply),
+            move |overlay, result| overlay.reply_entry(by, parent, &name, result, reply),
         );
     }
 
@@ -137,18 +141,20 @@ impl Overlay {
     }
 
     /// FUSE_LINK.
-    pub fn link(self: &Arc<Self>, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
-        let (asked, name) = (name.to_owned(), name.to_owned());
+    pub fn link(self: &Arc<Self>, asked: Asked, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
+        let (wanted, name) = (name.to_owned(), name.to_owned());
         if is_hidden(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
+        let by = asked.unique;
         self.submit(
+            asked,
             Op::Link,
             Class::Meta,
             move |overlay, context| {
                 let places = || {
                     let (from, stamp) = overlay.nodes.path(node)?;
-                    Ok(((from, overlay.nodes.path_of(parent, &asked)?.0), stamp))
+                    Ok(((from, overlay.nodes.path_of(parent, &wanted)?.0), stamp))
                 };
                 overlay.show(context, node)?;
                 overlay.retried(context, &[node, parent], places, |tree, (from, to)| {
@@ -159,7 +165,7 @@ impl Overlay {
             },
             move |overlay, result| match result {
                 Ok(attr) => {
-                    overlay.nodes.remember_link(node, parent, &name);
+                    overlay.nodes.remember_link(node, parent, &name, by);
                     let (attr_ttl, entry_ttl) = (overlay.config.attr_timeout, overlay.config.entry_timeout);
                     reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
                 }
@@ -169,7 +175,7 @@ impl Overlay {
     }
 
     /// FUSE_UNLINK.
-    pub fn unlink(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+    pub fn unlink(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
         if is_hidden(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
@@ -177,6 +183,7 @@ impl Overlay {
         let (name, hidden) = (name.to_owned(), self.hidden_name());
         let chosen = hidden.clone();
         self.submit(
+            asked,
             Op::Unlink,
             Class::Meta,
             move |overlay, context| {
@@ -199,12 +206,13 @@ impl Overlay {
     }
 
     /// FUSE_RMDIR.
-    pub fn rmdir(self: &Arc<Self>, parent: u64, name: &OsStr, reply: ReplyEmpty) {
+    pub fn rmdir(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
         if is_hidden(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         let name = name.to_owned();
         self.submit(
+            asked,
             Op::Rmdir,
             Class::Meta,
             move |overlay, context| {
@@ -213,7 +221,7 @@ impl Overlay {
                     // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
                     let result = match result {
                         Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                            if overlay.clear_hidden(tree, parent, &name, path) =>
+                            if overlay.clear_hidden(tree, parent, &name, path)? =>
                         {
                             tree.rmdir(path)
                         }
@@ -229,7 +237,7 @@ impl Overlay {
     }
 
     /// FUSE_RENAME2.
-    pub fn rename(self: &Arc<Self>, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
+    pub fn rename(self: &Arc<Self>, asked: Asked, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
         if is_hidden(&from.1) || is_hidden(&to.1) {
             return reply.error(fuser::Errno::EPERM);
         }
@@ -237,6 +245,7 @@ impl Overlay {
         let hidden = self.hidden_name();
         let chosen = hidden.clone();
         self.submit(
+            asked,
             Op::Rename,
             Class::Meta,
             move |overlay, context| {
@@ -287,7 +296,7 @@ impl Overlay {
             let result = match tree.rename(old, new, flags) {
                 // A directory that is empty for everybody but us; EPERM as for rmdir.
                 Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new) =>
+                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new)? =>
                 {
                     tree.rename(old, new, flags)
                 }
@@ -317,8 +326,9 @@ impl Overlay {
     }
 
     /// FUSE_READLINK.
-    pub fn readlink(self: &Arc<Self>, node: u64, reply: ReplyData) {
+    pub fn readlink(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyData) {
         self.submit(
+            asked,
             Op::Readlink,
             Class::Meta,
             move |overlay, context| overlay.on_path(context, node, |tree, path| tree.read_link(path)),

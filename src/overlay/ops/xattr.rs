@@ -9,14 +9,16 @@ use nix::errno::Errno;
 use super::names::reply_node;
 use crate::backing::OpResult;
 use crate::gate::{Class, Op};
+use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
 use crate::overlay::{Overlay, settle};
 
 impl Overlay {
     /// FUSE_GETXATTR; size 0 asks for the length.
-    pub fn getxattr(self: &Arc<Self>, node: u64, name: &OsStr, size: u32, reply: ReplyXattr) {
+    pub fn getxattr(self: &Arc<Self>, asked: Asked, node: u64, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
         self.submit(
+            asked,
             Op::Getxattr,
             Class::Meta,
             move |overlay, context| {
@@ -27,8 +29,9 @@ impl Overlay {
     }
 
     /// FUSE_LISTXATTR.
-    pub fn listxattr(self: &Arc<Self>, node: u64, size: u32, reply: ReplyXattr) {
+    pub fn listxattr(self: &Arc<Self>, asked: Asked, node: u64, size: u32, reply: ReplyXattr) {
         self.submit(
+            asked,
             Op::Listxattr,
             Class::Meta,
             move |overlay, context| {
@@ -39,9 +42,18 @@ impl Overlay {
     }
 
     /// FUSE_SETXATTR.
-    pub fn setxattr(self: &Arc<Self>, node: u64, name: &OsStr, value: &[u8], flags: i32, reply: ReplyEmpty) {
+    pub fn setxattr(
+        self: &Arc<Self>,
+        asked: Asked,
+        node: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        reply: ReplyEmpty,
+    ) {
         let (name, value) = (name.to_owned(), value.to_owned());
         self.submit(
+            asked,
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
@@ -65,9 +77,10 @@ impl Overlay {
     }
 
     /// FUSE_REMOVEXATTR.
-    pub fn removexattr(self: &Arc<Self>, node: u64, name: &OsStr, reply: ReplyEmpty) {
+    pub fn removexattr(self: &Arc<Self>, asked: Asked, node: u64, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.submit(
+            asked,
             Op::Removexattr,
             Class::Meta,
             move |overlay, context| {

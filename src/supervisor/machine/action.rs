@@ -12,6 +12,8 @@ pub enum Action {
     Probe(u64, u64),
     /// Look whether the server can be reached.
     Reach,
+    /// Take that generation over.
+    Adopt(u64),
     /// Start that generation.
     Start(u64),
     /// Give up the start that is under way.
@@ -52,6 +54,9 @@ pub enum News {
     OutageOverdue {
         since: Instant,
         reason: Reason,
+    },
+    NotAdopted {
+        generation: u64,
     },
     StartFailed {
         generation: u64,

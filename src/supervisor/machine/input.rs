@@ -12,6 +12,8 @@ use crate::gate::Inside;
 pub enum Reason {
     /// The first start.
     Start,
+    /// The first generation of a daemon that took the place of one that died.
+    Succession,
     /// A process of the generation ended.
     ProcessExit,
     /// A probe was not answered in time.
@@ -33,6 +35,7 @@ impl Reason {
     pub fn name(self) -> &'static str {
         match self {
             Reason::Start => "start",
+            Reason::Succession => "succession",
             Reason::ProcessExit => "process_exit",
             Reason::ProbeLate => "probe_late",
             Reason::ProbeFailed => "probe_failed",
@@ -61,6 +64,10 @@ pub enum Input {
     Reached,
     /// It cannot.
     Unreached,
+    /// That generation of the predecessor has been taken over.
+    Adopted(u64),
+    /// It has not; nothing of it is left.
+    NotAdopted(u64),
     /// That generation is up.
     Started(u64),
     /// That generation did not come up; nothing of it is left.

@@ -76,12 +76,38 @@ impl Machine {
         match self.state {
             State::Starting { generation: present } if present == generation => {
                 self.silent_starts = 0;
-                todo.push(Action::Restore(generation));
-                self.enter(State::Restoring(Service::new(generation, sight.now)), sight.now);
+                self.restore(generation, sight, todo);
             }
             State::Stopping { generation: Some(present) } if present == generation => {
                 todo.push(Action::Retire(generation))
             }
+            _ => {}
+        }
+    }
+
+    fn restore(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
+        todo.push(Action::Restore(generation));
+        self.enter(State::Restoring(Service::new(generation, sight.now)), sight.now);
+    }
+
+    pub(super) fn adopted(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
+        match self.state {
+            State::Adopting { generation: present } if present == generation => self.restore(generation, sight, todo),
+            State::Stopping { generation: Some(present) } if present == generation => {
+                todo.push(Action::Retire(generation))
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn not_adopted(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
+        match self.state {
+            State::Adopting { generation: present } if present == generation => {
+                self.tell_outage(todo);
+                todo.push(Action::Tell(News::NotAdopted { generation }));
+                self.reach(sight, todo);
+            }
+            State::Stopping { generation: Some(present) } if present == generation => self.finish(sight, todo),
             _ => {}
         }
     }
@@ -207,7 +233,8 @@ impl Machine {
         match &self.state {
             State::Stopping { .. } | State::Stopped => return,
             State::Starting { .. } => todo.push(Action::CancelStart),
-            State::Retiring { .. } => {}
+            // An attempt that does not take long; what comes of it is waited for.
+            State::Adopting { .. } | State::Retiring { .. } => {}
             _ => {
                 if let Some(generation) = generation {
                     todo.push(Action::Close(sight.now));

@@ -47,6 +47,8 @@ impl Service {
 pub enum State {
     /// Looking whether the server can be reached; `asking` is false between two looks.
     Reaching { asking: bool, last: Instant },
+    /// The generation of a predecessor that died is looked over.
+    Adopting { generation: u64 },
     /// A generation is coming up.
     Starting { generation: u64 },
     /// It is up; descriptors are being reopened in it. It may die here as well as later.
@@ -72,6 +74,7 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             State::Reaching { .. } => "reaching",
+            State::Adopting { .. } => "adopting",
             State::Starting { .. } => "starting",
             State::Restoring(_) => "restoring",
             State::Live(_) => "live",

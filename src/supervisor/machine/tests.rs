@@ -26,6 +26,14 @@ impl Rig {
         Rig { machine, now, vitals: Vitals::default(), inside: Inside::default(), done }
     }
 
+    /// A successor that is to take generation `newest` over.
+    fn adopting(newest: u64) -> Rig {
+        let now = Instant::now();
+        let (machine, done) = Machine::resume(RepairPolicy::default(), 5 * S, now, now, newest, true);
+        assert_eq!(done, [Action::Adopt(newest)]);
+        Rig { machine, now, vitals: Vitals::default(), inside: Inside::default(), done }
+    }
+
     fn starting() -> Rig {
         let mut rig = Rig::new();
         rig.put(Input::Reached);

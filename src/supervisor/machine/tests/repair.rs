@@ -190,3 +190,38 @@ fn an_end_is_waited_for_without_spinning() {
     rig.put(Input::Tick);
     assert!(rig.machine.wakes_at(rig.now) > rig.now);
 }
+
+#[test]
+fn an_adopted_generation_is_restored_and_serves_under_its_number() {
+    let mut rig = Rig::adopting(7);
+    assert_eq!(rig.put(Input::Adopted(6)), [], "another one");
+    assert_eq!(rig.put(Input::Adopted(7)), [Action::Restore(7)]);
+    let todo = rig.put(Input::Restored(7));
+    assert!(opened(&todo), "{todo:?}");
+    assert!(
+        todo.iter().any(|action| matches!(
+            action,
+            Action::Tell(News::Recovered { generation: 7, reason: Reason::Succession, .. })
+        )),
+        "{todo:?}"
+    );
+    assert!(rig.put(Input::Evidence(7, Reason::ProcessExit)).contains(&Action::Retire(7)));
+    rig.put(Input::Retired(7));
+    assert_eq!(rig.put(Input::Reached), [Action::Start(8)], "numbers go on");
+}
+
+#[test]
+fn numbers_go_on_after_a_predecessor_whose_generation_cannot_be_taken_over() {
+    let mut rig = Rig::adopting(7);
+    rig.put(Input::NotAdopted(7));
+    assert_eq!(rig.put(Input::Reached), [Action::Start(8)]);
+    // Nothing is hopeless for who has seen it work.
+    rig.put(Input::StartFailed(8, StartError::Local(String::new())));
+    assert_eq!(rig.machine.state().name(), "waiting");
+    let (mut machine, done) = Machine::resume(RepairPolicy::default(), 5 * S, rig.now, rig.now - 60 * S, 9, false);
+    assert_eq!(done, [Action::Reach]);
+    let sight = Sight { now: rig.now, vitals: rig.vitals, inside: rig.inside, dice: 0.0 };
+    // What is a minute old is overdue at once.
+    assert_eq!(machine.handle(Input::Reached, &sight)[0], Action::Start(10));
+    assert_eq!(machine.outage().map(|outage| outage.since), Some(rig.now - 60 * S), "it goes on");
+}

@@ -4,9 +4,10 @@ use super::*;
 
 const TABLE: &str = include_str!("../transitions.md");
 
-const STATES: [&str; 16] = [
+const STATES: [&str; 17] = [
     "reaching",
     "reaching, between looks",
+    "adopting",
     "starting",
     "restoring",
     "restoring, probe sent",
@@ -23,9 +24,11 @@ const STATES: [&str; 16] = [
     "stopping",
 ];
 
-const INPUTS: [&str; 21] = [
+const INPUTS: [&str; 23] = [
     "Reached",
     "Unreached",
+    "Adopted",
+    "NotAdopted",
     "Started",
     "StartFailed: unreachable",
     "StartFailed: silent",
@@ -51,6 +54,7 @@ const INPUTS: [&str; 21] = [
 fn rig(state: &str) -> Rig {
     let mut rig = match state.split(',').next() {
         Some("reaching") => Rig::new(),
+        Some("adopting") => Rig::adopting(1),
         Some("starting" | "restoring" | "halted") => Rig::starting(),
         Some("live" | "suspect" | "stopping") => Rig::live(),
         Some("retiring") => Rig::live(),
@@ -94,6 +98,8 @@ fn put(rig: &mut Rig, input: &str) -> Vec<Action> {
     let input = match input {
         "Reached" => Input::Reached,
         "Unreached" => Input::Unreached,
+        "Adopted" => Input::Adopted(newest),
+        "NotAdopted" => Input::NotAdopted(newest),
         "Started" => Input::Started(newest),
         "StartFailed: unreachable" => failed(StartError::Unreachable(String::new())),
         "StartFailed: silent" => failed(StartError::Silent(String::new())),
@@ -126,6 +132,7 @@ fn word(action: &Action) -> &'static str {
     match action {
         Action::Probe(..) => "Probe",
         Action::Reach => "Reach",
+        Action::Adopt(_) => "Adopt",
         Action::Start(_) => "Start",
         Action::CancelStart => "CancelStart",
         Action::Restore(_) => "Restore",
@@ -140,6 +147,7 @@ fn word(action: &Action) -> &'static str {
         Action::Tell(News::Cleared { .. }) => "tell cleared",
         Action::Tell(News::OutageBegan { .. }) => "tell outage",
         Action::Tell(News::OutageOverdue { .. }) => "tell overdue",
+        Action::Tell(News::NotAdopted { .. }) => "tell not adopted",
         Action::Tell(News::StartFailed { .. }) => "tell failed start",
         Action::Tell(News::RestoreFailed { .. }) => "tell failed restoration",
         Action::Tell(News::Recovered { .. }) => "tell recovered",
