@@ -193,7 +193,7 @@ fn hidden_below(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// KiB of anonymous memory that a daemon may have more when it is at rest than before it did anything.
-const GIVEN_BACK: u64 = 48 << 10;
+const GIVEN_BACK: u64 = 64 << 10;
 
 /// What a daemon needs that has succeeded another, before anybody uses the mount.
 fn needs_at_first(lab: &Lab) -> Needs {

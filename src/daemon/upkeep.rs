@@ -13,6 +13,8 @@ use crate::overlay::Overlay;
 const LOOK: Duration = Duration::from_secs(1);
 /// After that long without a note, pages that are kept are given back.
 const REST: Duration = Duration::from_secs(10);
+/// How often memory is looked for that nobody needs, while nothing is noted.
+const TRIMS: u32 = 3;
 /// What a predecessor had in flight is sent again at once, and read as soon as a reader is free: all of it by then.
 const RESENT: Duration = Duration::from_secs(60);
 /// Its nice(2) value: after everybody who has to do with calls, but not so far after that the memory fills up meanwhile.
@@ -63,6 +65,7 @@ fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBo
     let mut resending = successor;
     // What was noted at the last look, since when, and whether pages have been given back.
     let (mut noted, mut since, mut resting) = (None, begun, false);
+    let mut trims = 0;
     while !over.load(Relaxed) {
         if resending && begun.elapsed() >= RESENT {
             resending = false;
@@ -76,15 +79,19 @@ fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBo
         if let Some(memory) = notes.memory() {
             let now = Some(memory.used().0);
             let result = if now != noted {
-                (noted, since, resting) = (now, Instant::now(), false);
+                (noted, since, resting, trims) = (now, Instant::now(), false, 0);
                 memory.attend().map(drop)
             } else if !resting && since.elapsed() >= REST {
                 resting = true;
-                trim();
                 memory.rest()
             } else {
                 Ok(())
             };
+            // Again after a while: what is freed last may be what kept the most.
+            if trims < TRIMS && since.elapsed() >= REST * (trims + 1) {
+                trims += 1;
+                trim();
+            }
             if let Err(error) = result {
                 tracing::warn!(%error, "the memory for a successor cannot be made shorter");
             }
