@@ -442,7 +442,7 @@ impl Core {
             });
             let result = session.and_then(|session| {
                 _ = sender.send(());
-                session.run()
+                crate::overlay::run_session(session)
             });
             _ = wakeups.send(Wakeup::Unmounted(result));
         };

@@ -52,7 +52,7 @@ use recount::Recount;
 use refuse::Resending;
 use rescue::Rescue;
 pub use resume::Before;
-pub use session::{Device, Greeting};
+pub use session::{Device, Greeting, run as run_session};
 
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
@@ -177,7 +177,7 @@ impl Overlay {
     pub fn serve(self: &Arc<Self>, device: OwnedFd, initialised: impl FnOnce()) -> io::Result<()> {
         let session = self.begin_session(Device::new(device), None, |_, _| Ok(()))?;
         initialised();
-        session.run()
+        run_session(session)
     }
 
     fn submit<T: Send + 'static>(

@@ -207,6 +207,7 @@ fn a_new_executable_that_fails_is_taken_back_and_nobody_gets_an_error() {
     }
     // What a candidate that failed had taken over is the old daemon's again, and no candidate has given it up.
     open.sync_all().unwrap();
+    drop(open);
     assert_eq!(std::fs::read_to_string(lab.store.join("uncommitted")).unwrap(), "acknowledged ".repeat(kinds.len()));
     assert!(!lab.log().contains("spool"), "{}", lab.log());
     assert!(count > 0 && !file.exists());

@@ -150,6 +150,15 @@ impl Device {
     }
 }
 
+/// Serves until the session ends. A connection that somebody ends in the moment in which a request is read says ECONNABORTED
+/// (fuse_dev_do_read of the kernel, fs/fuse/dev.c), which is an end like any other.
+pub fn run<FS: Filesystem>(session: Session<FS>) -> io::Result<()> {
+    match session.run() {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+        result => result,
+    }
+}
+
 /// struct fuse_out_header of linux/fuse.h, and nothing behind it.
 fn header(error: i32, unique: u64) -> [u8; OUT_HEADER] {
     let mut header = [0; OUT_HEADER];

@@ -36,7 +36,10 @@ pub fn kill_both(daemon: i32) {
     signal(daemon, Signal::SIGKILL);
     keeper.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
     let both = [&[daemon][..], keeper.as_slice()].concat();
-    super::wait("both have ended", || both.iter().all(|&pid| state(&format!("/proc/{pid}")).is_none_or(|s| s == 'Z')));
+    // Each thread of them: the last one closes what is open.
+    let has_ended =
+        |pid: i32| tasks(pid).iter().all(|task| state(task).is_none_or(|state| state == 'Z' || state == 'X'));
+    super::wait("both have ended", || both.iter().all(|&pid| has_ended(pid)));
 }
 
 /// Its children.
