@@ -217,7 +217,8 @@ impl Gate {
         if state.stopping || self.fails_at_once(&state, terms.class, Instant::now()) {
             drop(state);
             reply(Err(self.policy.outage_errno));
-            let outcome = if limit < self.policy.deadline { Outcome::Ok } else { Outcome::Outage };
+            let from_memory = policy::is_answered_from_memory(&self.policy, limit);
+            let outcome = if from_memory { Outcome::Ok } else { Outcome::Outage };
             self.stats.count(terms.op, outcome, Duration::ZERO);
             return;
         }

@@ -97,9 +97,13 @@ fn upgrade(lab: &Lab, executable: &Path) -> Output {
 }
 
 fn kept(options: &str) -> Lab {
+    kept_with(options, |_| {})
+}
+
+fn kept_with(options: &str, change: impl FnOnce(&mut Command)) -> Lab {
     let mut lab = Lab::unmounted();
     let mut command = lab.mount_command("-f", options);
-    command.env("STEADFS_TRIAL", "2s");
+    change(command.env("STEADFS_TRIAL", "2s"));
     lab.serve(command);
     lab.wait_state("live");
     lab
@@ -134,11 +138,7 @@ fn ten_upgrades_under_load_are_a_short_pause_each() {
 /// Linux before 6.9 cannot send again what is in flight: it is answered first.
 #[test]
 fn upgrades_on_an_older_kernel_harm_nobody_either() {
-    let mut lab = Lab::unmounted();
-    let mut command = lab.mount_command("-f", "");
-    command.env("STEADFS_TRIAL", "1s").env("STEADFS_NO_RESEND", "1");
-    lab.serve(command);
-    lab.wait_state("live");
+    let lab = kept_with("", |command| _ = command.env("STEADFS_NO_RESEND", "1"));
     let load = Load::begin(lab.hot.join("file"));
     for round in 0..5 {
         let copy = lab.path(&format!("steadfs-{round}"));

@@ -66,17 +66,16 @@ impl Gate {
                 continue;
             }
             let running = state.running.values().find(|running| Arc::ptr_eq(&running.call, &call));
-            // A call with a shorter limit than the configured one (the root, statfs) is no evidence when it is late.
-            let counts =
-                |running: &&Running| Some(running.generation) == state.live() && call.limit >= self.policy.deadline;
+            let from_memory = policy::is_answered_from_memory(&self.policy, call.limit);
+            // That one is late is no evidence.
+            let counts = |running: &&Running| Some(running.generation) == state.live() && !from_memory;
             if let Some(running) = running.filter(counts) {
                 complaints.push((running.generation, Complaint::Late(call.op)));
             }
-            let outcome = match call.limit >= self.policy.deadline {
-                // Its caller is told what is known, and no error.
-                false => Outcome::Ok,
-                true if weather.outage_since.is_some() => Outcome::Outage,
-                true => Outcome::Deadline,
+            let outcome = match weather.outage_since {
+                _ if from_memory => Outcome::Ok,
+                Some(_) => Outcome::Outage,
+                None => Outcome::Deadline,
             };
             failed.push((Arc::clone(&call), policy::late_errno(&self.policy, weather), outcome));
             // A call that waited in vain is evidence from when it came. Without this the kernel's second try of the same

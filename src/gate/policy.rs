@@ -39,6 +39,12 @@ pub fn is_failed_by_outage(weather: &Weather, class: Class) -> bool {
     weather.closed || class != Class::Sync
 }
 
+/// True of calls with a shorter limit than the configured one (the root, statfs): when they are late their callers are told what
+/// is known, and no error.
+pub fn is_answered_from_memory(policy: &CallPolicy, limit: Duration) -> bool {
+    limit < policy.deadline
+}
+
 /// When a call that arrived then and has that limit must be answered.
 pub fn due_at(policy: &CallPolicy, weather: &Weather, class: Class, arrived: Instant, limit: Duration) -> Instant {
     // What was held in an outage has not been tried yet: its time begins anew, for as long as it may be held.

@@ -72,9 +72,7 @@ impl Overlay {
             idle = if memory.requests().is_idle() { idle + 1 } else { 0 };
         }
     }
-}
 
-impl Overlay {
     /// True until a request has been read by which it is known what is older; see `Resending::refuse_unknown`.
     pub fn awaits_a_request(&self) -> bool {
         self.resending.has_unknown.load(Relaxed)

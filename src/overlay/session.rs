@@ -133,16 +133,17 @@ impl Device {
         message.extend(body);
         let length = message.len() as u32;
         message[..4].copy_from_slice(&length.to_ne_bytes());
-        match (&self.0).write(&message) {
-            Ok(_) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.tell(&message)
     }
 
     /// Answers a request with an error. False if the kernel does not wait for an answer to it.
     pub fn refuse(&self, unique: u64, error: Errno) -> io::Result<bool> {
-        match (&self.0).write(&header(-(error as i32), unique)) {
+        self.tell(&header(-(error as i32), unique))
+    }
+
+    /// False if the kernel does not know what this is about.
+    fn tell(&self, message: &[u8]) -> io::Result<bool> {
+        match (&self.0).write(message) {
             Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),

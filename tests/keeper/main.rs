@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rig::{Plan, Rig, signal};
+use rig::{Plan, Rig, Started, signal};
 
 #[test]
 fn a_daemon_that_is_killed_has_a_successor_with_the_same_descriptor_each_time() {
@@ -143,15 +143,21 @@ fn a_keeper_that_is_killed_is_replaced_and_the_next_one_holds_the_same() {
     wait_for(|| rig.keepers().is_empty().then_some(()));
 }
 
-#[test]
-fn a_keeper_that_is_killed_during_a_trial_has_a_successor_that_knows_the_old_executable() {
-    let mut rig = Rig::begin(Plan { switches: &["--trial=60s"], ..Plan::default() });
+/// A candidate that serves and is on trial: the daemon before it, the inode of the device, and the candidate.
+fn on_trial() -> (Rig, Started, u64, Started) {
+    let rig = Rig::begin(Plan { switches: &["--trial=60s"], ..Plan::default() });
     let first = rig.started();
     let device = rig.ready();
     rig.order(&format!("upgrade {}", rig.candidate().display()));
     let next = rig.started();
     assert_eq!(next.executable, "candidate");
     rig.ready();
+    (rig, first, device, next)
+}
+
+#[test]
+fn a_keeper_that_is_killed_during_a_trial_has_a_successor_that_knows_the_old_executable() {
+    let (mut rig, first, device, next) = on_trial();
     rig.keeper.kill().expect("killed");
     rig.keeper.wait().expect("reaped");
     wait_for(|| rig.keepers().into_iter().find(|pid| holds(*pid, device)));
@@ -238,13 +244,7 @@ fn an_upgrade_that_does_not_start_is_taken_back() {
 
 #[test]
 fn an_upgrade_that_dies_on_trial_is_taken_back() {
-    let rig = Rig::begin(Plan { switches: &["--trial=60s"], ..Plan::default() });
-    let first = rig.started();
-    let device = rig.ready();
-    rig.order(&format!("upgrade {}", rig.candidate().display()));
-    let next = rig.started();
-    assert_eq!(next.executable, "candidate");
-    rig.ready();
+    let (rig, first, device, next) = on_trial();
     // Not SIGSEGV: the Rust runtime passes over one that no fault caused.
     signal(next.pid, Signal::SIGABRT);
     let back = rig.started();
