@@ -25,6 +25,12 @@ pub(super) fn look_interval(unreached: bool) -> Duration {
 
 impl Machine {
     pub(super) fn look_if_due(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
+        // While nobody answers a look no start is tried: the server that comes back next ends the waiting at once.
+        if let State::Waiting { until, lost: true, asking, last } = self.state
+            && sight.now >= until
+        {
+            self.enter(State::Reaching { asking, last }, sight.now);
+        }
         match &mut self.state {
             State::Waiting { until, .. } if sight.now >= *until => self.start(sight, todo),
             State::Reaching { asking, last } if !*asking && sight.now >= *last + UNREACHED_INTERVAL => {

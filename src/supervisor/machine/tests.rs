@@ -177,6 +177,23 @@ fn a_link_that_heals_is_used_within_a_second_whatever_the_back_off_is() {
 }
 
 #[test]
+fn nothing_is_started_while_nobody_answers_so_that_a_late_return_does_not_wait_for_a_back_off() {
+    let mut rig = Rig::waiting(StartError::Unreachable("mount gone?".into()));
+    rig.pass(S);
+    rig.put(Input::Unreached);
+    for _ in 0..600 {
+        let todo = rig.pass(S / 2);
+        assert!(!todo.iter().any(|action| matches!(action, Action::Start(_))), "{todo:?}");
+        if todo.contains(&Action::Reach) {
+            rig.put(Input::Unreached);
+        }
+    }
+    rig.pass(S / 2);
+    let todo = rig.put(Input::Reached);
+    assert!(matches!(todo[..], [Action::Start(_)]), "{todo:?}");
+}
+
+#[test]
 fn a_refused_key_is_not_retried_until_asked() {
     let mut rig = Rig::new();
     rig.put(Input::Reached);

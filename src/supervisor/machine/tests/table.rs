@@ -24,7 +24,7 @@ const STATES: [&str; 17] = [
     "stopping",
 ];
 
-const INPUTS: [&str; 23] = [
+const INPUTS: [&str; 24] = [
     "Reached",
     "Unreached",
     "Adopted",
@@ -48,6 +48,7 @@ const INPUTS: [&str; 23] = [
     "Stop",
     "half a second passes",
     "three seconds pass in silence",
+    "an hour passes in silence",
 ];
 
 /// A machine in that state.
@@ -122,6 +123,7 @@ fn put(rig: &mut Rig, input: &str) -> Vec<Action> {
         "Stop" => Input::Stop,
         "half a second passes" => return rig.pass(S / 2),
         "three seconds pass in silence" => return rig.pass(3 * S),
+        "an hour passes in silence" => return rig.pass(3600 * S),
         other => panic!("no such input: {other}"),
     };
     rig.put(input)
