@@ -1,13 +1,22 @@
-//! What one mount is configured to do: plain data, made by the command line, read by everything below it.
+//! What a daemon is configured to do: plain data, made by the command line, read by everything below it.
 //!
-//! Nothing here parses text; [`crate::cli`] turns `-o` options into a [`MountConfig`] and rejects bad input first.
+//! Nothing here parses text; [`crate::cli`] turns `-o` options or a file into a [`DaemonConfig`] and rejects bad input first.
 
-use std::net::SocketAddr;
+mod hot;
+mod permit;
+mod telemetry;
+mod worker;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+
+pub use hot::{HotPath, StatfsFrom};
+pub use permit::{EvidenceConfig, PermitConfig};
+pub use telemetry::{CompatConfig, MetricsListen, TelemetryConfig};
+pub use worker::{HookCommand, Means, RecoveryHook, UnitBy, WorkerConfig, WorkerEntry};
 
 /// Where the files really are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +120,12 @@ pub struct OverlayConfig {
     pub gather: Duration,
     /// `guard`: make the directory below the mountpoint immutable (promise P5).
     pub guard: bool,
+    /// `owner=UID:GID`: shown as the owner of everything; chown(2) to others is refused.
+    pub owner: Option<(u32, u32)>,
+    /// `umask=`: permissions that are taken away from what is shown.
+    pub umask: Option<u32>,
+    /// `statfs=`: whose figures are reported.
+    pub statfs: StatfsFrom,
     /// mount(2) flags such as `nosuid`, `nodev`, `noexec`, `noatime`, by their option names.
     pub mount_flags: Vec<String>,
 }
@@ -128,6 +143,9 @@ impl Default for OverlayConfig {
             entry_timeout: Duration::from_secs(1),
             gather: Duration::from_millis(50),
             guard: root,
+            owner: None,
+            umask: None,
+            statfs: StatfsFrom::Backing,
             mount_flags: Vec::new(),
         }
     }
@@ -151,50 +169,30 @@ impl Default for LogConfig {
     }
 }
 
-/// A command that is run without a shell unless it was asked for with `sh:`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HookCommand {
-    /// Program and arguments.
-    pub argv: Vec<String>,
-}
+impl DaemonConfig {
+    /// One overlay, of all of the source, with the defaults otherwise.
+    pub fn of_one(source: Source, mountpoint: PathBuf, overlay: OverlayConfig) -> DaemonConfig {
+        DaemonConfig {
+            home: mountpoint.clone(),
+            source,
+            overlays: vec![HotPath { mountpoint, path: PathBuf::new(), overlay }],
+            calls: CallPolicy::default(),
+            repair: RepairPolicy::default(),
+            permit: PermitConfig::default(),
+            log: LogConfig::default(),
+            worker: WorkerConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            evidence: EvidenceConfig::default(),
+            soft_start: true,
+            sshfs_options: Vec::new(),
+            keeper: KeeperConfig::default(),
+            file: None,
+        }
+    }
 
-/// What is told to the worker (promise P7).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct WorkerConfig {
-    /// `pause_file=`: exists while the worker should pause.
-    pub pause_file: Option<PathBuf>,
-    /// `on_outage=`: run when an outage outlives `deadline`.
-    pub on_outage: Option<HookCommand>,
-    /// `on_recovery=`: run when the backing has been steady again.
-    pub on_recovery: Option<HookCommand>,
-    /// `hook_timeout=`: after this a hook is killed.
-    pub hook_timeout: Option<Duration>,
-}
-
-/// Where `/metrics` and `/healthz` are served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MetricsListen {
-    /// A TCP address; loopback unless the user insists.
-    Tcp(SocketAddr),
-    /// A unix socket.
-    Unix(PathBuf),
-}
-
-/// What is exported (promise P8).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct TelemetryConfig {
-    /// `metrics=ADDR:PORT` or `metrics=unix:PATH`.
-    pub listen: Option<MetricsListen>,
-    /// `textfile=DIR`: directory of node_exporter's textfile collector.
-    pub textfile: Option<PathBuf>,
-}
-
-impl MountConfig {
     /// The same, seen by nobody but `steadfs status`.
-    pub fn without_metrics(&self) -> MountConfig {
-        MountConfig { telemetry: TelemetryConfig { listen: None, textfile: None }, ..self.clone() }
+    pub fn without_metrics(&self) -> DaemonConfig {
+        DaemonConfig { telemetry: TelemetryConfig::default(), ..self.clone() }
     }
 }
 
@@ -216,32 +214,38 @@ impl Default for KeeperConfig {
     }
 }
 
-/// Everything about one mount. As JSON it goes from the keeper to each daemon, of another version too: fields may be added
+/// Everything about one daemon. As JSON it goes from the keeper to each daemon, of another version too: fields may be added
 /// with a default, and those that are not known are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountConfig {
+pub struct DaemonConfig {
+    /// What its runtime and state directories are named after: the hot path of a `steadfs mount`, `@NAME` of a
+    /// `steadfs run`, which is no path and meets none.
+    pub home: PathBuf,
     /// The backing.
     pub source: Source,
-    /// Absolute, canonical path of the hot path.
-    pub mountpoint: PathBuf,
+    /// The overlays: one of a `steadfs mount`, any number of a `steadfs run`.
+    pub overlays: Vec<HotPath>,
     /// Deadlines.
     #[serde(default)]
     pub calls: CallPolicy,
     /// Supervision.
     #[serde(default)]
     pub repair: RepairPolicy,
-    /// The overlay.
+    /// What holds repairs back.
     #[serde(default)]
-    pub overlay: OverlayConfig,
+    pub permit: PermitConfig,
     /// The write log.
     #[serde(default)]
     pub log: LogConfig,
-    /// The worker.
+    /// The workers.
     #[serde(default)]
     pub worker: WorkerConfig,
     /// Metrics.
     #[serde(default)]
     pub telemetry: TelemetryConfig,
+    /// Evidence.
+    #[serde(default)]
+    pub evidence: EvidenceConfig,
     /// `soft_start=`: mount even if the server cannot be reached yet.
     #[serde(default = "yes")]
     pub soft_start: bool,
@@ -251,6 +255,9 @@ pub struct MountConfig {
     /// The process that starts the daemon again when it dies (promise P6).
     #[serde(default)]
     pub keeper: KeeperConfig,
+    /// The file it was read from, by `steadfs run`.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
 }
 
 /// soft_start= as it is when nothing is said.
@@ -277,19 +284,21 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn read(value: Value) -> MountConfig {
+    fn read(value: Value) -> DaemonConfig {
         serde_json::from_value(value).expect("another version's is understood")
     }
 
     #[test]
     fn a_configuration_of_another_version_is_understood() {
-        let ours = read(json!({"source": {"Sshfs": {"target": "h:d"}}, "mountpoint": "/hot"}));
+        let ours = read(json!({
+            "home": "/hot", "source": {"Sshfs": {"target": "h:d"}}, "overlays": [{"mountpoint": "/hot"}]
+        }));
         assert_eq!((ours.calls, ours.keeper, ours.soft_start), (CallPolicy::default(), KeeperConfig::default(), true));
         let mut value = serde_json::to_value(&ours).expect("text");
         assert_eq!(read(value.clone()), ours);
         // What a later version has added, at each level; what an earlier one did not have yet.
         value["unheard_of"] = json!({"a": [1]});
-        let sections = ["calls", "repair", "overlay", "log", "worker", "telemetry", "keeper"];
+        let sections = ["calls", "repair", "permit", "log", "worker", "telemetry", "evidence", "keeper"];
         for section in sections {
             value[section]["unheard_of"] = json!("x");
         }

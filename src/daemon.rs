@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
 use crate::backing::{Backing, Generation};
-use crate::config::{MountConfig, Source};
+use crate::config::{DaemonConfig, Source};
 use crate::gate::Gate;
 use crate::handover::Inherited;
 use crate::keeper::executable::Executable;
@@ -82,13 +82,13 @@ pub(crate) enum Wakeup {
 }
 
 /// Mounts and serves until the overlay is unmounted, in this process alone. `ready` is called once, when the overlay answers.
-pub fn run(config: MountConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
+pub fn run(config: DaemonConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
     live(config, Life::default(), Succession::none(), Heritage::None, ready)
 }
 
 /// As [`run`] for a daemon that a keeper has started, perhaps in the place of one that died.
 pub fn run_kept(
-    config: MountConfig,
+    config: DaemonConfig,
     life: Life,
     link: Link,
     start: Start,
@@ -131,7 +131,7 @@ impl Life {
 }
 
 fn live(
-    config: MountConfig,
+    config: DaemonConfig,
     life: Life,
     succession: Succession,
     heritage: Heritage,
@@ -158,7 +158,7 @@ fn live(
     };
     let bound = bound.map_err(MountError::System)?;
     let start = if successor { Worker::succeed } else { Worker::start };
-    let worker = start(&config.worker, &config.mountpoint, &watch).map_err(MountError::System)?;
+    let worker = start(&config.worker, &config.home, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
     let mut guard = None;
     let succession = Arc::new(succession);
@@ -175,7 +175,7 @@ fn live(
 
 #[allow(clippy::too_many_arguments)]
 fn serve(
-    config: &Arc<MountConfig>,
+    config: &Arc<DaemonConfig>,
     (succession, heritage, life): (&Arc<Succession>, Heritage, &Life),
     wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
     (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
@@ -184,7 +184,7 @@ fn serve(
     started: SystemTime,
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
-    let directory = rundir::of(&config.mountpoint);
+    let directory = rundir::of(&config.home);
     let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
     _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.overlay)));
@@ -265,11 +265,11 @@ fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
 }
 
-fn spool_of(config: &MountConfig) -> Spool {
+fn spool_of(config: &DaemonConfig) -> Spool {
     Spool {
-        directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&config.mountpoint)),
+        directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&config.home)),
         limit: config.log.spool_size,
-        overlay: config.mountpoint.clone(),
+        overlay: config.home.clone(),
         backing: config.source.label(),
     }
 }
@@ -307,7 +307,7 @@ struct Core {
 
 impl Core {
     fn start(
-        config: &MountConfig,
+        config: &DaemonConfig,
         backing: Arc<dyn Backing>,
         watch: Watch,
         (wakeups, wakeup_inbox): (Sender<Wakeup>, Receiver<Wakeup>),
@@ -316,7 +316,7 @@ impl Core {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
-        let (traits, mounted) = (backing.traits(), config.overlay.clone());
+        let (traits, mounted) = (backing.traits(), config.overlays[0].overlay.clone());
         let (rescue, notes) = (Rescue::new(spool_of(config)), succession.notes());
         let overlay = Overlay::noting(Arc::clone(&gate), traits, mounted, config.log.size, rescue, notes);
         match heritage {
@@ -329,7 +329,7 @@ impl Core {
                 watch.publish(Event::Notice { detail });
             }
         }
-        overlay.keep_hidden_journal(&statedir::of(&config.mountpoint), &config.source.label());
+        overlay.keep_hidden_journal(&statedir::of(&config.home), &config.source.label());
         let teller = watch.clone();
         overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
         let (restored, told, handed_on) = (Arc::clone(&overlay), watch.clone(), Arc::clone(succession));
@@ -399,8 +399,8 @@ impl Core {
     }
 
     /// Mounts the overlay and returns when the kernel and the session agree.
-    fn mount(&self, config: &MountConfig) -> Result<Arc<Mount>, MountError> {
-        let (device, mount) = Mount::attach(&config.overlay, &config.source.label(), &config.mountpoint)?;
+    fn mount(&self, config: &DaemonConfig) -> Result<Arc<Mount>, MountError> {
+        let (device, mount) = Mount::attach(&config.overlays[0].overlay, &config.source.label(), &config.home)?;
         let mount = Arc::new(mount);
         self.serve_session(&mount, Device::new(device), None).inspect_err(|_| _ = mount.unmount(true))?;
         mount.raise_read_ahead();
@@ -410,18 +410,18 @@ impl Core {
     /// Goes on with the mount of a predecessor.
     fn go_on(
         &self,
-        config: &MountConfig,
+        config: &DaemonConfig,
         mounted: Mounted,
         inherited: Option<Box<Inherited>>,
     ) -> Result<Arc<Mount>, MountError> {
         let Mounted { device, greeting, dev } = mounted;
-        let mount = Arc::new(Mount::resumed(&config.overlay, &config.source.label(), &config.mountpoint, dev));
+        let mount = Arc::new(Mount::resumed(&config.overlays[0].overlay, &config.source.label(), &config.home, dev));
         // First of all: whoever unmounts must find it.
         let mount = Arc::clone(self.mount.get_or_init(|| mount));
         self.serve_session(&mount, device, Some((greeting, inherited)))?;
         if self.overlay.awaits_a_request() {
             // The callers of what a predecessor had read make none while they wait.
-            let path = config.mountpoint.clone();
+            let path = config.home.clone();
             let ask = move || {
                 let _ = nix::sys::statvfs::statvfs(&path);
             };
@@ -460,12 +460,12 @@ impl Core {
         }
     }
 
-    fn observed(&self, config: &Arc<MountConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
+    fn observed(&self, config: &Arc<DaemonConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
         let succession = Arc::clone(&self.succession);
         let (handed_on, told) = (Arc::clone(&self.succession), self.succession.link().clone());
-        let hot = config.mountpoint.clone();
+        let hot = config.home.clone();
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),

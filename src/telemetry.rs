@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::config::MountConfig;
+use crate::config::DaemonConfig;
 use crate::daemon::link::Upgraded;
 use crate::gate::Gate;
 use crate::overlay::Counts;
@@ -74,7 +74,7 @@ pub type Upgrade = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
 #[derive(Clone)]
 pub struct Observed {
     /// Its configuration.
-    pub config: Arc<MountConfig>,
+    pub config: Arc<DaemonConfig>,
     /// Its gate.
     pub gate: Arc<Gate>,
     /// Its supervisor.
@@ -107,12 +107,11 @@ pub struct Bound {
 
 /// Binds what the configuration asks for, and begins the journal: to be called before the supervisor starts, so that no
 /// event is missed. The error names the option and the remedy.
-pub fn bind(config: &MountConfig, watch: &Watch) -> Result<Bound, String> {
-    let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::bind(dir, &config.mountpoint)).transpose()?;
+pub fn bind(config: &DaemonConfig, watch: &Watch) -> Result<Bound, String> {
+    let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::bind(dir, &config.home)).transpose()?;
     let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
-    rundir::create(&config.mountpoint)
-        .map_err(|error| format!("{}: {error}", rundir::of(&config.mountpoint).display()))?;
-    let path = rundir::control_socket(&config.mountpoint);
+    rundir::create(&config.home).map_err(|error| format!("{}: {error}", rundir::of(&config.home).display()))?;
+    let path = rundir::control_socket(&config.home);
     let control = OwnSocket::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let journal = Journal::follow(watch).map_err(|error| error.to_string())?;
     Ok(Bound { control, metrics, textfile: textfile.map(Arc::new), journal })

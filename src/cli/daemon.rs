@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::mount::{claim, logging};
 use super::{complain, exit_code};
-use crate::config::MountConfig;
+use crate::config::DaemonConfig;
 use crate::daemon::link::{Link, Request, Start};
 use crate::daemon::{self, MountError};
 use crate::keeper::message::Why;
 use crate::rundir;
 
-/// Name under which the configuration is held: a [`MountConfig`] as JSON.
+/// Name under which the configuration is held: a [`DaemonConfig`] as JSON.
 pub const CONFIG: &str = "config";
 
 /// Arguments of `steadfs daemon`.
@@ -75,7 +75,7 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
             tracing::warn!(%error, "cannot leave the terminal");
         }
     };
-    let (last, first, mountpoint) = (link.clone(), start.why == Why::First, config.mountpoint.clone());
+    let (last, first, mountpoint) = (link.clone(), start.why == Why::First, config.home.clone());
     let result = daemon::run_kept(config, life, link, start, ready);
     match &result {
         Ok(()) => {
@@ -100,14 +100,14 @@ fn heed(life: &daemon::Life, request: Request) {
     }
 }
 
-fn read(start: &Start) -> std::io::Result<MountConfig> {
+fn read(start: &Start) -> std::io::Result<DaemonConfig> {
     let found = start.held.iter().find(|(name, _)| name == CONFIG);
     let (_, descriptor) = found.ok_or_else(|| std::io::Error::other("the keeper has none"))?;
     read_config(descriptor)
 }
 
 /// What is held as [`CONFIG`].
-pub fn read_config(descriptor: &OwnedFd) -> std::io::Result<MountConfig> {
+pub fn read_config(descriptor: &OwnedFd) -> std::io::Result<DaemonConfig> {
     let mut file = std::fs::File::from(descriptor.try_clone()?);
     // Its offset is shared with whoever read it before.
     file.rewind()?;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::{complain, exit_code, options, source};
-use crate::config::{MetricsListen, MountConfig, Source};
+use crate::config::{DaemonConfig, MetricsListen, Source};
 use crate::daemon::{self, MountError};
 use crate::keeper::notify;
 
@@ -77,7 +77,7 @@ impl MountArgs {
 
 /// A mount that has been checked and not begun.
 struct Prepared {
-    config: MountConfig,
+    config: DaemonConfig,
     notes: Vec<String>,
     /// Held until the process ends.
     claim: claim::Claim,
@@ -106,7 +106,7 @@ pub fn run(args: MountArgs) -> ExitCode {
         return background::run(prepared);
     }
     logging::to_stderr(args.debug);
-    let mountpoint = prepared.config.mountpoint.clone();
+    let mountpoint = prepared.config.home.clone();
     let ready = move || tracing::info!(mountpoint = %mountpoint.display(), "mounted");
     exit(if prepared.config.keeper.wanted {
         kept::run(prepared, &log, ready).map(ExitCode::from)
@@ -167,18 +167,16 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     place::check(&mountpoint, options.nonempty)?;
     let claim = claim::Claim::take(&mountpoint)?;
     let notes = std::mem::take(&mut options.notes);
-    let config = MountConfig {
-        source,
-        mountpoint,
+    let config = DaemonConfig {
         calls: options.calls,
         repair: options.repair,
-        overlay: options.overlay,
         log: options.log,
         worker: options.worker,
         telemetry: options.telemetry,
         soft_start: options.soft_start,
         sshfs_options: options.sshfs,
         keeper: options.keeper,
+        ..DaemonConfig::of_one(source, mountpoint, options.overlay)
     };
     Ok(Prepared { config, notes, claim })
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Start};
 use crate::backing::{Generation, Record};
-use crate::config::MountConfig;
+use crate::config::DaemonConfig;
 use crate::handover::{Inherited, Item, Memory, Notes, Sizes, item};
 use crate::keeper::message::{What, Why};
 use crate::keeper::{DEVICE, monotonic_ms};
@@ -118,7 +118,7 @@ impl Succession {
     }
 
     /// Takes what the keeper held. An error says why the mount cannot be gone on with.
-    pub fn begin(link: Link, start: Start, config: &MountConfig) -> io::Result<(Succession, Heritage)> {
+    pub fn begin(link: Link, start: Start, config: &DaemonConfig) -> io::Result<(Succession, Heritage)> {
         let mut held = start.held;
         let mut take = |wanted: &str| {
             let at = held.iter().position(|(name, _)| name == wanted)?;
@@ -295,7 +295,7 @@ fn instant_of(millis: &[u8]) -> Option<Instant> {
     Instant::now().checked_sub(age)
 }
 
-fn new_memory(link: &Link, config: &MountConfig) -> Notes {
+fn new_memory(link: &Link, config: &DaemonConfig) -> Notes {
     if !link.is_kept() {
         return Notes::nowhere();
     }

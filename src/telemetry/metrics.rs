@@ -16,7 +16,7 @@ const STATES: [&str; 10] =
 
 /// The exposition in Prometheus's text format.
 pub fn render(observed: &Observed) -> String {
-    let mut page = Page { overlay: observed.config.mountpoint.display().to_string(), families: Vec::new() };
+    let mut page = Page { overlay: observed.config.home.display().to_string(), families: Vec::new() };
     supervisor(&mut page, observed);
     calls(&mut page, observed);
     rest(&mut page, observed);

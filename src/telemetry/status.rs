@@ -212,7 +212,7 @@ impl Status {
         });
         Status {
             version: VERSION,
-            mountpoint: observed.config.mountpoint.display().to_string(),
+            mountpoint: observed.config.home.display().to_string(),
             source: observed.config.source.label(),
             pid: std::process::id(),
             steadfs_version: env!("CARGO_PKG_VERSION").into(),

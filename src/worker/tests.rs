@@ -23,6 +23,7 @@ fn rig() -> Rig {
         on_outage: hook(&format!("echo outage $STEADFS_STATE $STEADFS_REASON >> {trace}")),
         on_recovery: hook(&format!("echo recovery $STEADFS_STATE $STEADFS_REASON >> {trace}")),
         hook_timeout: Some(Duration::from_secs(20)),
+        ..WorkerConfig::default()
     };
     Rig { directory, config, watch: Watch::default() }
 }

@@ -25,7 +25,7 @@ type Hold = (Sender<()>, Receiver<()>);
 
 pub struct Rig {
     directory: tempfile::TempDir,
-    config: MountConfig,
+    config: DaemonConfig,
     pub observed: Observed,
     guard: Option<Guard>,
     fake: FakeControl,
@@ -43,35 +43,21 @@ impl Rig {
         Rig::new(|_| {})
     }
 
-    pub fn new(change: impl FnOnce(&mut MountConfig)) -> Rig {
+    pub fn new(change: impl FnOnce(&mut DaemonConfig)) -> Rig {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name);
         std::fs::create_dir(path("textfiles")).expect("made");
-        let mut config = MountConfig {
-            source: Source::Sshfs { target: "box:/jobs".into() },
-            // Quotes and the like have to be escaped.
-            mountpoint: path("hot \"1\"\\"),
-            calls: CallPolicy::default(),
-            repair: RepairPolicy::default(),
-            overlay: OverlayConfig::default(),
-            log: LogConfig::default(),
-            worker: WorkerConfig {
-                on_outage: Some(HookCommand { argv: vec!["true".into()] }),
-                ..WorkerConfig::default()
-            },
-            telemetry: TelemetryConfig {
-                listen: Some(MetricsListen::Unix(path("metrics.sock"))),
-                textfile: Some(path("textfiles")),
-            },
-            soft_start: true,
-            sshfs_options: Vec::new(),
-            keeper: KeeperConfig::default(),
-        };
+        // Quotes and the like have to be escaped.
+        let source = Source::Sshfs { target: "box:/jobs".into() };
+        let mut config = DaemonConfig::of_one(source, path("hot \"1\"\\"), OverlayConfig::default());
+        config.worker.on_outage = Some(HookCommand { argv: vec!["true".into()] });
+        config.telemetry.listen = Some(MetricsListen::Unix(path("metrics.sock")));
+        config.telemetry.textfile = Some(path("textfiles"));
         change(&mut config);
         let watch = Watch::default();
         let bound = telemetry::bind(&config, &watch).expect("it is bound");
         let note = path("state/hot/paused.json");
-        let worker = Worker::start_with(&config.worker, &config.mountpoint, &watch, note).expect("it starts");
+        let worker = Worker::start_with(&config.worker, &config.home, &watch, note).expect("it starts");
         watch.publish(Event::OutageBegan { since: SystemTime::now(), reason: "start".into(), detail: "x".into() });
         let backing = FakeBacking::new().expect("a fake");
         let gate = Gate::new(config.calls, |_, _| {}).expect("a gate");
@@ -133,15 +119,15 @@ impl Rig {
     }
 
     pub fn mountpoint(&self) -> String {
-        self.config.mountpoint.display().to_string()
+        self.config.home.display().to_string()
     }
 
     pub fn control_socket(&self) -> PathBuf {
-        rundir::control_socket(&self.config.mountpoint)
+        rundir::control_socket(&self.config.home)
     }
 
     pub fn textfile(&self) -> PathBuf {
-        telemetry::textfile::path(&self.path("textfiles"), &self.config.mountpoint)
+        telemetry::textfile::path(&self.path("textfiles"), &self.config.home)
     }
 
     /// As the daemon does it.
@@ -152,7 +138,7 @@ impl Rig {
     }
 
     /// The error of a second telemetry of the same mount.
-    pub fn bind_error(&self, change: impl FnOnce(&mut MountConfig)) -> String {
+    pub fn bind_error(&self, change: impl FnOnce(&mut DaemonConfig)) -> String {
         let mut config = self.config.clone();
         change(&mut config);
         telemetry::bind(&config, &Watch::default()).err().expect("it cannot be bound")
@@ -227,7 +213,7 @@ impl Drop for Rig {
     fn drop(&mut self) {
         self.fake.thaw();
         self.end();
-        let _ = std::fs::remove_dir(rundir::of(&self.config.mountpoint));
+        let _ = std::fs::remove_dir(rundir::of(&self.config.home));
     }
 }
 

@@ -12,7 +12,7 @@ use super::Prepared;
 use super::claim::{self, Claim};
 use crate::cli::daemon::{self, CONFIG};
 use crate::cli::keeper;
-use crate::config::MountConfig;
+use crate::config::DaemonConfig;
 use crate::daemon::MountError;
 use crate::keeper::DEVICE;
 use crate::keeper::executable::Executable;
@@ -47,7 +47,7 @@ pub(super) fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static)
 /// A mount whose keeper and daemon have both died, and whose descriptors a service manager has kept.
 pub struct Orphaned {
     /// As it was mounted: what the command line says now counts at the next mount.
-    config: MountConfig,
+    config: DaemonConfig,
     claim: Option<Claim>,
     held: Vec<(String, OwnedFd)>,
 }
@@ -63,7 +63,7 @@ impl Orphaned {
         let config = get(DEVICE).and(get(CONFIG)).map(daemon::read_config);
         let lock = get(CLAIM).and_then(|lock| lock.try_clone().ok());
         if let Some(Ok(config)) = config {
-            let claim = lock.map(|lock| Claim::of(lock, &config.mountpoint));
+            let claim = lock.map(|lock| Claim::of(lock, &config.home));
             return Some(Orphaned { config, claim, held });
         }
         tracing::warn!("what the service manager kept is not enough to go on with; mounting anew");
@@ -76,7 +76,7 @@ impl Orphaned {
     /// Goes on with it, as [`run`] does.
     pub fn run(self, log: &Log, ready: impl FnOnce() + 'static) -> Result<u8, MountError> {
         let Orphaned { config, claim, held } = self;
-        tracing::warn!(mountpoint = %config.mountpoint.display(), "keeper and daemon died; going on in their place");
+        tracing::warn!(mountpoint = %config.home.display(), "keeper and daemon died; going on in their place");
         keep(&config, claim, held, log, ready)
     }
 }
@@ -86,7 +86,7 @@ fn system(error: io::Error) -> MountError {
 }
 
 fn keep(
-    config: &MountConfig,
+    config: &DaemonConfig,
     claim: Option<Claim>,
     held: Vec<(String, OwnedFd)>,
     log: &Log,
@@ -102,14 +102,14 @@ fn keep(
         executable: Executable::current().map_err(system)?,
         arguments: arguments.clone(),
         policy: keeper::policy(&config.keeper),
-        keeper: keeper::again(&config.keeper, &config.mountpoint, &arguments),
+        keeper: keeper::again(&config.keeper, &config.home, &arguments),
         held,
         ready: Some(Box::new(ready)),
     };
     let code = run::run(setup).map_err(system);
     // Of a keeper that failed the daemon may live.
     if let (Ok(_), Some(claim)) = (&code, claim) {
-        keeper::clean_up(&config.mountpoint, claim);
+        keeper::clean_up(&config.home, claim);
     }
     code
 }
