@@ -175,7 +175,7 @@ impl DaemonConfig {
         DaemonConfig {
             home: mountpoint.clone(),
             source,
-            overlays: vec![HotPath { mountpoint, path: PathBuf::new(), overlay }],
+            overlays: vec![HotPath { mountpoint, path: PathBuf::new(), slot: 0, overlay }],
             calls: CallPolicy::default(),
             repair: RepairPolicy::default(),
             permit: PermitConfig::default(),
@@ -188,6 +188,11 @@ impl DaemonConfig {
             keeper: KeeperConfig::default(),
             file: None,
         }
+    }
+
+    /// True if it is of a `steadfs run`: overlays come and go.
+    pub fn is_run(&self) -> bool {
+        self.home.is_relative()
     }
 
     /// The same, seen by nobody but `steadfs status`.

@@ -1,15 +1,16 @@
-//! Wires one mount together and runs it until it is unmounted.
+//! Wires a backing and its overlays together and runs them until they are unmounted.
 
+mod hots;
 mod limits;
 pub mod link;
 mod notify;
 mod orphans;
 mod signals;
+pub mod stored;
 mod succession;
 mod upkeep;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -17,26 +18,19 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use crate::backing::Backing;
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
-use crate::backing::{Backing, Generation};
 use crate::config::{DaemonConfig, Source};
 use crate::gate::Gate;
-use crate::handover::Inherited;
 use crate::keeper::executable::Executable;
-use crate::overlay::Overlay;
-use crate::overlay::mount::Mount;
-use crate::overlay::rescue::{Rescue, Spool};
-use crate::overlay::{Before, Device};
 use crate::rundir;
-use crate::spool;
-use crate::statedir;
 use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
-use crate::telemetry::{self, Observed, UmountRefused};
+use crate::telemetry::{self, Observed};
 use crate::worker::Worker;
+use hots::Hots;
 use link::{Link, Start};
-use succession::{Heritage, Mounted, Succession};
-use upkeep::Upkeep;
+use succession::{Bequest, Heritage, Succession};
 
 /// mount(8)'s code for a mount that failed.
 const FAILED: i32 = 32;
@@ -73,17 +67,18 @@ pub enum MountError {
 
 /// What makes the daemon act.
 pub(crate) enum Wakeup {
-    /// The overlay is no longer mounted anywhere, or its session failed.
-    Unmounted(io::Result<()>),
+    /// The overlay with that number is no longer mounted anywhere, or its session failed.
+    Unmounted(u32, io::Result<()>),
     /// SIGTERM or SIGINT.
     Terminate,
     /// SIGHUP: try again at once.
     Retry,
 }
 
-/// Mounts and serves until the overlay is unmounted, in this process alone. `ready` is called once, when the overlay answers.
+/// Mounts and serves until everything is unmounted, in this process alone. `ready` is called once, when the overlays answer.
 pub fn run(config: DaemonConfig, ready: impl FnOnce() + Send + 'static) -> Result<(), MountError> {
-    live(config, Life::default(), Succession::none(), Heritage::None, ready)
+    let (succession, bequests) = Succession::none(&config);
+    live(config, Life::default(), succession, bequests, ready)
 }
 
 /// As [`run`] for a daemon that a keeper has started, perhaps in the place of one that died.
@@ -96,21 +91,25 @@ pub fn run_kept(
 ) -> Result<(), MountError> {
     let reason = start.reason.clone();
     let begun = Succession::begin(link, start, &config);
-    let (succession, heritage) =
+    let (succession, bequests) =
         begun.map_err(|error| MountError::System(format!("nothing to go on with: {error}")))?;
-    if !matches!(heritage, Heritage::None) {
+    if is_succession(&bequests) {
         tracing::warn!(reason, "the daemon before this one ended; going on in its place");
     }
     let keeper = succession.link().clone();
-    live(config, life, succession, heritage, move || {
+    live(config, life, succession, bequests, move || {
         ready();
         keeper.ready();
     })
 }
 
-/// What the sign of life goes by: the gate, once there is one. And the overlay, which is asked before an end that was wanted.
+fn is_succession(bequests: &[Bequest]) -> bool {
+    bequests.iter().any(|bequest| !matches!(bequest.heritage, Heritage::None))
+}
+
+/// What the sign of life goes by: the gate, once there is one. And the overlays, which are asked before an end that was wanted.
 #[derive(Clone, Default)]
-pub struct Life(Arc<OnceLock<(Arc<Gate>, Arc<Overlay>)>>);
+pub struct Life(Arc<OnceLock<(Arc<Gate>, Arc<Hots>)>>);
 
 impl Life {
     /// True as long as the daemon does its work: asking for the load takes the gate's lock, so that one that is stuck
@@ -122,8 +121,8 @@ impl Life {
 
     /// Ends the daemon for a successor.
     pub fn end(&self) -> ! {
-        if let Some((_, overlay)) = self.0.get() {
-            overlay.finish_what_was_read(FINISH);
+        if let Some((_, hots)) = self.0.get() {
+            hots.finish_what_was_read(FINISH);
         }
         // Everything that a successor needs is where it finds it after a death, so this is one.
         std::process::exit(0)
@@ -133,8 +132,8 @@ impl Life {
 fn live(
     config: DaemonConfig,
     life: Life,
-    succession: Succession,
-    heritage: Heritage,
+    succession: Arc<Succession>,
+    bequests: Vec<Bequest>,
     ready: impl FnOnce() + Send + 'static,
 ) -> Result<(), MountError> {
     // Modes come from the callers; the kernel has applied their umask.
@@ -147,7 +146,7 @@ fn live(
     let _forwarding = signals::forward(wakeups.clone()).map_err(system)?;
     let watch = Watch::default();
     // Both follow the supervisor from its first event on.
-    let successor = !matches!(heritage, Heritage::None);
+    let successor = is_succession(&bequests);
     let bound = match telemetry::bind(&config, &watch) {
         // Nobody waits for a page of metrics as callers do for their answers.
         Err(error) if successor => {
@@ -161,8 +160,7 @@ fn live(
     let worker = start(&config.worker, &config.home, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
     let mut guard = None;
-    let succession = Arc::new(succession);
-    let before = (&succession, heritage, &life);
+    let before = (&succession, bequests, &life);
     let result = serve(&config, before, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
     if let (true, Err(error)) = (successor, &result) {
         leave_to_the_next(error);
@@ -176,7 +174,7 @@ fn live(
 #[allow(clippy::too_many_arguments)]
 fn serve(
     config: &Arc<DaemonConfig>,
-    (succession, heritage, life): (&Arc<Succession>, Heritage, &Life),
+    (succession, bequests, life): (&Arc<Succession>, Vec<Bequest>, &Life),
     wakeups: (Sender<Wakeup>, Receiver<Wakeup>),
     (bound, guard): (telemetry::Bound, &mut Option<telemetry::Guard>),
     watch: &Watch,
@@ -186,45 +184,41 @@ fn serve(
 ) -> Result<(), MountError> {
     let directory = rundir::of(&config.home);
     let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
-    let core = Core::start(config, backing, watch.clone(), wakeups, (succession, &heritage)).map_err(system)?;
-    _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.overlay)));
-    let successor = !matches!(heritage, Heritage::None);
-    let _upkeep = Upkeep::start(succession.notes(), &core.overlay, successor).map_err(system)?;
+    let successor = is_succession(&bequests);
+    let core = Core::start(config, backing, watch.clone(), wakeups, (succession, successor)).map_err(system)?;
+    _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.hots)));
+    let ended = Heritage::devices_ended(&bequests);
+    let added: io::Result<Vec<_>> = bequests.into_iter().map(|bequest| core.hots.add(bequest)).collect();
+    let added = added.map_err(system)?;
+    core.begin().map_err(system)?;
     // Served before there is a mount: a start that takes its time is what people ask about.
     let served = bound.serve(core.observed(config, worker, started)).map_err(system);
-    let ended = heritage.device_ended();
     let first = served.and_then(|served| {
         *guard = Some(served);
-        match heritage {
-            Heritage::None => {
-                core.first_answer(config.soft_start)?;
-                core.mount(config)
-            }
-            Heritage::Whole(mounted, inherited) => core.go_on(config, mounted, Some(inherited)),
-            Heritage::Blind(mounted, _) => core.go_on(config, mounted, None),
+        if !successor {
+            core.first_answer(config.soft_start)?;
         }
+        added.into_iter().try_for_each(|(hot, heritage)| core.hots.open(&hot, heritage))
     });
-    let mount = match first {
-        Ok(mount) => mount,
-        Err(error) => {
-            let over = ended();
-            if over {
-                tracing::info!(%error, "unmounted while nobody served");
-                // An aborted connection stays mounted, and every call on it would fail for ever.
-                core.mount.get().inspect(|mount| _ = mount.unmount(true));
-            } else if successor {
-                leave_to_the_next(&error);
-            }
-            core.stop();
-            return if over { Ok(()) } else { Err(error) };
+    if let Err(error) = first {
+        let over = ended();
+        if over {
+            tracing::info!(%error, "unmounted while nobody served");
+        } else if successor {
+            leave_to_the_next(&error);
         }
-    };
+        // Those that are mounted already have nobody to serve them; and an aborted connection stays mounted, and every call on
+        // it would fail for ever.
+        core.hots.cut_off();
+        core.stop();
+        return if over { Ok(()) } else { Err(error) };
+    }
     ready();
     if let Some(event) = succession.ready() {
         watch.publish(event);
     }
     notify::ready();
-    core.serve(&mount);
+    core.serve();
     notify::stopping();
     core.stop();
     Ok(())
@@ -238,17 +232,17 @@ fn leave_to_the_next(error: &MountError) -> ! {
 }
 
 /// Asks the keeper for a daemon of the executable at `path`.
-fn upgrade(succession: &Succession, mountpoint: &Path, path: &Path) -> Result<(), String> {
+fn upgrade(succession: &Succession, hots: &Hots, path: &Path) -> Result<(), String> {
     let shown = path.display();
     if !path.is_absolute() {
         return Err(format!("{shown}: an absolute path is needed"));
     }
     // Nobody would serve it while it is started.
-    if path.starts_with(mountpoint) {
-        return Err(format!("{shown} lies on the overlay itself: copy it to a local disk"));
+    if hots.views().iter().any(|view| path.starts_with(&view.mountpoint)) {
+        return Err(format!("{shown} lies on an overlay of its own: copy it to a local disk"));
     }
     let without = "this mount has no keeper (keeper=no): unmount it and mount it again with the new steadfs";
-    if succession.link().is_kept() && !succession.kept().possible {
+    if succession.link().is_kept() && !hots.kept().possible {
         return Err("what a successor would have to know could not be noted (see `steadfs status`): an upgrade would cost open \
                     files and what is not committed; unmount it and mount it again with the new steadfs"
             .into());
@@ -263,15 +257,6 @@ fn upgrade(succession: &Succession, mountpoint: &Path, path: &Path) -> Result<()
 
 fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
-}
-
-fn spool_of(config: &DaemonConfig) -> Spool {
-    Spool {
-        directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&config.home)),
-        limit: config.log.spool_size,
-        overlay: config.home.clone(),
-        backing: config.source.label(),
-    }
 }
 
 fn make_backing(
@@ -294,15 +279,17 @@ fn make_backing(
 /// The data path and its supervisor.
 struct Core {
     gate: Arc<Gate>,
-    overlay: Arc<Overlay>,
-    supervisor: Arc<Supervisor>,
+    hots: Arc<Hots>,
+    supervisor: Arc<OnceLock<Arc<Supervisor>>>,
+    /// What it is made of, until it begins.
+    parts: Mutex<Option<(Parts, bool)>>,
     watch: Watch,
     events: Receiver<(SystemTime, Event)>,
     wakeups: Sender<Wakeup>,
     inbox: Receiver<Wakeup>,
-    /// Set when there is one.
-    mount: Arc<OnceLock<Arc<Mount>>>,
     succession: Arc<Succession>,
+    /// Overlays come and go; without them the daemon goes on.
+    stays: bool,
 }
 
 impl Core {
@@ -311,57 +298,52 @@ impl Core {
         backing: Arc<dyn Backing>,
         watch: Watch,
         (wakeups, wakeup_inbox): (Sender<Wakeup>, Receiver<Wakeup>),
-        (succession, heritage): (&Arc<Succession>, &Heritage),
+        (succession, successor): (&Arc<Succession>, bool),
     ) -> io::Result<Core> {
         let events = watch.subscribe();
         let inbox = Inbox::new();
         let gate = Gate::new(config.calls, inbox.complaints())?;
-        let (traits, mounted) = (backing.traits(), config.overlays[0].overlay.clone());
-        let (rescue, notes) = (Rescue::new(spool_of(config)), succession.notes());
-        let overlay = Overlay::noting(Arc::clone(&gate), traits, mounted, config.log.size, rescue, notes);
-        match heritage {
-            Heritage::None => {}
-            Heritage::Whole(_, inherited) => overlay.resume(inherited),
-            Heritage::Blind(_, reason) => {
-                overlay.resume_blind();
-                let detail =
-                    format!("what the daemon before this one knew is lost ({reason}): files that are open fail");
-                watch.publish(Event::Notice { detail });
-            }
-        }
-        overlay.keep_hidden_journal(&statedir::of(&config.home), &config.source.label());
-        let teller = watch.clone();
-        overlay.on_notice(Box::new(move |detail| teller.publish(Event::Notice { detail })));
-        let (restored, told, handed_on) = (Arc::clone(&overlay), watch.clone(), Arc::clone(succession));
-        let restore = move |generation: &Arc<dyn Generation>| {
-            handed_on.using(generation);
-            let report = restored.restore(generation, RESTORE)?;
-            for (path, errno) in report.failed {
-                let detail = format!("{} cannot be reopened: {}", path.display(), errno.desc());
-                told.publish(Event::Notice { detail });
-            }
-            Ok(())
+        let shared = hots::Shared {
+            gate: Arc::clone(&gate),
+            traits: backing.traits(),
+            watch: watch.clone(),
+            wakeups: Mutex::new(wakeups.clone()),
+            succession: Arc::clone(succession),
         };
-        let restore = Arc::new(restore);
+        let hots = Arc::new(Hots::new(shared, config.clone()));
+        let restored = Arc::clone(&hots);
+        let restore = Arc::new(move |generation: &Arc<_>| restored.restore(generation));
         let (policy, deadline) = (config.repair, config.calls.deadline);
-        let supervisor = if matches!(heritage, Heritage::None) {
-            Supervisor::begin(inbox, backing, Arc::clone(&gate), restore, policy, deadline, watch.clone())?
-        } else {
-            let (gate, watch) = (Arc::clone(&gate), watch.clone());
-            let parts = Parts { inbox, backing, gate, restore, policy, deadline, watch };
-            Supervisor::resume(parts, succession.predecessor())?
-        };
+        let parts = Parts { inbox, backing, gate: Arc::clone(&gate), restore, policy, deadline, watch: watch.clone() };
         Ok(Core {
             gate,
-            overlay,
-            supervisor: Arc::new(supervisor),
+            hots,
+            supervisor: Arc::default(),
+            parts: Mutex::new(Some((parts, successor))),
             watch,
             events,
             wakeups,
             inbox: wakeup_inbox,
-            mount: Arc::default(),
             succession: Arc::clone(succession),
+            stays: config.is_run(),
         })
+    }
+
+    /// The supervisor begins. Not before the overlays have taken over what a predecessor left: a first generation is for them.
+    fn begin(&self) -> io::Result<()> {
+        let Some((parts, successor)) = self.parts.lock().take() else { return Ok(()) };
+        let supervisor = if successor {
+            Supervisor::resume(parts, self.succession.predecessor())?
+        } else {
+            let Parts { inbox, backing, gate, restore, policy, deadline, watch } = parts;
+            Supervisor::begin(inbox, backing, gate, restore, policy, deadline, watch)?
+        };
+        _ = self.supervisor.set(Arc::new(supervisor));
+        Ok(())
+    }
+
+    fn retry_now(&self) {
+        self.supervisor.get().inspect(|supervisor| supervisor.retry_now());
     }
 
     /// Waits for the first generation, or for the news that there will be none, or for the end.
@@ -372,8 +354,8 @@ impl Core {
                 Ok(Wakeup::Terminate) => {
                     return Err(MountError::Mount("it was told to end before the overlay was mounted".into()));
                 }
-                Ok(Wakeup::Retry) => self.supervisor.retry_now(),
-                Ok(Wakeup::Unmounted(_)) | Err(_) => {}
+                Ok(Wakeup::Retry) => self.retry_now(),
+                Ok(Wakeup::Unmounted(..)) | Err(_) => {}
             }
             let wait = if soft { until.saturating_duration_since(Instant::now()).min(GLANCE) } else { GLANCE };
             let event = match self.events.recv_timeout(wait) {
@@ -398,149 +380,88 @@ impl Core {
         }
     }
 
-    /// Mounts the overlay and returns when the kernel and the session agree.
-    fn mount(&self, config: &DaemonConfig) -> Result<Arc<Mount>, MountError> {
-        let (device, mount) = Mount::attach(&config.overlays[0].overlay, &config.source.label(), &config.home)?;
-        let mount = Arc::new(mount);
-        self.serve_session(&mount, Device::new(device), None).inspect_err(|_| _ = mount.unmount(true))?;
-        mount.raise_read_ahead();
-        Ok(Arc::clone(self.mount.get_or_init(|| mount)))
-    }
-
-    /// Goes on with the mount of a predecessor.
-    fn go_on(
-        &self,
-        config: &DaemonConfig,
-        mounted: Mounted,
-        inherited: Option<Box<Inherited>>,
-    ) -> Result<Arc<Mount>, MountError> {
-        let Mounted { device, greeting, dev } = mounted;
-        let mount = Arc::new(Mount::resumed(&config.overlays[0].overlay, &config.source.label(), &config.home, dev));
-        // First of all: whoever unmounts must find it.
-        let mount = Arc::clone(self.mount.get_or_init(|| mount));
-        self.serve_session(&mount, device, Some((greeting, inherited)))?;
-        if self.overlay.awaits_a_request() {
-            // The callers of what a predecessor had read make none while they wait.
-            let path = config.home.clone();
-            let ask = move || {
-                let _ = nix::sys::statvfs::statvfs(&path);
-            };
-            std::thread::Builder::new().name("first".into()).spawn(ask).map_err(system)?;
-        }
-        Ok(mount)
-    }
-
-    /// Serves a session, one that begins or a predecessor's, in a thread of its own; returns when it has begun.
-    fn serve_session(&self, mount: &Arc<Mount>, device: Device, before: Option<Before>) -> Result<(), MountError> {
-        let (sender, begun) = channel();
-        let (overlay, wakeups) = (Arc::clone(&self.overlay), self.wakeups.clone());
-        let (succession, mounted) = (Arc::clone(&self.succession), Arc::clone(mount));
-        let session = move || {
-            let session = overlay.begin_session(device, before, |device, greeting| {
-                // Before the first request is read: whoever is told something is told it by one that has a successor.
-                succession.serving(device.as_fd(), greeting, &mounted)
-            });
-            let result = session.and_then(|session| {
-                _ = sender.send(());
-                crate::overlay::run_session(session)
-            });
-            _ = wakeups.send(Wakeup::Unmounted(result));
-        };
-        std::thread::Builder::new().name("session".into()).spawn(session).map_err(system)?;
-        match begun.recv_timeout(DRAIN) {
-            Ok(()) => Ok(()),
-            Err(RecvTimeoutError::Timeout) => {
-                Err(MountError::System("the kernel did not begin the FUSE session".into()))
-            }
-            // It has said why to the one who waits for its end.
-            Err(RecvTimeoutError::Disconnected) => Err(match self.inbox.recv_timeout(DRAIN) {
-                Ok(Wakeup::Unmounted(Err(error))) => MountError::System(format!("the FUSE session: {error}")),
-                _ => MountError::System("the FUSE session ended at once".into()),
-            }),
-        }
-    }
-
     fn observed(&self, config: &Arc<DaemonConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
-        let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
-        let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
-        let succession = Arc::clone(&self.succession);
-        let (handed_on, told) = (Arc::clone(&self.succession), self.succession.link().clone());
-        let hot = config.home.clone();
+        let (supervisor, wakeups) = (Arc::clone(&self.supervisor), Mutex::new(self.wakeups.clone()));
+        let link = self.succession.link().clone();
+        let handed_on = Arc::clone(&self.succession);
+        let hots = || Arc::clone(&self.hots);
+        let (counted, viewed, kept, attached, detached, stopped, upgraded) =
+            (hots(), hots(), hots(), hots(), hots(), hots(), hots());
+        let stays = self.stays;
         Observed {
             config: Arc::clone(config),
             gate: Arc::clone(&self.gate),
             watch: self.watch.clone(),
             worker: Arc::clone(worker),
             started,
-            counts: Arc::new(move || overlay.counts()),
-            kept: Arc::new(move || succession.kept()),
-            retry_now: Arc::new(move || supervisor.retry_now()),
-            upgrade: Arc::new(move |path| upgrade(&handed_on, &hot, path)),
-            upgraded: Arc::new(move || told.upgraded()),
+            counts: Arc::new(move || counted.counts()),
+            overlays: Arc::new(move || viewed.views()),
+            kept: Arc::new(move || kept.kept()),
+            retry_now: Arc::new(move || _ = supervisor.get().inspect(|supervisor| supervisor.retry_now())),
+            upgrade: Arc::new(move |path| upgrade(&handed_on, &upgraded, path)),
+            upgraded: Arc::new(move || link.upgraded()),
+            attach: Arc::new(move |at, nonempty| attached.attach(at, nonempty).map_err(|error| error.to_string())),
+            detach: Arc::new(move |path, lazy| detached.detach(path, lazy)),
             stop: Arc::new(move |lazy| {
-                let Some(mount) = mount.get() else {
-                    // Nothing is mounted yet; who asks wants the daemon to end.
-                    _ = wakeups.lock().send(Wakeup::Terminate);
-                    return Ok(());
-                };
-                match mount.unmount(lazy) {
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                        Err(UmountRefused::Busy("target is busy".into()))
-                    }
-                    Err(error) => Err(UmountRefused::Other(error.to_string())),
-                    Ok(()) => Ok(()),
+                let mounted = stopped.views().iter().any(|view| view.mounted);
+                if mounted {
+                    stopped.unmount_all(lazy)?;
                 }
+                if stays || !mounted {
+                    // Nothing is mounted that could end it; who asks wants the daemon to end.
+                    _ = wakeups.lock().send(Wakeup::Terminate);
+                }
+                Ok(())
             }),
         }
     }
 
-    /// Serves until nothing is mounted any more.
-    fn serve(&self, mount: &Mount) {
+    /// Serves until nothing is mounted any more, or until it is told to end.
+    fn serve(&self) {
         let every = notify::watchdog_interval().unwrap_or(LOOK).min(LOOK);
-        let (mut gone_since, mut told_to_end) = (None, None::<Instant>);
+        let mut told_to_end = None::<Instant>;
         let mut orphans = orphans::Orphans::default();
         loop {
             orphans.look();
+            if told_to_end.is_some() && self.hots.is_empty() {
+                return;
+            }
             if told_to_end.is_some_and(|at| at.elapsed() >= DRAIN) {
                 // Somebody in another mount namespace holds a copy of the mount, and a file in it; our end is theirs.
                 tracing::warn!("still in use elsewhere; its users are cut off");
-                let _ = mount.unmount(true);
+                self.hots.cut_off();
                 return;
             }
-            if mount.is_mounted() {
-                gone_since = None;
-            } else if self.is_abandoned(*gone_since.get_or_insert_with(Instant::now)) {
+            for slot in self.hots.abandoned() {
                 tracing::info!("unmounted here; another mount namespace has a copy, which ends now");
-                return;
+                if !self.stays {
+                    return;
+                }
+                self.hots.end_copies(slot);
+                self.remove(slot);
             }
             for (_, event) in self.events.try_iter() {
                 tracing::debug!(?event);
                 match event {
-                    Event::OutageBegan { since, .. } => self.succession.outage(Some(since)),
-                    Event::Recovered { .. } => self.succession.outage(None),
+                    Event::OutageBegan { since, .. } => self.hots.outage(Some(since)),
+                    Event::Recovered { .. } => self.hots.outage(None),
                     _ => {}
                 }
                 notify::status(&self.watch.snapshot());
             }
             match self.inbox.recv_timeout(every) {
-                Ok(Wakeup::Unmounted(Ok(()))) => {
-                    // Somebody has ended the connection and left the mount: every call on it would fail for ever.
-                    if mount.is_at_its_place() {
-                        tracing::error!("the FUSE connection was aborted; the overlay is unmounted");
-                        let _ = mount.unmount(true);
+                Ok(Wakeup::Unmounted(slot, result)) => {
+                    self.hots.ended(slot, &result);
+                    if !self.stays {
+                        return;
                     }
-                    return;
-                }
-                Ok(Wakeup::Unmounted(Err(error))) => {
-                    tracing::error!(%error, "the FUSE session failed");
-                    let _ = mount.unmount(true);
-                    return;
+                    self.remove(slot);
                 }
                 Ok(Wakeup::Terminate) => {
                     told_to_end.get_or_insert_with(Instant::now);
-                    self.terminate(mount);
+                    self.hots.terminate();
                 }
-                Ok(Wakeup::Retry) => self.supervisor.retry_now(),
+                Ok(Wakeup::Retry) => self.retry_now(),
                 // Asking for the load takes the gate's lock: a gate that is stuck keeps the watchdog silent.
                 Err(RecvTimeoutError::Timeout) if self.gate.load().threads < usize::MAX => notify::alive(),
                 Err(_) => return,
@@ -548,21 +469,13 @@ impl Core {
         }
     }
 
-    /// True when the overlay has been unmounted here for a moment and nobody has anything open. The kernel does not end
-    /// the session as long as a copy of the mount exists in another namespace, and every process that made its own
-    /// namespace while the overlay was mounted has one.
-    fn is_abandoned(&self, gone_since: Instant) -> bool {
-        let counts = self.overlay.counts();
-        gone_since.elapsed() >= LOOK && counts.open_files == 0 && counts.open_dirs == 0
-    }
-
-    /// Unmounts; users that are still there lose the mount, but never a write that was acknowledged.
-    fn terminate(&self, mount: &Mount) {
-        if let Err(error) = mount.unmount(false) {
-            tracing::warn!(%error, "the overlay is in use; its users are cut off");
-            // The connection is found by its mount, so it is ended first.
-            mount.abort();
-            let _ = mount.unmount(true);
+    /// Forgets an overlay, in a thread of its own: what is uncommitted may take a while.
+    fn remove(&self, slot: u32) {
+        let hots = Arc::clone(&self.hots);
+        let remove = move || hots.remove(slot);
+        if let Err(error) = std::thread::Builder::new().name("detach".into()).spawn(remove) {
+            tracing::warn!(%error, "no thread to detach an overlay with");
+            self.hots.remove(slot);
         }
     }
 
@@ -571,8 +484,9 @@ impl Core {
         while self.gate.load().waiting > 0 && !self.gate.in_outage() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
-        self.overlay.finish(Instant::now() + COMMIT);
+        self.hots.finish(Instant::now() + COMMIT);
+        self.hots.end();
         self.gate.stop();
-        self.supervisor.stop();
+        self.supervisor.get().inspect(|supervisor| supervisor.stop());
     }
 }

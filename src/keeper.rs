@@ -31,6 +31,16 @@ pub mod threads;
 
 /// Name of the FUSE device among what is held: while it is, a daemon that died can have a successor.
 pub const DEVICE: &str = "device";
+/// The name of something that is held once for each overlay, by the overlay's number.
+pub fn slotted(name: &str, slot: u32) -> String {
+    if slot == 0 { name.into() } else { format!("{name}.{slot}") }
+}
+
+/// True if such a name is that of a device.
+pub fn is_device(name: &str) -> bool {
+    name.strip_prefix(DEVICE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Environment variable with the number of the descriptor that leads to the other side.
 pub const LINK: &str = "STEADFS_LINK";
 

@@ -12,6 +12,7 @@ pub mod gate;
 pub mod handover;
 pub mod keeper;
 pub mod log;
+pub mod mountpoint;
 pub mod overlay;
 pub mod rundir;
 pub mod spool;

@@ -21,6 +21,7 @@ mod restore;
 mod resume;
 mod session;
 mod settle;
+mod shown;
 mod sweep;
 
 use nix::errno::Errno;
@@ -29,13 +30,13 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
-use crate::config::OverlayConfig;
+use crate::config::{HotPath, OverlayConfig, StatfsFrom};
 use crate::gate::{Class, Context, Gate, Op, Terms};
 use crate::handover::{Grant, Notes};
 use crate::log::Budget;
@@ -53,6 +54,7 @@ use refuse::Resending;
 use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
+use shown::LocalSpace;
 
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
@@ -82,11 +84,32 @@ pub struct Counts {
     pub lost_files: u64,
 }
 
+/// Of several overlays together.
+impl std::iter::Sum for Counts {
+    fn sum<I: Iterator<Item = Counts>>(all: I) -> Counts {
+        all.fold(Counts::default(), |sum, one| Counts {
+            open_files: sum.open_files + one.open_files,
+            open_dirs: sum.open_dirs + one.open_dirs,
+            nodes: sum.nodes + one.nodes,
+            log_bytes: sum.log_bytes + one.log_bytes,
+            log_limit: sum.log_limit + one.log_limit,
+            dirty_files: sum.dirty_files + one.dirty_files,
+            replayed_bytes: sum.replayed_bytes + one.replayed_bytes,
+            spooled_files: sum.spooled_files + one.spooled_files,
+            lost_files: sum.lost_files + one.lost_files,
+        })
+    }
+}
+
 /// One overlay.
 pub struct Overlay {
     gate: Arc<Gate>,
     traits: Traits,
     config: OverlayConfig,
+    /// Directory of the backing that is shown; empty for its root.
+    base: PathBuf,
+    /// Whose figures statfs(2) gives, if not the backing's.
+    local_space: Option<LocalSpace>,
     nodes: Nodes,
     files: Files,
     inodes: Inodes,
@@ -114,24 +137,34 @@ impl Overlay {
     /// An overlay whose calls go through `gate` to a backing with these traits. It keeps up to `log_size` bytes of
     /// uncommitted changes; `rescue` gets what cannot be sent again. It ends with this process.
     pub fn new(gate: Arc<Gate>, traits: Traits, config: OverlayConfig, log_size: u64, rescue: Rescue) -> Arc<Overlay> {
-        Overlay::noting(gate, traits, config, log_size, rescue, Notes::nowhere())
+        let hot = HotPath { mountpoint: PathBuf::new(), path: PathBuf::new(), overlay: config, slot: 0 };
+        Overlay::noting(gate, traits, hot, log_size, rescue, Notes::nowhere())
     }
 
     /// As [`Overlay::new`]; what a successor has to know is noted.
     pub fn noting(
         gate: Arc<Gate>,
         traits: Traits,
-        config: OverlayConfig,
+        hot: HotPath,
         log_size: u64,
         rescue: Rescue,
         notes: Notes,
     ) -> Arc<Overlay> {
-        Arc::new_cyclic(|myself| Overlay {
+        let HotPath { mountpoint, path: base, overlay: config, .. } = hot;
+        let local = (config.statfs == StatfsFrom::Local).then(|| LocalSpace::of(&mountpoint));
+        let local_space = local.and_then(|opened| {
+            opened
+                .inspect_err(|error| tracing::error!(%error, "statfs=local: the directory above cannot be opened"))
+                .ok()
+        });
+        let overlay = Arc::new_cyclic(|myself| Overlay {
             gather: Gather::start(config.gather, myself.clone()),
             gate,
             traits,
             config,
-            nodes: Nodes::new(traits.stable_inodes, notes.clone()),
+            nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()),
+            base,
+            local_space,
             files: Files::new(notes.clone()),
             inodes: Inodes::new(notes.clone()),
             budget: Budget::new(log_size),
@@ -153,7 +186,9 @@ impl Overlay {
             resending: Resending::default(),
             recount: Mutex::default(),
             given: Mutex::default(),
-        })
+        });
+        overlay.look_at_local_space();
+        overlay
     }
 
     /// Present figures.

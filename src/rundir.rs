@@ -22,14 +22,18 @@ pub fn base() -> PathBuf {
     }
 }
 
-/// The directory of the overlay at `mountpoint`, an absolute path.
+/// The directory of the overlay at `mountpoint`, an absolute path, or of a daemon's `home`.
 pub fn of(mountpoint: &Path) -> PathBuf {
     base().join(name(mountpoint))
 }
 
-/// The name of an overlay's directories, here and elsewhere: its path escaped as systemd.unit(5) does.
+/// The name of an overlay's directories, here and elsewhere: its path escaped as systemd.unit(5) does. `@NAME`, which is no
+/// absolute path, stays what it is.
 pub fn name(mountpoint: &Path) -> String {
-    escape(mountpoint.as_os_str())
+    match mountpoint.to_str() {
+        Some(name) if name.starts_with('@') => name.into(),
+        _ => escape(mountpoint.as_os_str()),
+    }
 }
 
 /// Makes that directory with mode 0700 and returns it.
@@ -74,6 +78,8 @@ mod tests {
     #[test]
     fn names_are_escaped_as_systemd_does() {
         assert_eq!(escape(OsStr::new("/srv/jobs/a-b c")), "srv-jobs-a\\x2db\\x20c");
+        assert_eq!(name(Path::new("/@box")), "\\x40box");
+        assert_eq!(name(Path::new("@box")), "@box");
     }
 
     #[test]

@@ -8,11 +8,11 @@ pub mod sockets;
 pub mod status;
 pub mod textfile;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::config::DaemonConfig;
+use crate::config::{DaemonConfig, HotPath};
 use crate::daemon::link::Upgraded;
 use crate::gate::Gate;
 use crate::overlay::Counts;
@@ -70,7 +70,29 @@ pub struct Kept {
 /// Asks to be replaced by the executable at that path; an error says why that cannot be.
 pub type Upgrade = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
 
-/// All that may be observed of one mount.
+/// What can be seen of one overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The hot path.
+    pub mountpoint: PathBuf,
+    /// What it shows of the backing.
+    pub path: PathBuf,
+    /// Its filesystem type is `fuse.` and this.
+    pub subtype: String,
+    /// It refuses every change.
+    pub read_only: bool,
+    /// It is mounted there.
+    pub mounted: bool,
+    /// Its figures.
+    pub counts: Counts,
+}
+
+/// Mounts one more overlay, though its directory be not empty if so asked; the error is for the user.
+pub type Attach = Arc<dyn Fn(HotPath, bool) -> Result<(), String> + Send + Sync>;
+/// Unmounts one, lazily if so asked.
+pub type Detach = Arc<dyn Fn(&Path, bool) -> Result<(), UmountRefused> + Send + Sync>;
+
+/// All that may be observed of one daemon.
 #[derive(Clone)]
 pub struct Observed {
     /// Its configuration.
@@ -81,14 +103,20 @@ pub struct Observed {
     pub watch: Watch,
     /// Its worker.
     pub worker: Arc<Worker>,
-    /// Its overlay's figures.
+    /// Its overlays' figures.
     pub counts: Arc<dyn Fn() -> Counts + Send + Sync>,
+    /// Its overlays.
+    pub overlays: Arc<dyn Fn() -> Vec<View> + Send + Sync>,
     /// What keeps it.
     pub kept: Arc<dyn Fn() -> Kept + Send + Sync>,
     /// Asks the supervisor to try again at once (`steadfs recover`).
     pub retry_now: Arc<dyn Fn() + Send + Sync>,
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
+    /// Attaches an overlay (`steadfs attach`).
+    pub attach: Attach,
+    /// Detaches one (`steadfs detach`, `steadfs umount`).
+    pub detach: Detach,
     /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.
     pub upgrade: Upgrade,
     /// What became of that.

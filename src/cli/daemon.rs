@@ -1,22 +1,19 @@
 //! `steadfs daemon`, which only a keeper starts: see [`crate::keeper`].
 
-use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::mount::{claim, logging};
+use super::mount::logging;
 use super::{complain, exit_code};
 use crate::config::DaemonConfig;
 use crate::daemon::link::{Link, Request, Start};
+use crate::daemon::stored::{CONFIG, read_config};
 use crate::daemon::{self, MountError};
 use crate::keeper::message::Why;
+use crate::mountpoint::claim;
 use crate::rundir;
-
-/// Name under which the configuration is held: a [`DaemonConfig`] as JSON.
-pub const CONFIG: &str = "config";
 
 /// Arguments of `steadfs daemon`.
 #[derive(Debug, Clone, clap::Args)]
@@ -104,14 +101,4 @@ fn read(start: &Start) -> std::io::Result<DaemonConfig> {
     let found = start.held.iter().find(|(name, _)| name == CONFIG);
     let (_, descriptor) = found.ok_or_else(|| std::io::Error::other("the keeper has none"))?;
     read_config(descriptor)
-}
-
-/// What is held as [`CONFIG`].
-pub fn read_config(descriptor: &OwnedFd) -> std::io::Result<DaemonConfig> {
-    let mut file = std::fs::File::from(descriptor.try_clone()?);
-    // Its offset is shared with whoever read it before.
-    file.rewind()?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
 }

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::complain;
-use super::mount::claim::{self, Claim, Holder};
 use super::options::duration;
 use super::umount;
 use crate::config::KeeperConfig;
@@ -15,6 +14,7 @@ use crate::keeper::executable::Executable;
 use crate::keeper::machine::Policy;
 use crate::keeper::notify;
 use crate::keeper::run::{self, Setup};
+use crate::mountpoint::claim::{self, Claim, Holder};
 
 /// Arguments of `steadfs keeper`.
 #[derive(Debug, Clone, clap::Args)]

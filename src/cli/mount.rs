@@ -1,13 +1,9 @@
 //! `steadfs mount`.
 
 mod background;
-pub(super) mod claim;
-mod dead;
 pub(super) mod kept;
 pub(super) mod logging;
 mod machine;
-pub(super) mod place;
-pub(super) mod sweep;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +12,7 @@ use super::{complain, exit_code, options, source};
 use crate::config::{DaemonConfig, MetricsListen, Source};
 use crate::daemon::{self, MountError};
 use crate::keeper::notify;
+use crate::mountpoint::{claim, dead, place};
 
 /// Arguments of `steadfs mount`: those of sshfs, so that one can stand in for the other.
 #[derive(Debug, Clone, clap::Args)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::mount::claim;
 use crate::daemon::MountError;
+use crate::mountpoint::{claim, place};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::sockets;
@@ -132,7 +132,7 @@ fn failed(text: &str) -> ExitCode {
 
 /// The path as the daemon knows it, without touching what is mounted there: only its parents are resolved.
 pub(super) fn resolve(mountpoint: &Path) -> PathBuf {
-    super::mount::place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
+    place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
 }
 
 /// Those of all mounts of this user; an error if somebody else could have made them.

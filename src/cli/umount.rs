@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::mount::claim::{self, Claim, Holder, Watching};
-use super::mount::{place, sweep};
 use super::{complain, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
+use crate::mountpoint::claim::{self, Claim, Holder, Watching};
+use crate::mountpoint::{place, sweep};
 use crate::rundir;
 use crate::telemetry::sockets;
 use crate::worker;

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::mount::claim::{self, Watching};
 use super::{complain, exit_code, status};
 use crate::daemon::MountError;
+use crate::mountpoint::claim::{self, Watching};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::status::Status;

@@ -14,6 +14,9 @@ pub struct HotPath {
     /// Directory of the backing that is shown there, relative to its root; empty for all of it. Has no `.` and no `..`.
     #[serde(default)]
     pub path: PathBuf,
+    /// Number under which its descriptors are held for a successor; another one for each overlay of a daemon.
+    #[serde(default)]
+    pub slot: u32,
     /// How it looks.
     #[serde(default)]
     pub overlay: OverlayConfig,

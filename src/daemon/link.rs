@@ -3,7 +3,7 @@
 //! All of it does nothing without a keeper. Nothing blocks: what a slow keeper does not take at once is sent later. When the
 //! keeper dies, the next is started and gets everything again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Child;
@@ -32,7 +32,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// Pause after an error of a channel that is not closed.
 const RETRY: Duration = Duration::from_millis(100);
 /// Most messages that wait for a keeper that does not read.
-const BACKLOG: usize = 256;
+const BACKLOG: usize = 4096;
 
 /// How this daemon was started.
 #[derive(Debug)]
@@ -156,14 +156,17 @@ impl Link {
     }
 
     /// Says what has to be aborted if no successor can go on, or if this daemon cannot be killed.
-    pub fn mounted(&self, what: What, place: Option<Place>) {
+    pub fn mounted(&self, what: What, slot: u32, place: Option<Place>) {
         let Some(shared) = &self.0 else { return };
         let mut state = shared.state.lock();
         match what {
-            What::Overlay => state.overlay.clone_from(&place),
+            What::Overlay => match &place {
+                Some(place) => drop(state.overlays.insert(slot, place.clone())),
+                None => drop(state.overlays.remove(&slot)),
+            },
             What::Backing => state.backing.clone_from(&place),
         }
-        state.send(Message::Mounted { what, place }, None);
+        state.send(Message::Mounted { what, slot, place }, None);
     }
 
     /// Says that calls are served.
@@ -226,7 +229,7 @@ impl Handshake {
             keeper: std::os::unix::process::parent_id(),
             outbox: VecDeque::new(),
             held,
-            overlay: None,
+            overlays: BTreeMap::new(),
             backing: None,
             ready: false,
             ended: None,
@@ -264,7 +267,7 @@ struct State {
     keeper: u32,
     outbox: VecDeque<(Message, Option<OwnedFd>)>,
     held: Store,
-    overlay: Option<Place>,
+    overlays: BTreeMap<u32, Place>,
     backing: Option<Place>,
     ready: bool,
     ended: Option<u8>,
@@ -313,10 +316,9 @@ impl State {
         for (name, descriptor) in self.held.iter() {
             all.push((Message::Hold { name: name.into() }, Some(descriptor.try_clone_to_owned()?)));
         }
-        for (what, place) in [(What::Overlay, &self.overlay), (What::Backing, &self.backing)] {
-            if place.is_some() {
-                all.push((Message::Mounted { what, place: place.clone() }, None));
-            }
+        let overlays = self.overlays.iter().map(|(slot, place)| (What::Overlay, *slot, place));
+        for (what, slot, place) in overlays.chain(self.backing.iter().map(|place| (What::Backing, 0, place))) {
+            all.push((Message::Mounted { what, slot, place: Some(place.clone()) }, None));
         }
         all.extend(self.ready.then_some((Message::Ready, None)));
         all.extend(self.ended.map(|status| (Message::Ended { status }, None)));

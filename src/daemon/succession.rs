@@ -1,7 +1,8 @@
 //! What a daemon has from its predecessor, and what it leaves to its successor (promise P6).
 //!
-//! Held by the keeper, by name: [`DEVICE`], [`MEMORY`], the [`SESSION`] in a form that every version reads, and the [`ROOT`]
-//! of the live generation.
+//! Held by the keeper, by name: the [`CONFIG`] and the [`ROOT`] of the live generation; and for each overlay its [`DEVICE`], its
+//! [`MEMORY`], the [`SESSION`] in a form that every version reads, and the lock on its mountpoint ([`CLAIM`]), with its number
+//! behind the name ([`slotted`]).
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -15,11 +16,12 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::link::{Link, Start};
+use super::stored::{self, CLAIM, CONFIG};
 use crate::backing::{Generation, Record};
-use crate::config::DaemonConfig;
-use crate::handover::{Inherited, Item, Memory, Notes, Sizes, item};
+use crate::config::{DaemonConfig, HotPath};
+use crate::handover::{Inherited, Item, Memory, Notes, Picture, Sizes, item};
 use crate::keeper::message::{What, Why};
-use crate::keeper::{DEVICE, monotonic_ms};
+use crate::keeper::{DEVICE, monotonic_ms, slotted};
 use crate::overlay::mount::Mount;
 use crate::overlay::{Device, Greeting};
 use crate::supervisor::{Event, Legacy, Predecessor};
@@ -81,14 +83,15 @@ struct Lineage {
 }
 
 impl Heritage {
-    /// Says whether the session of the predecessor has ended: it was unmounted, or aborted. A question, since it can end at
-    /// any time.
-    pub fn device_ended(&self) -> impl Fn() -> bool + use<> {
-        let device = match self {
+    /// Says whether the sessions of the predecessor have all ended: they were unmounted, or aborted. A question, since it can
+    /// happen at any time.
+    pub fn devices_ended(all: &[Bequest]) -> impl Fn() -> bool + use<> {
+        let device = |bequest: &Bequest| match &bequest.heritage {
             Heritage::None => None,
             Heritage::Whole(mounted, _) | Heritage::Blind(mounted, _) => mounted.device.try_clone().ok(),
         };
-        move || device.as_ref().is_some_and(|device| session_ended(device.as_fd()))
+        let devices: Vec<_> = all.iter().filter_map(device).collect();
+        move || !devices.is_empty() && devices.iter().all(|device| session_ended(device.as_fd()))
     }
 }
 
@@ -99,81 +102,128 @@ fn session_ended(device: BorrowedFd<'_>) -> bool {
     polled.is_ok() && fds[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLERR))
 }
 
-/// See the module.
+/// See the module. What all overlays of a daemon have in common.
 pub struct Succession {
     link: Link,
-    notes: Notes,
-    /// The record of the live generation, until the session is noted: that comes first.
-    record: Mutex<(bool, Option<Vec<u8>>)>,
     legacy: Mutex<Predecessor>,
     lineage: Mutex<Lineage>,
     /// When the predecessor died.
     died: Instant,
 }
 
+/// What is left for a successor of one overlay.
+pub struct Will {
+    succession: Arc<Succession>,
+    slot: u32,
+    notes: Notes,
+    /// The record of the live generation, until the session is noted: that comes first.
+    record: Mutex<(bool, Option<Vec<u8>>)>,
+}
+
+/// One overlay that is to be mounted or gone on with.
+pub struct Bequest {
+    /// Which.
+    pub hot: HotPath,
+    /// What there is of it.
+    pub heritage: Heritage,
+    /// Where its own is noted.
+    pub will: Will,
+    /// The lock on its mountpoint, if it has one of its own.
+    pub claim: Option<OwnedFd>,
+}
+
 impl Succession {
     /// Of a daemon that nobody keeps.
-    pub fn none() -> Succession {
-        Succession::with(Link::none(), Notes::nowhere(), Predecessor::default())
+    pub fn none(config: &DaemonConfig) -> (Arc<Succession>, Vec<Bequest>) {
+        let succession = Arc::new(Succession::with(Link::none(), Predecessor::default()));
+        let begin = |hot: &HotPath| Bequest {
+            hot: hot.clone(),
+            heritage: Heritage::None,
+            will: Will::new(&succession, hot.slot, Notes::nowhere()),
+            claim: None,
+        };
+        let all = config.overlays.iter().map(begin).collect();
+        (succession, all)
     }
 
-    /// Takes what the keeper held. An error says why the mount cannot be gone on with.
-    pub fn begin(link: Link, start: Start, config: &DaemonConfig) -> io::Result<(Succession, Heritage)> {
+    /// Takes what the keeper held. An error says why the mounts cannot be gone on with.
+    pub fn begin(link: Link, start: Start, config: &DaemonConfig) -> io::Result<(Arc<Succession>, Vec<Bequest>)> {
         let mut held = start.held;
-        let mut take = |wanted: &str| {
-            let at = held.iter().position(|(name, _)| name == wanted)?;
+        let mut take = |name: &str, slot: u32| {
+            let at = held.iter().position(|(held, _)| *held == slotted(name, slot))?;
             Some(held.swap_remove(at).1)
         };
-        if start.why == Why::First {
-            let notes = new_memory(&link, config);
-            return Ok((Succession::with(link, notes, Predecessor::default()), Heritage::None));
+        let mut found = Vec::new();
+        for hot in &config.overlays {
+            let mounted = if start.why == Why::First { None } else { take_session(hot.slot, &mut take)? };
+            // Of a single overlay it is that of the daemon, which the keeper looks after.
+            let claim = if hot.slot == 0 { None } else { take(CLAIM, hot.slot) };
+            found.push((hot.clone(), mounted, claim));
         }
-        let (Some(device), Some(session)) = (take(DEVICE), take(SESSION)) else {
-            return Err(io::Error::other("the keeper did not hold the device and its session"));
-        };
-        let session = read_session(session)?;
-        let ago = Duration::from_millis(monotonic_ms().saturating_sub(start.died));
-        let died = if start.died == 0 { None } else { Instant::now().checked_sub(ago) };
-        let lineage = Lineage {
-            successions: session.successions + 1,
-            mounted: session.mounted.map_or(SystemTime::now(), |at| UNIX_EPOCH + Duration::from_secs(at)),
-            last: Some(Last { at: SystemTime::now(), reason: start.reason, pause: Duration::ZERO }),
-        };
-        let succeed = |link, notes, predecessor| {
-            let fresh = Succession::with(link, notes, predecessor);
-            Succession { lineage: Mutex::new(lineage), died: died.unwrap_or(fresh.died), ..fresh }
-        };
-        let mounted = Mounted {
-            device: Device::new(device),
-            greeting: Greeting { init: session.init, reply: session.reply },
-            dev: session.dev,
-        };
-        let memory = take(MEMORY).ok_or_else(|| "no memory was held".to_owned());
-        match memory.and_then(|memory| Memory::take_over(memory).map_err(|error| error.to_string())) {
-            Ok((memory, inherited)) => {
-                if let Some(torn) = &inherited.torn {
-                    tracing::error!(?torn, "the last record of the predecessor was damaged");
-                }
-                let mut predecessor = predecessor(inherited.picture.backing.as_deref(), take(ROOT));
-                predecessor.outage_since = inherited.picture.aside.get(OUTAGE).and_then(|since| instant_of(since));
-                let succession = succeed(link, Notes::in_memory(Arc::new(memory)), predecessor);
-                Ok((succession, Heritage::Whole(mounted, Box::new(inherited))))
-            }
-            // The executable before this one can read it.
-            Err(reason) if start.trial => Err(io::Error::other(format!(
-                "what the daemon before this one had noted cannot be read ({reason}): unmount and mount again to change to this version"
-            ))),
-            Err(reason) => {
-                let notes = new_memory(&link, config);
-                Ok((succeed(link, notes, Predecessor::default()), Heritage::Blind(mounted, reason)))
-            }
+        let sessions: Vec<&Session> = found.iter().filter_map(|(_, mounted, _)| Some(&mounted.as_ref()?.0)).collect();
+        if start.why != Why::First && sessions.is_empty() {
+            return Err(io::Error::other("the keeper did not hold a device and its session"));
         }
+        let root = if sessions.is_empty() { None } else { take(ROOT, 0) };
+        let mut succession = Succession::with(link, Predecessor::default());
+        if let Some(session) = sessions.iter().max_by_key(|session| session.successions) {
+            let ago = Duration::from_millis(monotonic_ms().saturating_sub(start.died));
+            let died = if start.died == 0 { None } else { Instant::now().checked_sub(ago) };
+            succession.died = died.unwrap_or(succession.died);
+            succession.lineage = Mutex::new(Lineage {
+                successions: session.successions + 1,
+                mounted: session.mounted.map_or(SystemTime::now(), |at| UNIX_EPOCH + Duration::from_secs(at)),
+                last: Some(Last { at: SystemTime::now(), reason: start.reason, pause: Duration::ZERO }),
+            });
+        }
+        let succession = Arc::new(succession);
+        let (mut all, mut before) = (Vec::new(), Predecessor::default());
+        for (hot, mounted, claim) in found {
+            let (heritage, notes) = match mounted {
+                None => (Heritage::None, new_memory(&succession.link, hot.slot, config.log.size)),
+                Some((_, mounted, memory)) => match taken_over(memory) {
+                    Ok((notes, inherited)) => {
+                        note_predecessor(&mut before, &inherited.picture);
+                        (Heritage::Whole(mounted, inherited), notes)
+                    }
+                    // The executable before this one can read it.
+                    Err(reason) if start.trial => {
+                        return Err(io::Error::other(format!(
+                            "what the daemon before this one had noted cannot be read ({reason}): unmount and mount again to change to this version"
+                        )));
+                    }
+                    Err(reason) => {
+                        let notes = new_memory(&succession.link, hot.slot, config.log.size);
+                        (Heritage::Blind(mounted, reason), notes)
+                    }
+                },
+            };
+            all.push(Bequest { will: Will::new(&succession, hot.slot, notes), hot, heritage, claim });
+        }
+        if let Some(live) = &mut before.live {
+            live.root = root;
+        }
+        *succession.legacy.lock() = before;
+        Ok((succession, all))
     }
 
-    fn with(link: Link, notes: Notes, predecessor: Predecessor) -> Succession {
+    fn with(link: Link, predecessor: Predecessor) -> Succession {
         let lineage = Mutex::new(Lineage { successions: 0, mounted: SystemTime::now(), last: None });
-        let (record, legacy) = (Mutex::default(), Mutex::new(predecessor));
-        Succession { link, notes, record, legacy, lineage, died: Instant::now() }
+        Succession { link, legacy: Mutex::new(predecessor), lineage, died: Instant::now() }
+    }
+
+    /// For an overlay that comes later, with memory for a write log of that many bytes.
+    pub fn attach(self: &Arc<Succession>, hot: HotPath, log_size: u64) -> Bequest {
+        let will = Will::new(self, hot.slot, new_memory(&self.link, hot.slot, log_size));
+        Bequest { hot, heritage: Heritage::None, will, claim: None }
+    }
+
+    /// The daemon is configured otherwise from now on.
+    pub fn configured(&self, config: &DaemonConfig) -> io::Result<()> {
+        if !self.link.is_kept() {
+            return Ok(());
+        }
+        self.link.hold(CONFIG, stored::write_config(config)?.as_fd())
     }
 
     /// Calls are served from now on. Of a successor: what is to be told of it.
@@ -185,33 +235,27 @@ impl Succession {
         Some(Event::Succession { successions, reason: last.reason.clone(), pause_secs: last.pause.as_secs_f64() })
     }
 
-    /// What can be seen of it.
-    pub fn kept(&self) -> Kept {
+    /// What can be seen of it, with what is noted of these overlays.
+    pub fn kept<'a>(&self, wills: impl Iterator<Item = &'a Will>) -> Kept {
         let Lineage { successions, mounted, last } = self.lineage.lock().clone();
-        let memory = self.notes.memory().map(|memory| (memory.used(), memory.resident()));
-        let ((used, limit), (resident, most)) = memory.unwrap_or_default();
         let keeper = self.link.keeper();
-        Kept {
-            keeper,
-            possible: keeper.is_some() && limit > 0,
-            successions,
-            mounted,
-            last,
-            used,
-            limit,
-            resident,
-            most,
+        let (mut used, mut limit, mut resident, mut most, mut noted) = (0, 0, 0, 0, true);
+        for will in wills {
+            let Some(memory) = will.notes.memory() else {
+                noted = false;
+                continue;
+            };
+            let ((its_used, its_limit), (its_resident, its_most)) = (memory.used(), memory.resident());
+            (used, limit) = (used + its_used, limit + its_limit);
+            (resident, most) = (resident + its_resident, most + its_most);
         }
+        let possible = keeper.is_some() && noted;
+        Kept { keeper, possible, successions, mounted, last, used, limit, resident, most }
     }
 
     /// The connection to the keeper.
     pub fn link(&self) -> &Link {
         &self.link
-    }
-
-    /// Where the overlay notes.
-    pub fn notes(&self) -> Notes {
-        self.notes.clone()
     }
 
     /// What the supervisor before had. To be asked once.
@@ -222,6 +266,45 @@ impl Succession {
     /// The number of the generation that must not be swept.
     pub fn spared(&self) -> Option<u64> {
         self.legacy.lock().spared()
+    }
+
+    /// A generation is about to be used. Returns what every [`Will`] has to note of it.
+    pub fn using(&self, generation: &Arc<dyn Generation>) -> Option<Vec<u8>> {
+        let record = generation.record()?;
+        match generation.root() {
+            Some(root) => {
+                if let Err(error) = self.link.hold(ROOT, root) {
+                    tracing::warn!(%error, "the root of the backing is not held");
+                }
+            }
+            None => self.link.drop_held(ROOT),
+        }
+        self.link.mounted(What::Backing, 0, record.place());
+        match serde_json::to_vec(&record) {
+            Ok(encoded) => Some(encoded),
+            Err(error) => {
+                tracing::warn!(%error, "the generation cannot be handed over");
+                None
+            }
+        }
+    }
+}
+
+impl Will {
+    fn new(succession: &Arc<Succession>, slot: u32, notes: Notes) -> Will {
+        Will { succession: Arc::clone(succession), slot, notes, record: Mutex::default() }
+    }
+
+    /// Where the overlay notes.
+    pub fn notes(&self) -> Notes {
+        self.notes.clone()
+    }
+
+    /// That is the lock on its mountpoint.
+    pub fn claim(&self, lock: BorrowedFd<'_>) {
+        if let Err(error) = self.succession.link.hold(&slotted(CLAIM, self.slot), lock) {
+            tracing::warn!(%error, "the lock on the mountpoint ends with this daemon");
+        }
     }
 
     /// A session is served on a mount: from here on a successor can go on.
@@ -242,18 +325,31 @@ impl Succession {
             self.notes.note(&Item::Backing(record.into()));
         }
         drop(record);
-        self.link.mounted(What::Overlay, Some(mount.place()));
+        let link = &self.succession.link;
+        link.mounted(What::Overlay, self.slot, Some(mount.place()));
         let (successions, mounted) = {
-            let lineage = self.lineage.lock();
+            let lineage = self.succession.lineage.lock();
             (lineage.successions, lineage.mounted.duration_since(UNIX_EPOCH).ok().map(|at| at.as_secs()))
         };
         let (init, reply) = (greeting.init.clone(), greeting.reply.clone());
         let session = Session { init, reply, dev, successions, mounted };
         let mut file = File::from(memfd_create(c"steadfs-session", MFdFlags::MFD_CLOEXEC)?);
         file.write_all(&serde_json::to_vec(&session)?)?;
-        self.link.hold(SESSION, file.as_fd())?;
+        link.hold(&slotted(SESSION, self.slot), file.as_fd())?;
         // Last: with it a successor is possible.
-        self.link.hold(DEVICE, device)
+        link.hold(&slotted(DEVICE, self.slot), device)
+    }
+
+    /// The overlay has ended for good.
+    pub fn end(&self) {
+        let link = &self.succession.link;
+        for name in [DEVICE, SESSION, MEMORY, CLAIM] {
+            // The claim of a single overlay is the daemon's, and the last thing that goes.
+            if (name, self.slot) != (CLAIM, 0) {
+                link.drop_held(&slotted(name, self.slot));
+            }
+        }
+        link.mounted(What::Overlay, self.slot, None);
     }
 
     /// An outage has begun, at that time, or has ended: a successor must not take an old one for a new one.
@@ -264,29 +360,48 @@ impl Succession {
         }
     }
 
-    /// A generation is about to be used.
-    pub fn using(&self, generation: &Arc<dyn Generation>) {
-        let Some(record) = generation.record() else { return };
-        match generation.root() {
-            Some(root) => {
-                if let Err(error) = self.link.hold(ROOT, root) {
-                    tracing::warn!(%error, "the root of the backing is not held");
-                }
-            }
-            None => self.link.drop_held(ROOT),
-        }
-        self.link.mounted(What::Backing, record.place());
-        let encoded = match serde_json::to_vec(&record) {
-            Ok(encoded) => encoded,
-            Err(error) => return tracing::warn!(%error, "the generation cannot be handed over"),
-        };
+    /// A generation is used from now on: see [`Succession::using`].
+    pub fn using(&self, record: &[u8]) {
         let mut kept = self.record.lock();
         if kept.0 {
-            self.notes.note(&Item::Backing(encoded.into()));
+            self.notes.note(&Item::Backing(record.to_owned().into()));
         } else {
-            kept.1 = Some(encoded);
+            kept.1 = Some(record.to_owned());
         }
     }
+}
+
+/// What is held of one overlay's session, if it is complete: the session, the mount and the memory.
+type Taken = (Session, Mounted, Option<OwnedFd>);
+
+fn take_session(slot: u32, take: &mut impl FnMut(&str, u32) -> Option<OwnedFd>) -> io::Result<Option<Taken>> {
+    let (Some(device), Some(session)) = (take(DEVICE, slot), take(SESSION, slot)) else { return Ok(None) };
+    let session = read_session(session)?;
+    let mounted = Mounted {
+        device: Device::new(device),
+        greeting: Greeting { init: session.init.clone(), reply: session.reply.clone() },
+        dev: session.dev,
+    };
+    Ok(Some((session, mounted, take(MEMORY, slot))))
+}
+
+fn taken_over(memory: Option<OwnedFd>) -> Result<(Notes, Box<Inherited>), String> {
+    let memory = memory.ok_or("no memory was held")?;
+    let (memory, inherited) = Memory::take_over(memory).map_err(|error| error.to_string())?;
+    if let Some(torn) = &inherited.torn {
+        tracing::error!(?torn, "the last record of the predecessor was damaged");
+    }
+    Ok((Notes::in_memory(Arc::new(memory)), Box::new(inherited)))
+}
+
+/// Adds what one overlay's memory says of the generation before: all of them say the same, unless the daemon died between two.
+fn note_predecessor(before: &mut Predecessor, picture: &Picture) {
+    let found = predecessor(picture.backing.as_deref());
+    if found.live.is_some() && (before.live.is_none() || found.newest > before.newest) {
+        (before.newest, before.live) = (found.newest, found.live);
+    }
+    let outage = picture.aside.get(OUTAGE).and_then(|since| instant_of(since));
+    before.outage_since = [before.outage_since, outage].into_iter().flatten().min();
 }
 
 fn instant_of(millis: &[u8]) -> Option<Instant> {
@@ -295,13 +410,13 @@ fn instant_of(millis: &[u8]) -> Option<Instant> {
     Instant::now().checked_sub(age)
 }
 
-fn new_memory(link: &Link, config: &DaemonConfig) -> Notes {
+fn new_memory(link: &Link, slot: u32, log_size: u64) -> Notes {
     if !link.is_kept() {
         return Notes::nowhere();
     }
-    let made = Memory::create(Sizes::for_log(config.log.size)).map_err(|error| error.to_string());
+    let made = Memory::create(Sizes::for_log(log_size)).map_err(|error| error.to_string());
     let held = made.and_then(|memory| {
-        link.hold(MEMORY, memory.fd()).map_err(|error| error.to_string())?;
+        link.hold(&slotted(MEMORY, slot), memory.fd()).map_err(|error| error.to_string())?;
         Ok(memory)
     });
     match held {
@@ -322,11 +437,11 @@ fn read_session(descriptor: OwnedFd) -> io::Result<Session> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-fn predecessor(record: Option<&[u8]>, root: Option<OwnedFd>) -> Predecessor {
+fn predecessor(record: Option<&[u8]>) -> Predecessor {
     let Some(record) = record else { return Predecessor::default() };
     match serde_json::from_slice::<Record>(record) {
         Ok(record) => {
-            Predecessor { newest: record.number, live: Some(Legacy { record, root }), ..Predecessor::default() }
+            Predecessor { newest: record.number, live: Some(Legacy { record, root: None }), ..Predecessor::default() }
         }
         Err(error) => {
             tracing::warn!(%error, "the generation of the predecessor is not understood; a new one is started");

@@ -76,6 +76,9 @@ fn keep(notes: &Notes, overlay: &Weak<Overlay>, successor: bool, over: &AtomicBo
         if successor && let Some(overlay) = overlay.upgrade() {
             overlay.recount();
         }
+        if let Some(overlay) = overlay.upgrade() {
+            overlay.look_at_local_space();
+        }
         if let Some(memory) = notes.memory() {
             let now = Some(memory.used().0);
             let result = if now != noted {

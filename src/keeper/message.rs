@@ -34,6 +34,9 @@ pub enum Message {
     Mounted {
         /// Which of the two.
         what: What,
+        /// Number of the overlay.
+        #[serde(default)]
+        slot: u32,
         /// Where; nowhere any more when absent.
         place: Option<Place>,
     },

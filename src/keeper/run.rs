@@ -1,9 +1,9 @@
 //! Does what the machine wants done: one thread, one poll(2).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -22,6 +22,8 @@ use super::threads;
 
 /// How long a daemon that wants a new keeper may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(10);
+/// How long a daemon may take to read what it is handed over.
+const HAND_OVER: Duration = Duration::from_secs(10);
 /// How often to look for a daemon that was killed and cannot end.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a daemon that was killed and freed may take to end before what it has left is cleaned up all the same.
@@ -63,7 +65,7 @@ struct Keeper {
     daemon: Option<Process>,
     channel: Option<Channel>,
     candidate: Option<Executable>,
-    overlay: Option<Place>,
+    overlays: BTreeMap<u32, Place>,
     backing: Option<Place>,
     /// When the last daemon died, until the next one is ready; see [`Message::Go`].
     died: Option<u64>,
@@ -96,7 +98,7 @@ impl Keeper {
             daemon: None,
             channel: None,
             candidate: None,
-            overlay: None,
+            overlays: BTreeMap::new(),
             backing: None,
             died: None,
             upgrade: None,
@@ -204,8 +206,13 @@ impl Keeper {
                 self.manager.forget(&name);
                 inputs.push_back(Input::Resumable(self.store.is_resumable()));
             }
-            (Message::Mounted { what: What::Overlay, place }, _) => self.overlay = place,
-            (Message::Mounted { what: What::Backing, place }, _) => self.backing = place,
+            (Message::Mounted { what: What::Overlay, slot, place: Some(place) }, _) => {
+                self.overlays.insert(slot, place);
+            }
+            (Message::Mounted { what: What::Overlay, slot, place: None }, _) => {
+                self.overlays.remove(&slot);
+            }
+            (Message::Mounted { what: What::Backing, place, .. }, _) => self.backing = place,
             (Message::Ready, _) => inputs.push_back(Input::Ready),
             (Message::Status { text }, _) => self.manager.status(&text),
             (Message::Ended { status }, _) => inputs.push_back(Input::Said(status)),
@@ -286,27 +293,37 @@ impl Keeper {
 
     fn start(&mut self, image: Image, why: Why, deaths: u32, reason: Option<Death>) -> io::Result<()> {
         let (ours, theirs) = Channel::pair()?;
-        // All of it fits the socket: nobody reads yet.
-        for (name, descriptor) in self.store.iter() {
-            ours.send(&Message::Held { name: name.into() }, Some(descriptor))?;
-        }
-        let executable = match (image, &self.candidate) {
-            (Image::Candidate, Some(candidate)) => {
-                let previous = &self.setup.executable;
-                ours.send(&Message::Trial { path: previous.words().into() }, Some(previous.as_fd()))?;
-                candidate
-            }
-            _ => &self.setup.executable,
+        let previous = &self.setup.executable;
+        let (executable, trial) = match (image, &self.candidate) {
+            (Image::Candidate, Some(candidate)) => (candidate, Some(previous)),
+            _ => (previous, None),
         };
+        let daemon = Process::start(executable, &self.setup.arguments, &theirs)?;
+        tracing::debug!(daemon = daemon.pid(), executable = executable.words(), ?why, "started");
+        let trial = trial.map(|previous| (previous.words().to_owned(), previous.as_fd()));
         let reason = reason.map(|death| death.to_string()).unwrap_or_default();
         let beat = u64::try_from(self.setup.policy.beat().as_millis()).unwrap_or(u64::MAX);
         let keeper = self.setup.keeper.clone();
         let died = self.died.unwrap_or(0);
-        ours.send(&Message::Go { version: VERSION, why, deaths, reason, died, beat, keeper }, None)?;
-        let daemon = Process::start(executable, &self.setup.arguments, &theirs)?;
-        tracing::debug!(daemon = daemon.pid(), executable = executable.words(), ?why, "started");
+        let go = Message::Go { version: VERSION, why, deaths, reason, died, beat, keeper };
+        if let Err(error) = self.hand_over(&ours, trial, &go) {
+            // It has ended, or hangs: both are noticed, and it does not serve before it has all of it.
+            tracing::warn!(%error, "the daemon does not take what is held");
+        }
         (self.daemon, self.channel) = (Some(daemon), Some(ours));
         Ok(())
+    }
+
+    /// Of many overlays it does not fit the socket before somebody reads.
+    fn hand_over(&self, to: &Channel, trial: Option<(String, BorrowedFd<'_>)>, go: &Message) -> io::Result<()> {
+        let until = Instant::now() + HAND_OVER;
+        for (name, descriptor) in self.store.iter() {
+            send_until(to, &Message::Held { name: name.into() }, Some(descriptor), until)?;
+        }
+        if let Some((path, previous)) = trial {
+            send_until(to, &Message::Trial { path }, Some(previous), until)?;
+        }
+        send_until(to, go, None, until)
     }
 
     fn say(&self, message: &Message) {
@@ -356,8 +373,8 @@ impl Keeper {
         self.abandoned = true;
         tracing::error!("no daemon could go on; the overlay is abandoned");
         self.manager.status("no daemon could go on; the overlay is abandoned");
-        if let Some(Err(error)) = self.overlay.as_ref().map(Place::abandon) {
-            tracing::error!(%error, "cannot detach the overlay");
+        for error in self.overlays.values().filter_map(|place| place.abandon().err()) {
+            tracing::error!(%error, "cannot detach an overlay");
         }
     }
 
@@ -382,6 +399,23 @@ impl Keeper {
         }
         self.manager.stopping();
         self.store.clear();
+    }
+}
+
+/// Sends as soon as there is room, which a daemon that reads makes.
+fn send_until(
+    channel: &Channel,
+    message: &Message,
+    descriptor: Option<BorrowedFd<'_>>,
+    until: Instant,
+) -> io::Result<()> {
+    loop {
+        match channel.send(message, descriptor) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                wait(&mut [PollFd::new(channel.as_fd(), PollFlags::POLLOUT)], Some(until))?;
+            }
+            result => return result,
+        }
     }
 }
 

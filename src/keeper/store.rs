@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::DEVICE;
+use super::is_device;
 
-/// Most descriptors that are held: the device, the state, a few of a generation.
-const MOST: usize = 64;
+/// Most descriptors that are held: four for each overlay, a few of the daemon and of a generation.
+const MOST: usize = 1024;
 /// Longest name; systemd's FDNAME= takes 255 characters.
 const LONGEST: usize = 200;
 
@@ -44,7 +44,7 @@ impl Store {
 
     /// A daemon can be followed by another.
     pub fn is_resumable(&self) -> bool {
-        self.0.iter().any(|(name, _)| name == DEVICE)
+        self.0.iter().any(|(name, _)| is_device(name))
     }
 
     /// Closes all.
@@ -55,6 +55,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{DEVICE, slotted};
     use super::*;
 
     fn descriptor() -> OwnedFd {
@@ -73,5 +74,6 @@ mod tests {
         }
         assert!(!store.hold("one more", descriptor()));
         assert!(store.drop_named(DEVICE) && !store.drop_named(DEVICE) && !store.is_resumable());
+        assert!(store.hold(&slotted(DEVICE, 7), descriptor()) && store.is_resumable());
     }
 }

@@ -148,6 +148,12 @@ impl Mount {
         }
     }
 
+    /// As [`Mount::abort`], for a session of this process that has no mount here any more: while its device is open, nobody
+    /// else has the number.
+    pub fn end_connection(&self) {
+        let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
+    }
+
     /// Where it was mounted.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint

@@ -48,10 +48,10 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// A table with nothing but the root. What a successor has to know is noted.
-    pub fn new(stable_inodes: bool, notes: Notes) -> Nodes {
+    /// A table with nothing but the root, which is `base` on the backing. What a successor has to know is noted.
+    pub fn new(stable_inodes: bool, base: PathBuf, notes: Notes) -> Nodes {
         let root = Node { lookups: 1, held: 1, ..Node::new(FileKind::Directory, NO_IDENTITY) };
-        let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, notes, ..Table::default() };
+        let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, base, notes, ..Table::default() };
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
 
@@ -227,9 +227,10 @@ impl Nodes {
         table.nodes.get(&node).filter(|found| found.open > 0).map(|_| node)
     }
 
-    /// True if the file at a path below the root is open.
+    /// True if the file at a path of the backing is open.
     pub fn is_open_at(&self, path: &Path) -> bool {
         let table = self.table.lock();
+        let Ok(path) = path.strip_prefix(&table.base) else { return false };
         let node = path.iter().try_fold(ROOT, |at, name| table.by_name.get(&(at, name.to_owned())).copied());
         node.and_then(|node| table.nodes.get(&node)).is_some_and(|found| found.open > 0)
     }

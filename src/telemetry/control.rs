@@ -12,9 +12,10 @@ use tokio::net::UnixStream;
 use super::journal::Journal;
 use super::status::Status;
 use super::{Observed, UmountRefused};
+use crate::config::HotPath;
 
-/// Longest request in bytes; the longest that means anything is a hundredth of it.
-const LONGEST: u64 = 4096;
+/// Longest request in bytes; the longest that means anything has two paths (PATH_MAX, limits.h) and the options of an overlay.
+const LONGEST: u64 = 64 << 10;
 /// How long the end of the daemon waits for answers that are on their way.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -28,6 +29,22 @@ pub enum Request {
     Recover,
     /// Unmount.
     Umount {
+        /// Even if it is in use.
+        #[serde(default)]
+        lazy: bool,
+    },
+    /// Mount one more overlay.
+    Attach {
+        /// Which.
+        hot: HotPath,
+        /// Though the directory be not empty.
+        #[serde(default)]
+        nonempty: bool,
+    },
+    /// Unmount one of several overlays.
+    Detach {
+        /// Its hot path.
+        mountpoint: std::path::PathBuf,
         /// Even if it is in use.
         #[serde(default)]
         lazy: bool,
@@ -153,15 +170,31 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
                 Err(error) => Reply::Failed { text: error.to_string() },
             }
         }
-        Request::Umount { lazy } => {
-            let stop = Arc::clone(&observed.stop);
-            // umount(2) may wait for the kernel; others are answered meanwhile.
-            match tokio::task::spawn_blocking(move || stop(lazy)).await {
+        Request::Attach { hot, nonempty } => {
+            let attach = Arc::clone(&observed.attach);
+            match tokio::task::spawn_blocking(move || attach(hot, nonempty)).await {
                 Ok(Ok(())) => Reply::Done,
-                Ok(Err(UmountRefused::Busy(text))) => Reply::Busy { text },
-                Ok(Err(UmountRefused::Other(text))) => Reply::Failed { text },
+                Ok(Err(text)) => Reply::Failed { text },
                 Err(error) => Reply::Failed { text: error.to_string() },
             }
         }
+        Request::Detach { mountpoint, lazy } => {
+            let detach = Arc::clone(&observed.detach);
+            unmounted(move || detach(&mountpoint, lazy)).await
+        }
+        Request::Umount { lazy } => {
+            let stop = Arc::clone(&observed.stop);
+            unmounted(move || stop(lazy)).await
+        }
+    }
+}
+
+/// umount(2) may wait for the kernel; others are answered meanwhile.
+async fn unmounted(unmount: impl FnOnce() -> Result<(), UmountRefused> + Send + 'static) -> Reply {
+    match tokio::task::spawn_blocking(unmount).await {
+        Ok(Ok(())) => Reply::Done,
+        Ok(Err(UmountRefused::Busy(text))) => Reply::Busy { text },
+        Ok(Err(UmountRefused::Other(text))) => Reply::Failed { text },
+        Err(error) => Reply::Failed { text: error.to_string() },
     }
 }

@@ -149,7 +149,16 @@ impl Scene for World {
             let counts = world.overlay.counts();
             counts.open_files == 0 && counts.log_bytes == 0 && counts.dirty_files == 0
         };
-        if self.until(idle) && self.settle() { Ok(()) } else { Err(format!("{:?}", self.overlay.counts())) }
+        // What was hidden goes after the last close, in a thread that nobody waits for.
+        let swept = |world: &World| {
+            let stored = world.stored().unwrap_or_default();
+            !stored.iter().any(|(name, ..)| name.contains(".steadfs-hidden-"))
+        };
+        if self.until(idle) && self.settle() && self.until(swept) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", self.overlay.counts()))
+        }
     }
 
     fn given_up(&self) -> Option<String> {

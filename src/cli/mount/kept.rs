@@ -1,26 +1,20 @@
 //! A mount whose daemon is a process of its own that this one keeps.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-
 use super::Prepared;
-use super::claim::{self, Claim};
-use crate::cli::daemon::{self, CONFIG};
 use crate::cli::keeper;
 use crate::config::DaemonConfig;
 use crate::daemon::MountError;
+use crate::daemon::stored::{self, CLAIM, CONFIG};
 use crate::keeper::DEVICE;
 use crate::keeper::executable::Executable;
 use crate::keeper::notify::Manager;
 use crate::keeper::run::{self, Setup};
-
-/// Name under which the lock on the runtime directory is held, so that it lasts as long as any of the processes does.
-const CLAIM: &str = "claim";
+use crate::mountpoint::claim::{self, Claim};
 
 /// Where the daemon logs.
 pub enum Log {
@@ -38,9 +32,8 @@ pub(super) fn run(prepared: Prepared, log: &Log, ready: impl FnOnce() + 'static)
     for note in notes {
         tracing::debug!("{note}");
     }
-    let text = serde_json::to_vec(&config).map_err(|error| system(error.into()))?;
     let lock = claim.as_fd().try_clone_to_owned().map_err(system)?;
-    let held = vec![(CONFIG.to_owned(), written(&text).map_err(system)?), (CLAIM.to_owned(), lock)];
+    let held = vec![(CONFIG.to_owned(), stored::write_config(&config).map_err(system)?), (CLAIM.to_owned(), lock)];
     keep(&config, Some(claim), held, log, ready)
 }
 
@@ -60,7 +53,7 @@ impl Orphaned {
             return None;
         }
         let get = |wanted: &str| held.iter().find(|(name, _)| name == wanted).map(|(_, descriptor)| descriptor);
-        let config = get(DEVICE).and(get(CONFIG)).map(daemon::read_config);
+        let config = get(DEVICE).and(get(CONFIG)).map(stored::read_config);
         let lock = get(CLAIM).and_then(|lock| lock.try_clone().ok());
         if let Some(Ok(config)) = config {
             let claim = lock.map(|lock| Claim::of(lock, &config.home));
@@ -112,10 +105,4 @@ fn keep(
         keeper::clean_up(&config.home, claim);
     }
     code
-}
-
-fn written(bytes: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = File::from(memfd_create(c"steadfs-config", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file.into())
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Failure, bytes, find, plain, say};
 use crate::backing::mountinfo;
-use crate::cli::mount::claim;
 use crate::cli::status;
+use crate::mountpoint::claim;
 use crate::spool::{self, Change, Entry, Header, Plan, State, Target, printable_path};
 
 /// Arguments of `steadfs spool restore`.

@@ -35,6 +35,8 @@ pub(super) struct Table {
     pub(super) by_name: HashMap<Name, u64>,
     pub(super) by_identity: HashMap<(u64, u64), u64>,
     pub(super) last: u64,
+    /// Path of the root on the backing.
+    pub(super) base: PathBuf,
     /// Renames that are under way, by ticket.
     pub(super) renaming: HashMap<u64, (Name, Name)>,
     pub(super) last_rename: u64,
@@ -68,7 +70,9 @@ impl Table {
                 return Err(Errno::ELOOP);
             }
         }
-        Ok(components.into_iter().rev().collect())
+        let mut path = self.base.clone();
+        path.extend(components.into_iter().rev());
+        Ok(path)
     }
 
     pub(super) fn path_of(&self, (parent, name): &Name) -> OpResult<PathBuf> {

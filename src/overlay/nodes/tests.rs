@@ -40,7 +40,7 @@ fn rename(nodes: &Nodes, from: (u64, &str), to: (u64, &str), exchange: bool) {
 
 #[test]
 fn a_rename_takes_everything_below_along() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
     let f = file(&nodes, a, "f", 1);
     rename(&nodes, (ROOT, "a"), (b, "c"), false);
@@ -50,7 +50,7 @@ fn a_rename_takes_everything_below_along() {
 
 #[test]
 fn a_file_that_was_renamed_over_has_no_path() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
     rename(&nodes, (ROOT, "f"), (ROOT, "g"), false);
     assert_eq!((path(&nodes, f), path(&nodes, g)), (Ok("g".into()), Err(Errno::ENOENT)));
@@ -58,7 +58,7 @@ fn a_file_that_was_renamed_over_has_no_path() {
 
 #[test]
 fn an_exchange_swaps() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
     rename(&nodes, (ROOT, "f"), (ROOT, "g"), true);
     assert_eq!((path(&nodes, f), path(&nodes, g)), (Ok("g".into()), Ok("f".into())));
@@ -66,10 +66,10 @@ fn an_exchange_swaps() {
 
 #[test]
 fn hard_links_share_a_node_where_inodes_are_stable_and_where_they_were_made_here() {
-    let stable = Nodes::new(true, Notes::nowhere());
+    let stable = Nodes::new(true, PathBuf::new(), Notes::nowhere());
     assert_eq!(file(&stable, ROOT, "f", 7), file(&stable, ROOT, "g", 7));
     assert_ne!(file(&stable, ROOT, "h", 8), file(&stable, ROOT, "g", 7));
-    let unstable = Nodes::new(false, Notes::nowhere());
+    let unstable = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let f = file(&unstable, ROOT, "f", 7);
     assert_ne!(f, file(&unstable, ROOT, "g", 7));
     unstable.remember_link(f, ROOT, OsStr::new("l"), 0);
@@ -80,7 +80,7 @@ fn hard_links_share_a_node_where_inodes_are_stable_and_where_they_were_made_here
 
 #[test]
 fn numbers_that_are_made_up_anew_mix_no_files() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));
     // As after a new mount.
     assert_eq!((file(&nodes, ROOT, "g", 1), file(&nodes, ROOT, "f", 2)), (g, f));
@@ -89,7 +89,7 @@ fn numbers_that_are_made_up_anew_mix_no_files() {
 
 #[test]
 fn a_name_that_became_another_kind_of_file_gets_another_node() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let f = file(&nodes, ROOT, "x", 1);
     nodes.opened(f);
     let d = dir(&nodes, ROOT, "x");
@@ -99,7 +99,7 @@ fn a_name_that_became_another_kind_of_file_gets_another_node() {
 
 #[test]
 fn what_nobody_holds_is_dropped_with_what_it_held() {
-    let nodes = Nodes::new(true, Notes::nowhere());
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
     let d = dir(&nodes, ROOT, "d");
     let f = file(&nodes, d, "f", 3);
     nodes.opened(f);
@@ -115,7 +115,7 @@ fn what_nobody_holds_is_dropped_with_what_it_held() {
 
 #[test]
 fn a_path_taken_before_a_rename_is_found_to_be_old() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
     let f = file(&nodes, a, "f", 1);
     let (_, stamp) = nodes.path(f).expect("it has a path");
@@ -136,7 +136,7 @@ fn a_path_taken_before_a_rename_is_found_to_be_old() {
 
 #[test]
 fn only_a_rename_above_is_waited_for_and_not_for_ever() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
     let (_, stamp) = nodes.path(a).expect("it has a path");
     let renaming = nodes.rename((ROOT, "a".into()), (ROOT, "c".into()));
@@ -153,7 +153,7 @@ fn only_a_rename_above_is_waited_for_and_not_for_ever() {
 
 #[test]
 fn a_directory_that_only_a_second_name_kept_is_dropped_with_it() {
-    let nodes = Nodes::new(true, Notes::nowhere());
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
     let (a, b) = (dir(&nodes, ROOT, "a"), dir(&nodes, ROOT, "b"));
     let f = file(&nodes, a, "f", 7);
     assert_eq!(file(&nodes, b, "g", 7), f);
@@ -165,7 +165,7 @@ fn a_directory_that_only_a_second_name_kept_is_dropped_with_it() {
 
 #[test]
 fn what_was_done_to_a_file_that_took_the_place_is_told_apart() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (d, f) = (dir(&nodes, ROOT, "d"), file(&nodes, ROOT, "f", 1));
     let soon = Instant::now() + Duration::from_secs(5);
     let (path, stamp) = nodes.path(f).expect("it has a path");
@@ -188,7 +188,7 @@ fn what_was_done_to_a_file_that_took_the_place_is_told_apart() {
 
 #[test]
 fn a_dead_name_gives_way_to_the_others() {
-    let nodes = Nodes::new(true, Notes::nowhere());
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
     let d = dir(&nodes, ROOT, "d");
     let f = file(&nodes, ROOT, "f", 7);
     assert_eq!(file(&nodes, d, "l", 7), f);
@@ -207,7 +207,7 @@ fn a_dead_name_gives_way_to_the_others() {
 #[test]
 fn what_is_made_is_never_an_old_node() {
     for stable in [false, true] {
-        let nodes = Nodes::new(stable, Notes::nowhere());
+        let nodes = Nodes::new(stable, PathBuf::new(), Notes::nowhere());
         let old = file(&nodes, ROOT, "f", 7);
         nodes.opened(old);
         // Removed behind our back, and the number given to the new one.
@@ -221,7 +221,7 @@ fn what_is_made_is_never_an_old_node() {
 
 #[test]
 fn a_name_that_is_missed_is_lost_unless_it_came_anew() {
-    let nodes = Nodes::new(false, Notes::nowhere());
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let name = OsStr::new("f");
     let old = file(&nodes, ROOT, "f", 1);
     nodes.opened(old);
@@ -251,7 +251,7 @@ proptest::proptest! {
         steps in proptest::collection::vec((0..6_u8, 0..4_usize, 0..4_usize, 0..3_usize), 0..60),
     ) {
         const NAMES: [&str; 3] = ["x", "y", "z"];
-        let nodes = Nodes::new(stable, Notes::nowhere());
+        let nodes = Nodes::new(stable, PathBuf::new(), Notes::nowhere());
         let (mut known, mut directories, mut open) = (vec![ROOT], vec![ROOT], Vec::new());
         let mut lookups: HashMap<u64, u64> = HashMap::new();
         for (what, one, other, name) in steps {

@@ -11,7 +11,7 @@ use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
-use crate::overlay::convert::{file_attr, node_errno};
+use crate::overlay::convert::node_errno;
 use crate::overlay::nodes::ROOT;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
@@ -74,7 +74,7 @@ impl Overlay {
 
     fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.config.attr_timeout, &file_attr(node, &attr)),
+            Ok(attr) => reply.attr(&self.config.attr_timeout, &self.shown(node, &attr)),
             Err(error) => reply.error(node_errno(error)),
         }
     }
@@ -82,20 +82,20 @@ impl Overlay {
     /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
     fn getattr_root(self: &Arc<Self>, asked: Asked, reply: ReplyAttr) {
         if self.gate.in_outage() {
-            return reply.attr(&self.config.attr_timeout, &file_attr(ROOT, &self.known_root()));
+            return reply.attr(&self.config.attr_timeout, &self.shown(ROOT, &self.known_root()));
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
         self.submit_on(
             asked,
             Terms { limit: Some(ALWAYS_WITHIN), ..Terms::of(Op::Getattr, Class::Meta) },
             move |context| {
-                let attr = context.generation.tree().stat("".as_ref())?;
+                let attr = context.generation.tree().stat(&worker.base)?;
                 *worker.last_root.lock() = Some(attr);
                 Ok(attr)
             },
             move |result| {
                 let attr = result.unwrap_or_else(|_| replier.known_root());
-                reply.attr(&replier.config.attr_timeout, &file_attr(ROOT, &attr));
+                reply.attr(&replier.config.attr_timeout, &replier.shown(ROOT, &attr));
             },
         );
     }
@@ -121,7 +121,7 @@ impl Overlay {
 
     /// FUSE_STATFS: always answered, so that a `df` never hangs.
     pub fn statfs(self: &Arc<Self>, asked: Asked, reply: ReplyStatfs) {
-        if self.gate.in_outage() {
+        if self.local_space.is_some() || self.gate.in_outage() {
             return reply_statfs(&self.last_statfs.lock(), reply);
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
@@ -155,8 +155,8 @@ impl Overlay {
         // Handed over later it would change the times again.
         self.show(context, node)?;
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
-        if changes.uid.is_some() || changes.gid.is_some() {
-            let (uid, gid) = (changes.uid, changes.gid);
+        let (uid, gid) = self.owner_to_set(changes.uid, changes.gid)?;
+        if uid.is_some() || gid.is_some() {
             self.on_node(context, node, |tree, path| tree.set_owner(path, uid, gid), |file| file.set_owner(uid, gid))?;
         }
         if let Some(mode) = changes.mode {

@@ -14,7 +14,7 @@ use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::asked::{Asked, Caller};
-use crate::overlay::convert::{errno, file_attr, node_errno};
+use crate::overlay::convert::{errno, node_errno};
 use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
 use crate::overlay::inodes::Inode;
 use crate::overlay::{Overlay, is_hidden};
@@ -111,7 +111,7 @@ impl Overlay {
                     let node = overlay.nodes.remember(parent, &name, &attr, by);
                     let handle = overlay.keep(node, flags | libc::O_EXCL, opened, by);
                     let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
-                    let (attr, generation) = (file_attr(node, &attr), NodeGeneration(0));
+                    let (attr, generation) = (overlay.shown(node, &attr), NodeGeneration(0));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
                 }
                 // Somebody else made it since the kernel looked. Opening it here would pass the kernel's check of its

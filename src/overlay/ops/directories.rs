@@ -21,7 +21,7 @@ use crate::backing::{Attr, DirEntry, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
 use crate::handover::{Item, Notes, Picture, item};
 use crate::overlay::asked::Asked;
-use crate::overlay::convert::{file_attr, file_type, node_errno};
+use crate::overlay::convert::{file_type, node_errno};
 use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
 use crate::overlay::{Overlay, is_hidden};
@@ -219,7 +219,7 @@ impl Overlay {
                             Entry::DotDot => overlay.parent_of(node),
                             Entry::Name(entry) => overlay.nodes.remember(node, &entry.name, &attr, by),
                         };
-                        let shown = file_attr(child, &attr);
+                        let shown = overlay.shown(child, &attr);
                         if reply.add(INodeNo(child), index, entry.name(), &ttl, &shown, NodeGeneration(0)) {
                             if let Entry::Name(_) = entry {
                                 overlay.nodes.forget(child, 1);

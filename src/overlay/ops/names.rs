@@ -11,7 +11,7 @@ use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
 use crate::overlay::asked::{Asked, Caller};
-use crate::overlay::convert::{errno, file_attr, kind_of_mode, node_errno};
+use crate::overlay::convert::{errno, kind_of_mode, node_errno};
 use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
 use crate::overlay::{Overlay, is_hidden, settle};
@@ -55,6 +55,7 @@ impl Overlay {
                     overlay.on_name(context, parent, &wanted, |tree, path| tree.stat(path))
                 });
                 if result == Err(Errno::ENOENT) {
+                    overlay.expect_root(context)?;
                     overlay.nodes.missed(parent, &wanted, &known);
                 }
                 result
@@ -68,7 +69,7 @@ impl Overlay {
             Ok(attr) => {
                 let node = self.nodes.remember(parent, name, &attr, by);
                 let (attr_ttl, entry_ttl) = (self.config.attr_timeout, self.config.entry_timeout);
-                reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
+                reply.entry_with_ttls(&attr_ttl, &entry_ttl, &self.shown(node, &attr), NodeGeneration(0));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -167,7 +168,7 @@ impl Overlay {
                 Ok(attr) => {
                     overlay.nodes.remember_link(node, parent, &name, by);
                     let (attr_ttl, entry_ttl) = (overlay.config.attr_timeout, overlay.config.entry_timeout);
-                    reply.entry_with_ttls(&attr_ttl, &entry_ttl, &file_attr(node, &attr), NodeGeneration(0));
+                    reply.entry_with_ttls(&attr_ttl, &entry_ttl, &overlay.shown(node, &attr), NodeGeneration(0));
                 }
                 Err(error) => reply.error(errno(error)),
             },

@@ -79,6 +79,11 @@ impl Claim {
         self.dir.join("log")
     }
 
+    /// Gives it up whoever else has a copy of it.
+    pub fn unlock(self) {
+        unlock(&self.lock);
+    }
+
     /// Removes what is left of the directory. Never what lies in it: a mount could be among that.
     pub fn release(self) {
         if !self.is_gone() {
@@ -112,7 +117,7 @@ impl Watching {
 }
 
 /// Gives a lock up whoever else has a copy of its descriptor.
-pub fn unlock(lock: &OwnedFd) {
+pub fn unlock(lock: &impl AsRawFd) {
     // SAFETY: a descriptor that lives, and a flag. It fails only for what is no lock.
     let _ = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_UN) };
 }

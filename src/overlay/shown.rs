@@ -1,0 +1,103 @@
+//! What callers are shown of a file's attributes, and of the space there is: as the backing has it, or as the overlay is told to
+//! (`owner=`, `umask=`, `statfs=local`).
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use fuser::FileAttr;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::statvfs::fstatvfs;
+
+use super::Overlay;
+use super::convert::file_attr;
+use crate::backing::{Attr, OpResult, StatFs};
+use crate::gate::Context;
+
+/// The local filesystem below a mountpoint. Its figures are asked for by [`Overlay::look_at_local_space`] alone, so that no call
+/// waits for it.
+#[derive(Debug)]
+pub(super) struct LocalSpace(OwnedFd);
+
+impl LocalSpace {
+    /// By the directory above the mountpoint, which the overlay does not cover.
+    pub fn of(mountpoint: &Path) -> OpResult<LocalSpace> {
+        let above = mountpoint.parent().unwrap_or(mountpoint);
+        open(above, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map(LocalSpace)
+    }
+
+    fn figures(&self) -> OpResult<StatFs> {
+        let found = fstatvfs(&self.0)?;
+        Ok(StatFs {
+            blocks: found.blocks(),
+            blocks_free: found.blocks_free(),
+            blocks_available: found.blocks_available(),
+            files: found.files(),
+            files_free: found.files_free(),
+            block_size: u32::try_from(found.block_size()).unwrap_or(4096),
+            fragment_size: u32::try_from(found.fragment_size()).unwrap_or(4096),
+            name_max: u32::try_from(found.name_max()).unwrap_or(255),
+        })
+    }
+}
+
+impl Overlay {
+    /// A node's attributes for the kernel, which checks permissions by them.
+    pub(super) fn shown(&self, node: u64, attr: &Attr) -> FileAttr {
+        let mut shown = file_attr(node, attr);
+        if let Some((uid, gid)) = self.config.owner {
+            (shown.uid, shown.gid) = (uid, gid);
+        }
+        if let Some(umask) = self.config.umask {
+            shown.perm &= !u16::try_from(umask & 0o777).unwrap_or(0);
+        }
+        shown
+    }
+
+    /// What of a change of owner is left to do. EPERM if it is to be another one than the one that is always shown.
+    pub(super) fn owner_to_set(&self, uid: Option<u32>, gid: Option<u32>) -> OpResult<(Option<u32>, Option<u32>)> {
+        match self.config.owner {
+            None => Ok((uid, gid)),
+            Some((own_uid, own_gid))
+                if uid.is_none_or(|uid| uid == own_uid) && gid.is_none_or(|gid| gid == own_gid) =>
+            {
+                Ok((None, None))
+            }
+            Some(_) => Err(Errno::EPERM),
+        }
+    }
+
+    /// ESTALE if the directory of the backing that the overlay shows is not there: then nothing that is not found is gone, and
+    /// programs must not be told so. sshfs answers it from its cache as a rule.
+    pub(super) fn expect_root(&self, context: &Context<'_>) -> OpResult<()> {
+        if self.base.as_os_str().is_empty() || context.generation.tree().stat(&self.base) != Err(Errno::ENOENT) {
+            return Ok(());
+        }
+        Err(Errno::ESTALE)
+    }
+
+    /// Where figures of space are the local filesystem's, asks it for them. May block as long as that does: for a thread that
+    /// nobody waits for, now and then.
+    pub fn look_at_local_space(&self) {
+        let Some(local) = &self.local_space else { return };
+        match local.figures() {
+            Ok(figures) => *self.last_statfs.lock() = figures,
+            Err(error) => tracing::debug!(%error, "the local filesystem does not say how much space it has"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_space_is_that_of_the_directory_above() {
+        let figures = LocalSpace::of(Path::new("/proc/self")).expect("opened").figures().expect("asked");
+        assert_eq!(figures.blocks, 0, "proc has no blocks");
+        let dir = tempfile::tempdir().expect("a directory");
+        let figures = LocalSpace::of(&dir.path().join("hot")).expect("opened").figures().expect("asked");
+        assert!(figures.blocks > 0 && figures.name_max > 0);
+    }
+}
