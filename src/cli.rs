@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod demo;
+pub mod file;
 pub mod keeper;
 pub mod mount;
 pub mod options;

@@ -132,6 +132,26 @@ impl Options {
         }
     }
 
+    /// Takes an option of sshfs or ssh and nothing else; the error is a whole sentence.
+    pub fn hand_on(&mut self, name: &str, value: Option<&str>) -> Result<(), String> {
+        let option = value.map_or(name.to_owned(), |value| format!("{name}={value}"));
+        if option.contains('\0') {
+            return Err(format!("option '{name}' contains a NUL byte"));
+        }
+        match (known::sshfs(name), known::ssh(name)) {
+            (Some(fate), _) => self.take_sshfs(&option, name, value, fate),
+            (None, Some(ssh)) => self.take_ssh(ssh, value),
+            (None, None) => Err(unknown(name)),
+        }
+    }
+
+    /// What can be looked at only when all of sshfs's and ssh's options were taken.
+    pub fn finish_handed_on(&mut self) -> Result<(), String> {
+        let checked = self.check_sshfs();
+        self.finish_ssh();
+        checked
+    }
+
     fn take_sshfs(&mut self, option: &str, name: &str, value: Option<&str>, fate: Fate) -> Result<(), String> {
         let number = |radix| value.filter(|v| u32::from_str_radix(v, radix).is_ok() && !v.starts_with('+')).is_some();
         match fate {
@@ -250,16 +270,21 @@ fn resolve(name: &str, value: &str) -> String {
     }
 }
 
-fn unknown(name: &str) -> String {
-    let candidates = table::TABLE.iter().map(|definition| definition.name).chain(known::names());
+/// The name that `name` is a slip of, if any.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_ascii_lowercase();
-    let near = candidates
+    candidates
+        .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(&candidate.to_ascii_lowercase(), &lower), candidate))
         .min_by_key(|(distance, _)| *distance)
         // Further away than a third of the name it is no slip.
-        .filter(|(distance, candidate)| *distance <= candidate.len().max(name.len()).div_ceil(3));
-    match near {
-        Some((_, candidate)) => format!("unknown option '{name}': did you mean '{candidate}'?"),
+        .filter(|(distance, candidate)| *distance <= candidate.len().max(name.len()).div_ceil(3))
+        .map(|(_, candidate)| candidate)
+}
+
+fn unknown(name: &str) -> String {
+    match nearest(name, table::TABLE.iter().map(|definition| definition.name).chain(known::names())) {
+        Some(candidate) => format!("unknown option '{name}': did you mean '{candidate}'?"),
         None => format!("unknown option '{name}': see steadfs mount --help, sshfs(1) and ssh_config(5)"),
     }
 }

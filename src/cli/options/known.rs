@@ -305,6 +305,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     flags.chain(sshfs).chain(HANDED_ON).chain(SSH_ONLY.iter().copied().filter(|name| !BREAKING.contains(name)))
 }
 
+/// Those of sshfs and ssh that may be given.
+pub fn handed_on() -> impl Iterator<Item = &'static str> {
+    names().skip(FLAGS.len() + MOUNT.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

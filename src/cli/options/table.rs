@@ -230,27 +230,38 @@ pub fn find(name: &str) -> Option<(&'static Definition, Option<&'static str>)> {
 
 /// What options contradict each other. Runs after all of them were taken; the error is a whole sentence.
 pub fn check(options: &mut Options) -> Result<(), String> {
+    contradictions(options).into_iter().next().map_or(Ok(()), |(_, sentence)| Err(sentence))
+}
+
+/// All contradictions: for each the option that it is about, and a whole sentence. What is derived is set too.
+pub fn contradictions(options: &mut Options) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let mut note = |name, result: Result<(), String>| found.extend(result.err().map(|sentence| (name, sentence)));
     // Only what was asked for can contradict: a default gives way.
     let durations = duration::format;
-    pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline), durations)?;
-    pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max), durations)?;
-    pair(options, "log_size", "spool_size", |o| (o.log.size, &mut o.log.spool_size), size::format)?;
+    let calls = pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline), durations);
+    note("sync_deadline", calls);
+    let backoff =
+        pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max), durations);
+    note("backoff_max", backoff);
+    note("spool_size", pair(options, "log_size", "spool_size", |o| (o.log.size, &mut o.log.spool_size), size::format));
     if let Some(MetricsListen::Tcp(addr)) = options.telemetry.listen {
         let loopback = match addr.ip() {
             IpAddr::V6(ip) => ip.to_canonical().is_loopback(),
             ip => ip.is_loopback(),
         };
         if !loopback && !options.metrics_public {
-            return Err(format!(
+            let sentence = format!(
                 "metrics={addr} can be read by anybody who reaches it: give a loopback address, or add metrics_public"
-            ));
+            );
+            note("metrics", Err(sentence));
         }
     }
     if options.overlay.guard && options.given.contains("guard") && !nix::unistd::geteuid().is_root() {
-        return Err("option 'guard' needs root: remove it".into());
+        note("guard", Err("option 'guard' needs root: remove it".into()));
     }
     options.worker.hook_timeout = Some(options.hook_timeout);
-    Ok(())
+    found
 }
 
 fn pair<T: Copy + PartialOrd>(

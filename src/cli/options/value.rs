@@ -80,11 +80,15 @@ pub fn command(text: &str) -> Result<HookCommand, String> {
         }
         return Ok(HookCommand { argv: ["/bin/sh", "-c", script].map(String::from).into() });
     }
-    let argv = words::split(text)?;
+    argv(words::split(text)?)
+}
+
+/// A command as its words.
+pub fn argv(argv: Vec<String>) -> Result<HookCommand, String> {
     let Some(program) = argv.first().filter(|program| !program.is_empty()) else {
         return Err("has no command".into());
     };
-    if text.contains('\0') {
+    if argv.iter().any(|word| word.contains('\0')) {
         return Err("contains a NUL byte".into());
     }
     // A bare name is looked up in PATH when it is run.
