@@ -1,11 +1,14 @@
 //! The command line.
 
+pub mod attach;
 pub mod daemon;
+pub mod daemons;
 pub mod demo;
 pub mod file;
 pub mod keeper;
 pub mod mount;
 pub mod options;
+pub mod run;
 pub mod source;
 pub mod spool;
 pub mod status;
@@ -33,6 +36,12 @@ struct Cli {
 enum Command {
     /// Mount a remote directory; a drop-in for sshfs's command line.
     Mount(mount::MountArgs),
+    /// Serve any number of overlays over one backing, as a file says.
+    Run(run::RunArgs),
+    /// Mount one more overlay of a daemon that runs.
+    Attach(attach::AttachArgs),
+    /// Unmount one overlay of a daemon that runs.
+    Detach(attach::DetachArgs),
     /// Unmount and wait until everything of the mount has ended.
     Umount(umount::UmountArgs),
     /// Say what the daemon of a mount, or of all mounts, is doing.
@@ -69,6 +78,9 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Mount(args) => mount::run(args),
+        Command::Run(args) => run::run(&args),
+        Command::Attach(args) => attach::attach(&args),
+        Command::Detach(args) => attach::detach(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
         Command::Recover(args) => status::recover(&args.mountpoint),

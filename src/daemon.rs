@@ -29,6 +29,7 @@ use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
 use crate::telemetry::{self, Observed};
 use crate::worker::Worker;
 use hots::Hots;
+pub use hots::overlaps;
 use link::{Link, Start};
 use succession::{Bequest, Heritage, Succession};
 

@@ -9,7 +9,7 @@ pub mod manifest;
 mod mistake;
 mod outside;
 pub mod overlap;
-mod overlays;
+pub(super) mod overlays;
 mod reader;
 #[cfg(test)]
 mod tests;

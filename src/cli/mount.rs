@@ -3,12 +3,12 @@
 mod background;
 pub(super) mod kept;
 pub(super) mod logging;
-mod machine;
+pub(super) mod machine;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{complain, exit_code, options, source};
+use super::{attach, complain, exit_code, options, source};
 use crate::config::{DaemonConfig, MetricsListen, Source};
 use crate::daemon::{self, MountError};
 use crate::keeper::notify;
@@ -72,37 +72,53 @@ impl MountArgs {
     }
 }
 
-/// A mount that has been checked and not begun.
-struct Prepared {
-    config: DaemonConfig,
-    notes: Vec<String>,
+/// A daemon whose mounts have been checked and not begun.
+pub(super) struct Prepared {
+    pub config: DaemonConfig,
+    pub notes: Vec<String>,
     /// Held until the process ends.
-    claim: claim::Claim,
+    pub claim: claim::Claim,
 }
 
 /// Mounts. In the background the process returns when the overlay answers.
 pub fn run(args: MountArgs) -> ExitCode {
-    let foreground = args.foreground || args.debug;
+    if let Some((name, path)) = attach::of_source(&args.source) {
+        let MountArgs { mountpoint, options, foreground, debug, .. } = args;
+        if foreground || debug {
+            complain(&format!("{name} is a daemon of its own, which serves the overlay: leave --foreground out"));
+            return ExitCode::from(1);
+        }
+        return attach::attach(&attach::AttachArgs { mountpoint, path: Some(path), to: Some(name), options });
+    }
+    start(args.foreground, args.debug, || {
+        prepare(&args).map_err(|error| {
+            complain(&error.to_string());
+            ExitCode::from(exit_code(&error))
+        })
+    })
+}
+
+/// Starts what is prepared, or goes on with what a service manager has kept of it. In the background the process returns when
+/// the overlays answer. Who prepares says what is wrong.
+pub(super) fn start(foreground: bool, debug: bool, prepare: impl FnOnce() -> Result<Prepared, ExitCode>) -> ExitCode {
+    let foreground = foreground || debug;
     // First of all, as these descriptors have fixed numbers.
     let kept = if foreground { notify::kept() } else { Vec::new() };
-    let log = if args.debug { kept::Log::Debug } else { kept::Log::Stderr };
+    let log = if debug { kept::Log::Debug } else { kept::Log::Stderr };
     if !kept.is_empty() {
-        logging::to_stderr(args.debug);
+        logging::to_stderr(debug);
         if let Some(orphaned) = kept::Orphaned::of(kept) {
             return exit(orphaned.run(&log, || tracing::info!("served again")).map(ExitCode::from));
         }
     }
-    let prepared = match prepare(&args) {
+    let prepared = match prepare() {
         Ok(prepared) => prepared,
-        Err(error) => {
-            complain(&error.to_string());
-            return ExitCode::from(exit_code(&error));
-        }
+        Err(code) => return code,
     };
     if !foreground {
         return background::run(prepared);
     }
-    logging::to_stderr(args.debug);
+    logging::to_stderr(debug);
     let mountpoint = prepared.config.home.clone();
     let ready = move || tracing::info!(mountpoint = %mountpoint.display(), "mounted");
     exit(if prepared.config.keeper.wanted {

@@ -203,6 +203,14 @@ impl Options {
         Ok(())
     }
 
+    /// The first option that was given and is not of one overlay alone.
+    pub fn beyond_the_overlay(&self) -> Option<&str> {
+        let own = self.given.iter().find(|name| {
+            !matches!(table::find(name).map(|(definition, _)| definition.group), Some(table::Group::Mount))
+        });
+        own.copied().or_else(|| self.sshfs.first().map(String::as_str))
+    }
+
     /// For others than root: sshfs shows owners as the server has them, and since the overlay checks permissions its user
     /// would be kept out of the files that the server lets him have. Unless asked otherwise they are shown as his.
     pub fn own_files(&mut self) {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::daemons;
 use crate::daemon::MountError;
 use crate::mountpoint::{claim, place};
 use crate::rundir;
@@ -32,8 +33,8 @@ pub struct StatusArgs {
 pub fn run(args: StatusArgs) -> ExitCode {
     let sockets = match &args.mountpoint {
         Some(mountpoint) => {
-            let mountpoint = resolve(mountpoint);
-            claim::is_own(&mountpoint).map(|_| vec![rundir::control_socket(&mountpoint)])
+            let home = daemons::named(mountpoint);
+            claim::is_own(&home).map(|_| vec![rundir::control_socket(&home)])
         }
         None => all_sockets(),
     };
@@ -89,7 +90,7 @@ pub fn run(args: StatusArgs) -> ExitCode {
 
 /// Asks the daemon of `mountpoint` to try again now.
 pub fn recover(mountpoint: &Path) -> ExitCode {
-    let mountpoint = resolve(mountpoint);
+    let mountpoint = daemons::named(mountpoint);
     if let Err(error) = claim::is_own(&mountpoint) {
         return failed(&error.to_string());
     }
@@ -116,8 +117,8 @@ pub fn source(mountpoint: &Path) -> Result<String, String> {
 }
 
 /// Asks the daemon of `mountpoint` to unmount and end.
-pub fn umount_request(mountpoint: &Path) -> Result<(), String> {
-    match ask(&rundir::control_socket(mountpoint), &Request::Umount { lazy: false }, UMOUNT_PATIENCE) {
+pub fn umount_request(mountpoint: &Path, lazy: bool) -> Result<(), String> {
+    match ask(&rundir::control_socket(mountpoint), &Request::Umount { lazy }, UMOUNT_PATIENCE) {
         Ok(Reply::Done) => Ok(()),
         Ok(Reply::Busy { text } | Reply::Failed { text }) => Err(text),
         Ok(Reply::Status(_)) => Err("the daemon answered something else".into()),
@@ -143,7 +144,8 @@ pub(super) fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
     let mut sockets = Vec::new();
     for entry in entries.flatten() {
         let socket = entry.path().join("control.sock");
-        if socket.exists() {
+        // That of one of several overlays leads to its daemon's, which is there too.
+        if socket.exists() && !socket.is_symlink() {
             claim::own(&entry.path())?;
             sockets.push(socket);
         }

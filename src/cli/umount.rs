@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::{complain, exit_code, status};
+use super::{attach, complain, daemons, exit_code, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
 use crate::mountpoint::claim::{self, Claim, Holder, Watching};
@@ -20,7 +20,7 @@ use crate::worker;
 /// Arguments of `steadfs umount`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct UmountArgs {
-    /// The hot path.
+    /// The hot path; or the name of a `steadfs run`, to unmount all of its overlays and end it.
     pub mountpoint: PathBuf,
     /// Detach now, even if it is in use; what is open goes on until it is closed.
     #[arg(short, long)]
@@ -42,14 +42,23 @@ pub fn run(args: &UmountArgs) -> ExitCode {
 }
 
 fn umount(args: &UmountArgs) -> Result<(), MountError> {
+    let home = daemons::named(&args.mountpoint);
+    if home.is_relative() && !args.mountpoint.is_absolute() && !is_path(&args.mountpoint) {
+        return end(&home, args.lazy);
+    }
     let path = place::resolve(&args.mountpoint)?;
     let shown = path.display();
+    if daemons::leads_to(&path).is_some_and(|home| claim::is_alive(&home)) {
+        let watching = Watching::of(&path);
+        attach::try_detach(&path, args.lazy)?;
+        return wait_for_end(&path, &watching);
+    }
     let entry = mountinfo::at(&path).map_err(place::no_mountinfo)?;
     match (entry, claim::holder(&path)?) {
         (None, Holder::Daemon) => {
             // Unless it is ending already it is still starting; then nobody listens, or it does as it is told.
             let watching = Watching::of(&path);
-            let _ = status::umount_request(&path);
+            let _ = status::umount_request(&path, false);
             wait_for_end(&path, &watching)
         }
         (None, Holder::Nobody) if !worker::is_noted(&path) => Err(MountError::Mount(format!("{shown} is not mounted"))),
@@ -74,6 +83,22 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
             Ok(())
         }
     }
+}
+
+/// Ends the daemon of that name.
+fn end(home: &Path, lazy: bool) -> Result<(), MountError> {
+    let shown = home.display();
+    if !claim::is_own(home)? || !claim::is_alive(home) {
+        return Err(MountError::Mount(format!("no steadfs of the name {shown} runs: see steadfs status")));
+    }
+    let watching = Watching::of(home);
+    status::umount_request(home, lazy).map_err(|text| MountError::Mount(format!("{shown}: {text}")))?;
+    wait_for_end(home, &watching)
+}
+
+/// True for what can only be a path.
+fn is_path(given: &Path) -> bool {
+    given.components().count() > 1 || given.as_os_str().as_encoded_bytes().contains(&b'/')
 }
 
 /// Does what a daemon that was killed can no longer do: lets the worker go, and removes what was left. True if there was
@@ -107,7 +132,7 @@ fn ask(path: &Path) -> Result<(), MountError> {
             Err(errno) => Err(MountError::Mount(format!("{shown}: its daemon does not answer, and: {}", errno.desc()))),
         };
     }
-    status::umount_request(path).map_err(|text| match text.to_ascii_lowercase().contains("busy") {
+    status::umount_request(path, false).map_err(|text| match text.to_ascii_lowercase().contains("busy") {
         true => busy(path),
         false => MountError::Mount(format!("{shown}: {text}")),
     })

@@ -101,10 +101,15 @@ impl Lab {
         Lab { sshd, net, daemon: None, hot, store, directory: Some(directory), _alone: alone }
     }
 
-    /// Starts what mounts `hot` and stays in the foreground, and waits for the mount.
-    pub fn serve(&mut self, mut command: Command) {
+    /// Starts what stays in the foreground.
+    pub fn start(&mut self, mut command: Command) {
         let log = File::create(self.path("log")).unwrap();
         self.daemon = Some(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// Starts what mounts `hot` and stays in the foreground, and waits for the mount.
+    pub fn serve(&mut self, command: Command) {
+        self.start(command);
         wait("the mount is there", || mount_of(&self.hot).is_some());
     }
 

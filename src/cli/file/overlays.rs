@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use super::manifest;
 use super::mistake::Place;
 use super::outside::{Outside, words};
-use super::reader::{Reader, Scalar, Table};
 use super::overlap;
+use super::reader::{Reader, Scalar, Table};
 use crate::cli::options::{Options, known, table};
 use crate::config::{HotPath, Source, StatfsFrom};
 
@@ -76,11 +76,13 @@ fn flag_complaint(flag: &str, all: &[String]) -> Option<String> {
 }
 
 /// `UID:GID`, or names of this machine.
-fn owner(text: &str, outside: &dyn Outside) -> Result<(u32, u32), String> {
+/// `UID:GID`, or names that this machine knows.
+pub(in crate::cli) fn owner(text: &str, outside: &dyn Outside) -> Result<(u32, u32), String> {
     let (user, group) = text.split_once(':').ok_or("is not an owner: write USER:GROUP, names or numbers")?;
     let id = |text: &str, find: &dyn Fn(&str) -> Option<u32>| text.parse().ok().or_else(|| find(text));
     let user = id(user, &|name| outside.user(name)).ok_or_else(|| format!("names no user '{user}' of this machine"))?;
-    let group = id(group, &|name| outside.group(name)).ok_or_else(|| format!("names no group '{group}' of this machine"))?;
+    let group =
+        id(group, &|name| outside.group(name)).ok_or_else(|| format!("names no group '{group}' of this machine"))?;
     // chown(2) takes it for "as it is".
     if user == u32::MAX || group == u32::MAX {
         return Err("is not an owner: ids end at 4294967294".into());
@@ -88,12 +90,17 @@ fn owner(text: &str, outside: &dyn Outside) -> Result<(u32, u32), String> {
     Ok((user, group))
 }
 
-fn umask(text: &str) -> Result<u32, String> {
-    let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte)).then(|| u32::from_str_radix(text, 8).ok()).flatten();
-    octal.filter(|mask| *mask <= 0o777).ok_or_else(|| "is not a umask: write \"0000\" to \"0777\", such as \"0027\"".into())
+/// An octal umask.
+pub(in crate::cli) fn umask(text: &str) -> Result<u32, String> {
+    let octal =
+        text.bytes().all(|byte| (b'0'..=b'7').contains(&byte)).then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    octal
+        .filter(|mask| *mask <= 0o777)
+        .ok_or_else(|| "is not a umask: write \"0000\" to \"0777\", such as \"0027\"".into())
 }
 
-fn statfs(text: &str) -> Result<StatfsFrom, String> {
+/// `backing` or `local`.
+pub(in crate::cli) fn statfs(text: &str) -> Result<StatfsFrom, String> {
     match text {
         "backing" => Ok(StatfsFrom::Backing),
         "local" => Ok(StatfsFrom::Local),
@@ -124,11 +131,12 @@ impl Overlays {
     pub fn add(&mut self, table: &Table<'_>, defaults: &Options, reader: &mut Reader<'_>) {
         table.require("mountpoint", reader);
         let look = look(table, defaults, reader);
-        let path = if table.has("path") { table.get("path", Scalar::Text, reader, below) } else { Some(PathBuf::new()) };
+        let path =
+            if table.has("path") { table.get("path", Scalar::Text, reader, below) } else { Some(PathBuf::new()) };
         let mountpoint = table.get("mountpoint", Scalar::Text, reader, mountpoint);
         if let (Some(path), Some(mountpoint)) = (path, mountpoint) {
             let place = reader.source.place(table.at("mountpoint"));
-            self.push(HotPath { mountpoint, path, overlay: look.overlay }, look.nonempty, place);
+            self.push(HotPath { mountpoint, path, slot: 0, overlay: look.overlay }, look.nonempty, place);
         }
     }
 
@@ -152,7 +160,7 @@ impl Overlays {
                 reader.complain_of(place(line.number, line.column), "the hot path is the root directory: give another");
                 continue;
             }
-            let hot = HotPath { mountpoint: line.mountpoint, path: line.path, overlay };
+            let hot = HotPath { mountpoint: line.mountpoint, path: line.path, slot: 0, overlay };
             self.push(hot, defaults.nonempty, place(line.number, line.column));
         }
     }

@@ -1,0 +1,309 @@
+//! `steadfs run`: many overlays over one backing in one daemon, by a configuration file.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, mount_of, process, run, wait};
+use nix::sys::signal::Signal;
+use nix::sys::statvfs::statvfs;
+
+lab::also_runs_as!(agent_process: lab::agents::main);
+
+/// The directories of the store that the tests show.
+const JOBS: [&str; 3] = ["alpha", "beta", "gamma"];
+
+struct Served {
+    lab: Lab,
+}
+
+impl Served {
+    /// A server whose `jobs/alpha` and so on are mounted, with these lines on top of the configuration.
+    fn serve(more: &str) -> Served {
+        let mut lab = Lab::unmounted();
+        for job in JOBS {
+            std::fs::create_dir_all(lab.store.join("jobs").join(job)).unwrap();
+        }
+        let mut overlays = String::new();
+        for job in JOBS {
+            std::fs::create_dir_all(lab.path("hot").join(job)).unwrap();
+            overlays += &format!("[[overlay]]\nmountpoint = {:?}\npath = \"jobs/{job}\"\n", lab.hot.join(job));
+        }
+        std::fs::write(lab.path("steadfs.toml"), config(&lab, &format!("{more}\n{overlays}"))).unwrap();
+        let command = lab.steadfs(&["run", "-f", lab.path("steadfs.toml").to_str().unwrap()]);
+        lab.start(command);
+        let this = Served { lab };
+        wait("all overlays are there", || JOBS.iter().all(|job| mount_of(&this.hot(job)).is_some()));
+        wait("it is live", || this.status()["state"] == "live");
+        this
+    }
+
+    fn hot(&self, job: &str) -> PathBuf {
+        self.lab.hot.join(job)
+    }
+
+    fn stored(&self, job: &str) -> PathBuf {
+        self.lab.store.join("jobs").join(job)
+    }
+
+    fn ask(&self, words: &[&str]) -> Output {
+        self.lab.steadfs(words).output().unwrap()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.ask(&["status", "--json", "@box"]).stdout).unwrap_or_default()
+    }
+
+    fn serving(&self) -> i32 {
+        i32::try_from(self.status()["pid"].as_i64().expect("a daemon answers")).unwrap()
+    }
+
+    /// Ends it by its name and checks that nothing is left.
+    fn end(mut self) {
+        let output = self.ask(&["umount", "box"]);
+        assert!(output.status.success(), "{output:?}");
+        self.lab.assert_ended();
+    }
+}
+
+/// A configuration named `box` for the laboratory's server.
+fn config(lab: &Lab, more: &str) -> String {
+    let mut handed_on = String::new();
+    for option in lab.sshd.client_options().split(',') {
+        let (name, value) = option.split_once('=').unwrap();
+        handed_on += &format!("{name} = {value:?}\n");
+    }
+    let (top, rest) = more.split_once("[").map_or((more, String::new()), |(top, rest)| (top, format!("[{rest}")));
+    format!("name = \"box\"\nsource = {:?}\n{top}\n[sshfs]\n{handed_on}[defaults]\nguard = false\n{rest}", lab.source())
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A file that is open on each overlay, appended to.
+struct Files(BTreeMap<&'static str, (File, u64)>);
+
+impl Files {
+    fn open(here: &Served) -> Files {
+        let open = |job: &'static str| {
+            let options = OpenOptions::new().read(true).append(true).create(true).clone();
+            (job, (options.open(here.hot(job).join("log")).unwrap(), 0))
+        };
+        Files(JOBS.into_iter().map(open).collect())
+    }
+
+    /// One line to each; they stand in the store afterwards.
+    fn write(&mut self) {
+        for (job, (file, lines)) in &mut self.0 {
+            file.write_all(format!("{job} {lines}\n").as_bytes()).unwrap();
+            file.sync_all().unwrap();
+            *lines += 1;
+        }
+    }
+
+    fn check(&mut self, here: &Served) {
+        for (job, (file, lines)) in &mut self.0 {
+            let wanted: String = (0..*lines).map(|line| format!("{job} {line}\n")).collect();
+            let mut found = String::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_string(&mut found).unwrap();
+            assert_eq!(found, wanted);
+            assert_eq!(std::fs::read_to_string(here.stored(job).join("log")).unwrap(), wanted);
+        }
+    }
+}
+
+#[test]
+fn all_overlays_of_one_connection_survive_every_death() {
+    let mut here = Served::serve("");
+    let mut files = Files::open(&here);
+    files.write();
+    let devices: Vec<u64> = JOBS.iter().map(|job| here.hot(job).metadata().unwrap().dev()).collect();
+    for name in ["sshfs", "ssh"] {
+        assert_eq!(here.lab.clients(name).len(), 1, "one connection for all");
+    }
+    for name in ["sshfs", "ssh"] {
+        let before = here.status()["generation"].as_u64();
+        here.lab.signal(name, Signal::SIGKILL);
+        files.write();
+        wait("the next generation is live", || here.status()["state"] == "live");
+        assert!(here.status()["generation"].as_u64() > before, "{name}");
+    }
+    for _ in 0..3 {
+        let daemon = here.serving();
+        process::signal(daemon, Signal::SIGKILL);
+        let killed = Instant::now();
+        files.write();
+        assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+        wait("a successor answers", || here.status()["pid"].as_i64().is_some_and(|pid| pid != i64::from(daemon)));
+    }
+    assert_eq!(here.status()["keeper"]["can_succeed"], true);
+    files.check(&here);
+    let after: Vec<u64> = JOBS.iter().map(|job| here.hot(job).metadata().unwrap().dev()).collect();
+    assert_eq!(after, devices, "no mount was touched");
+    drop(files);
+    // By umount(8), one after the other: the daemon goes on without them.
+    for job in JOBS {
+        let output = run("umount", &[here.hot(job).to_str().unwrap()]);
+        assert!(output.status.success(), "{output:?}");
+        wait("it is let go", || !here.lab.path("run").join(lab_name(&here.hot(job))).exists());
+    }
+    assert_eq!(here.status()["state"], "live");
+    let output = here.ask(&["umount", "@box"]);
+    assert!(output.status.success(), "{output:?}");
+    here.lab.assert_ended();
+}
+
+fn lab_name(path: &Path) -> String {
+    steadfs::rundir::name(path)
+}
+
+#[test]
+fn overlays_come_and_go_while_others_are_in_use() {
+    let here = Served::serve("");
+    let mut files = Files::open(&here);
+    files.write();
+    let more = here.lab.path("more");
+    std::fs::create_dir(&more).unwrap();
+    std::fs::create_dir_all(here.stored("delta")).unwrap();
+    let hot = more.to_str().unwrap();
+    for (words, complaint) in [
+        (&["attach", hot, "--path", "../x"][..], "leads out"),
+        (&["attach", hot, "--path", "jobs/alpha"], "is shown at"),
+        (&["attach", hot, "--path", "jobs/delta", "-o", "deadline=3s"], "of the daemon"),
+        (&["attach", hot, "--path", "jobs/delta", "--to", "nobody"], "no steadfs of the name"),
+        (&["detach", hot], "no steadfs serves"),
+    ] {
+        let output = here.ask(words);
+        assert!(!output.status.success() && text(&output).contains(complaint), "{words:?}: {output:?}");
+    }
+    let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "subtype=sshfs"]);
+    assert!(output.status.success(), "{output:?}");
+    let found = run("findmnt", &["-n", "-o", "FSTYPE,SOURCE,TARGET", "-T", hot]);
+    let found = String::from_utf8(found.stdout).unwrap();
+    let words: Vec<&str> = found.split_whitespace().collect();
+    assert_eq!((words[0], words[1].ends_with("/jobs/delta"), words[2]), ("fuse.sshfs", true, hot), "{found}");
+    std::fs::write(more.join("new"), "new").unwrap();
+    assert_eq!(std::fs::read_to_string(here.stored("delta").join("new")).unwrap(), "new");
+    // Who comes later has a successor too.
+    let mut held = OpenOptions::new().append(true).create(true).open(more.join("held")).unwrap();
+    held.write_all(b"before ").unwrap();
+    let daemon = here.serving();
+    process::signal(daemon, Signal::SIGKILL);
+    held.write_all(b"after").unwrap();
+    held.sync_all().unwrap();
+    assert_eq!(std::fs::read_to_string(here.stored("delta").join("held")).unwrap(), "before after");
+    files.write();
+    let busy = here.ask(&["detach", hot]);
+    assert!(!busy.status.success() && text(&busy).contains("busy"), "{busy:?}");
+    let shown = here.ask(&["status", "--json", hot]);
+    assert!(shown.status.success(), "by its own path: {shown:?}");
+    drop(held);
+    let output = here.ask(&["detach", hot]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(mount_of(&more), None);
+    // Gone for a successor too, and its place is free at once.
+    process::signal(here.serving(), Signal::SIGKILL);
+    files.write();
+    // As fstab would say it.
+    let output = here.ask(&["mount", "box:/jobs/delta", hot, "-o", "rw,_netdev,noauto"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_to_string(more.join("held")).unwrap(), "before after");
+    let output = here.ask(&["umount", hot]);
+    assert!(output.status.success(), "{output:?}");
+    files.check(&here);
+    drop(files);
+    here.end();
+}
+
+#[test]
+fn each_overlay_looks_as_it_is_told_to() {
+    let here = Served::serve("");
+    let hot = here.hot("alpha");
+    std::fs::write(hot.join("file"), "x").unwrap();
+    let more = here.lab.path("more");
+    std::fs::create_dir(&more).unwrap();
+    let options = "owner=1234:2345,umask=0027,statfs=local,ro";
+    let output = here.ask(&["attach", more.to_str().unwrap(), "--path", "jobs/alpha", "-o", options]);
+    assert!(output.status.success(), "{output:?}");
+    let seen = more.join("file").metadata().unwrap();
+    assert_eq!((seen.uid(), seen.gid(), seen.permissions().mode() & 0o777), (1234, 2345, 0o640));
+    let plain = hot.join("file").metadata().unwrap();
+    assert_eq!((plain.uid(), plain.permissions().mode() & 0o777), (0, 0o644));
+    let refused = std::fs::write(more.join("file"), "y").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    let (local, shown) = (statvfs(here.lab.directory()).unwrap(), statvfs(&more).unwrap());
+    assert_eq!((shown.blocks(), shown.files()), (local.blocks(), local.files()));
+    let output = here.ask(&["detach", more.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    here.end();
+}
+
+#[test]
+fn a_directory_that_is_missing_on_the_store_is_an_error_and_not_an_empty_one() {
+    let here = Served::serve("");
+    let hot = here.hot("beta");
+    std::fs::write(hot.join("kept"), "x").unwrap();
+    std::fs::rename(here.stored("beta"), here.lab.store.join("elsewhere")).unwrap();
+    wait("what is cached of it is forgotten", || {
+        hot.join("unheard-of").symlink_metadata().is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE))
+    });
+    let listed = std::fs::read_dir(&hot).and_then(|mut all| all.next().transpose());
+    assert!(listed.is_err(), "{listed:?}");
+    std::fs::rename(here.lab.store.join("elsewhere"), here.stored("beta")).unwrap();
+    wait("it is back", || std::fs::read_to_string(hot.join("kept")).is_ok_and(|text| text == "x"));
+    here.end();
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_mounted() {
+    let mut lab = Lab::unmounted();
+    let path = lab.path("steadfs.toml");
+    let (one, two) = (lab.path("one"), lab.path("two"));
+    std::fs::create_dir(&one).unwrap();
+    let overlay = |place: &Path, path: &str| format!("[[overlay]]\nmountpoint = {place:?}\npath = {path:?}\n");
+    for (text, code, complaint) in [
+        (config(&lab, &overlay(&two, "a")), 32, "does not exist: run mkdir -p"),
+        (config(&lab, "[repair]\nprobe_intervall = \"1s\"\n"), 78, "probe_interval"),
+        (config(&lab, &format!("{}{}", overlay(&one, "a"), overlay(&one, "b"))), 78, "twice"),
+    ] {
+        std::fs::write(&path, &text).unwrap();
+        let output = lab.steadfs(&["run", path.to_str().unwrap()]).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{text}\n{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(complaint), "{output:?}");
+    }
+    let output = lab.steadfs(&["run", "/no/such/file"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(66), "{output:?}");
+    assert_eq!(mount_of(&one), None);
+    lab.assert_ended();
+}
+
+#[test]
+fn in_the_background_it_returns_when_all_answer() {
+    let mut lab = Lab::unmounted();
+    let path = lab.path("steadfs.toml");
+    let place = lab.path("one");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::create_dir(lab.store.join("a")).unwrap();
+    let overlay = format!("[[overlay]]\nmountpoint = {place:?}\npath = \"a\"\n");
+    std::fs::write(&path, config(&lab, &overlay)).unwrap();
+    let mut command: Command = lab.steadfs(&["run", path.to_str().unwrap()]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(mount_of(&place).is_some());
+    std::fs::write(place.join("x"), "x").unwrap();
+    let again = lab.steadfs(&["run", path.to_str().unwrap()]).output().unwrap();
+    assert!(!again.status.success(), "{again:?}");
+    let output = lab.steadfs(&["umount", "box"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_to_string(lab.store.join("a/x")).unwrap(), "x");
+    lab.assert_ended();
+}
