@@ -38,6 +38,8 @@ enum Command {
     Mount(mount::MountArgs),
     /// Serve any number of overlays over one backing, as a file says.
     Run(run::RunArgs),
+    /// Have a daemon read its configuration again, without unmounting what stays.
+    Reload(run::ReloadArgs),
     /// Mount one more overlay of a daemon that runs.
     Attach(attach::AttachArgs),
     /// Unmount one overlay of a daemon that runs.
@@ -79,6 +81,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Mount(args) => mount::run(args),
         Command::Run(args) => run::run(&args),
+        Command::Reload(args) => run::reload(&args),
         Command::Attach(args) => attach::attach(&args),
         Command::Detach(args) => attach::detach(&args),
         Command::Umount(args) => umount::run(&args),

@@ -5,13 +5,15 @@ mod limits;
 pub mod link;
 mod notify;
 mod orphans;
+pub mod reload;
 mod signals;
 pub mod stored;
 mod succession;
 mod upkeep;
 
+use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -256,6 +258,23 @@ fn upgrade(succession: &Succession, hots: &Hots, path: &Path) -> Result<(), Stri
     }
 }
 
+/// Makes everything as another configuration says, as far as that is possible while it is in use.
+fn reload(
+    hots: &Hots,
+    gate: &Gate,
+    wanted: &DaemonConfig,
+    nonempty: &BTreeSet<PathBuf>,
+) -> Result<reload::Reloaded, String> {
+    let done = hots.reload(wanted, |path| nonempty.contains(path))?;
+    gate.set_policy(wanted.calls);
+    let taken_over = hots.configure(|config| {
+        let DaemonConfig { calls, repair, permit, worker, soft_start, file, .. } = wanted.clone();
+        *config = DaemonConfig { calls, repair, permit, worker, soft_start, file, ..config.clone() };
+    });
+    taken_over.map_err(|error| error.to_string())?;
+    Ok(done)
+}
+
 fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
 }
@@ -386,8 +405,9 @@ impl Core {
         let link = self.succession.link().clone();
         let handed_on = Arc::clone(&self.succession);
         let hots = || Arc::clone(&self.hots);
-        let (counted, viewed, kept, attached, detached, stopped, upgraded) =
-            (hots(), hots(), hots(), hots(), hots(), hots(), hots());
+        let (counted, viewed, kept, attached, detached, stopped, upgraded, reloaded, configured) =
+            (hots(), hots(), hots(), hots(), hots(), hots(), hots(), hots(), hots());
+        let gate = Arc::clone(&self.gate);
         let stays = self.stays;
         Observed {
             config: Arc::clone(config),
@@ -401,6 +421,8 @@ impl Core {
             retry_now: Arc::new(move || _ = supervisor.get().inspect(|supervisor| supervisor.retry_now())),
             upgrade: Arc::new(move |path| upgrade(&handed_on, &upgraded, path)),
             upgraded: Arc::new(move || link.upgraded()),
+            configured: Arc::new(move || configured.config()),
+            reload: Arc::new(move |wanted, nonempty| reload(&reloaded, &gate, &wanted, &nonempty)),
             attach: Arc::new(move |at, nonempty| attached.attach(at, nonempty).map_err(|error| error.to_string())),
             detach: Arc::new(move |path, lazy| detached.detach(path, lazy)),
             stop: Arc::new(move |lazy| {

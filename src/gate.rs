@@ -31,7 +31,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::backing::{Generation, OpResult};
 use crate::config::CallPolicy;
@@ -156,7 +156,7 @@ pub struct Inside {
 
 /// See the module.
 pub struct Gate {
-    policy: CallPolicy,
+    policy: RwLock<CallPolicy>,
     complain: ComplaintSink,
     state: Mutex<State>,
     work_ready: Condvar,
@@ -176,7 +176,7 @@ impl Gate {
         complain: impl Fn(u64, Complaint) + Send + Sync + 'static,
     ) -> std::io::Result<Arc<Gate>> {
         let gate = Arc::new_cyclic(|myself| Gate {
-            policy,
+            policy: RwLock::new(policy),
             complain: Box::new(complain),
             state: Mutex::new(State::new()),
             work_ready: Condvar::new(),
@@ -212,12 +212,12 @@ impl Gate {
         work: impl FnMut(&Context<'_>) -> OpResult<T> + Send + 'static,
         reply: impl FnOnce(OpResult<T>) + Send + 'static,
     ) {
-        let limit = terms.limit.unwrap_or_else(|| policy::limit(&self.policy, terms.class));
+        let limit = terms.limit.unwrap_or_else(|| policy::limit(&self.policy(), terms.class));
         let mut state = self.state.lock();
         if state.stopping || self.fails_at_once(&state, terms.class, Instant::now()) {
             drop(state);
-            reply(Err(self.policy.outage_errno));
-            let from_memory = policy::is_answered_from_memory(&self.policy, limit);
+            reply(Err(self.policy().outage_errno));
+            let from_memory = policy::is_answered_from_memory(&self.policy(), limit);
             let outcome = if from_memory { Outcome::Ok } else { Outcome::Outage };
             self.stats.count(terms.op, outcome, Duration::ZERO);
             return;
@@ -272,6 +272,16 @@ impl Gate {
         }
     }
 
+    /// The deadlines as they are.
+    pub fn policy(&self) -> CallPolicy {
+        *self.policy.read()
+    }
+
+    /// Other deadlines, for calls that come from now on and for outages.
+    pub fn set_policy(&self, policy: CallPolicy) {
+        *self.policy.write() = policy;
+    }
+
     /// Since when calls are inside the live generation.
     pub fn inside(&self) -> Inside {
         let state = self.state.lock();
@@ -308,7 +318,7 @@ impl Gate {
             return;
         }
         self.live.store(generation.number(), SeqCst);
-        let barriers = self.asynchronous.load(SeqCst).then_some(self.policy.deadline);
+        let barriers = self.asynchronous.load(SeqCst).then_some(self.policy().deadline);
         state.phase = Phase::Open(Service::new(generation, barriers));
         state.outage_since = None;
         state.opened_at = Some(Instant::now());
@@ -368,7 +378,7 @@ impl Gate {
         let calls: Vec<_> = state.unanswered().cloned().collect();
         drop(state);
         for call in calls {
-            self.answer(&call, self.policy.outage_errno, Outcome::Outage);
+            self.answer(&call, self.policy().outage_errno, Outcome::Outage);
         }
         self.work_ready.notify_all();
         self.calls_waiting.notify_all();
@@ -385,7 +395,7 @@ impl Gate {
     fn fails_at_once(&self, state: &State, class: Class, now: Instant) -> bool {
         let weather = state.weather(None);
         policy::is_failed_by_outage(&weather, class)
-            && policy::overdue_at(&self.policy, &weather).is_some_and(|at| now >= at)
+            && policy::overdue_at(&self.policy(), &weather).is_some_and(|at| now >= at)
     }
 
     fn answer(&self, call: &Call, errno: Errno, outcome: Outcome) {

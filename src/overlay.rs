@@ -25,7 +25,7 @@ mod shown;
 mod sweep;
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -36,7 +36,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::backing::{Attr, OpResult, StatFs, Traits, Tree};
-use crate::config::{HotPath, OverlayConfig, StatfsFrom};
+use crate::config::{HotPath, OverlayConfig};
 use crate::gate::{Class, Context, Gate, Op, Terms};
 use crate::handover::{Grant, Notes};
 use crate::log::Budget;
@@ -54,7 +54,7 @@ use refuse::Resending;
 use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
-use shown::LocalSpace;
+use shown::{Appearance, LocalSpace};
 
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
@@ -105,11 +105,11 @@ impl std::iter::Sum for Counts {
 pub struct Overlay {
     gate: Arc<Gate>,
     traits: Traits,
-    config: OverlayConfig,
+    appearance: RwLock<Appearance>,
     /// Directory of the backing that is shown; empty for its root.
     base: PathBuf,
     /// Whose figures statfs(2) gives, if not the backing's.
-    local_space: Option<LocalSpace>,
+    local_space: Mutex<Option<LocalSpace>>,
     nodes: Nodes,
     files: Files,
     inodes: Inodes,
@@ -151,17 +151,12 @@ impl Overlay {
         notes: Notes,
     ) -> Arc<Overlay> {
         let HotPath { mountpoint, path: base, overlay: config, .. } = hot;
-        let local = (config.statfs == StatfsFrom::Local).then(|| LocalSpace::of(&mountpoint));
-        let local_space = local.and_then(|opened| {
-            opened
-                .inspect_err(|error| tracing::error!(%error, "statfs=local: the directory above cannot be opened"))
-                .ok()
-        });
+        let local_space = Mutex::new(LocalSpace::wanted(&config, &mountpoint));
         let overlay = Arc::new_cyclic(|myself| Overlay {
             gather: Gather::start(config.gather, myself.clone()),
             gate,
             traits,
-            config,
+            appearance: RwLock::new(Appearance::of(&config)),
             nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()),
             base,
             local_space,

@@ -8,12 +8,14 @@ pub mod sockets;
 pub mod status;
 pub mod textfile;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::config::{DaemonConfig, HotPath};
 use crate::daemon::link::Upgraded;
+use crate::daemon::reload::Reloaded;
 use crate::gate::Gate;
 use crate::overlay::Counts;
 use crate::rundir;
@@ -92,6 +94,9 @@ pub type Attach = Arc<dyn Fn(HotPath, bool) -> Result<(), String> + Send + Sync>
 /// Unmounts one, lazily if so asked.
 pub type Detach = Arc<dyn Fn(&Path, bool) -> Result<(), UmountRefused> + Send + Sync>;
 
+/// Takes another configuration over, with the mountpoints that need not be empty.
+pub type Reload = Arc<dyn Fn(DaemonConfig, BTreeSet<PathBuf>) -> Result<Reloaded, String> + Send + Sync>;
+
 /// All that may be observed of one daemon.
 #[derive(Clone)]
 pub struct Observed {
@@ -117,6 +122,10 @@ pub struct Observed {
     pub attach: Attach,
     /// Detaches one (`steadfs detach`, `steadfs umount`).
     pub detach: Detach,
+    /// The configuration as it is at present.
+    pub configured: Arc<dyn Fn() -> DaemonConfig + Send + Sync>,
+    /// Takes another configuration over (`steadfs reload`).
+    pub reload: Reload,
     /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.
     pub upgrade: Upgrade,
     /// What became of that.

@@ -248,6 +248,58 @@ fn each_overlay_looks_as_it_is_told_to() {
 }
 
 #[test]
+fn a_reload_changes_what_is_different_and_touches_nothing_else() {
+    let here = Served::serve("");
+    let mut files = Files::open(&here);
+    files.write();
+    let (toml, more) = (here.lab.path("steadfs.toml"), here.lab.path("more"));
+    let before = std::fs::read_to_string(&toml).unwrap();
+    let reload = |text: &str| {
+        std::fs::write(&toml, text).unwrap();
+        here.ask(&["reload", "box", "--json"])
+    };
+    let output = reload(&before);
+    assert!(output.status.success(), "{output:?}");
+    let nothing: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(nothing.as_object().unwrap().values().all(|all| all.as_array().unwrap().is_empty()), "{nothing}");
+    // A mistake changes nothing; neither does another server.
+    let output = reload(&before.replace("path = ", "pth = "));
+    assert_eq!(output.status.code(), Some(78), "{output:?}");
+    let output = reload(&before.replace("/store\"", "/elsewhere\""));
+    assert!(!output.status.success() && text(&output).contains("source"), "{output:?}");
+    // alpha goes, but is in use; beta shows another umask and can only be read once nobody writes; one more comes.
+    std::fs::create_dir(&more).unwrap();
+    std::fs::create_dir_all(here.stored("delta")).unwrap();
+    let alpha = format!("[[overlay]]\nmountpoint = {:?}\npath = \"jobs/alpha\"\n", here.hot("alpha"));
+    assert!(before.contains(&alpha));
+    let after = before.replace(&alpha, "").replace("path = \"jobs/beta\"", "path = \"jobs/beta\"\numask = \"0077\"");
+    let after = format!("{after}\n[[overlay]]\nmountpoint = {more:?}\npath = \"jobs/delta\"\n");
+    let beta = here.hot("beta").metadata().unwrap().dev();
+    let output = reload(&after);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output).contains("alpha: it is in use"), "{output:?}");
+    assert!(mount_of(&here.hot("alpha")).is_some() && mount_of(&more).is_some());
+    let seen = here.hot("beta").join("log").metadata().unwrap();
+    assert_eq!((seen.dev(), seen.permissions().mode() & 0o77), (beta, 0));
+    files.write();
+    files.check(&here);
+    drop(files);
+    let output = reload(&after);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(mount_of(&here.hot("alpha")), None);
+    // A successor has the new configuration.
+    process::signal(here.serving(), Signal::SIGKILL);
+    assert_eq!(std::fs::read_to_string(here.hot("beta").join("log")).unwrap(), "beta 0\nbeta 1\n");
+    std::fs::write(more.join("x"), "x").unwrap();
+    assert_eq!(mount_of(&here.hot("alpha")), None);
+    let output = reload(&after.replace("umask = \"0077\"", "read_only = true"));
+    assert!(output.status.success(), "{output:?}");
+    let refused = std::fs::write(here.hot("beta").join("y"), "y").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    here.end();
+}
+
+#[test]
 fn a_directory_that_is_missing_on_the_store_is_an_error_and_not_an_empty_one() {
     let here = Served::serve("");
     let hot = here.hot("beta");

@@ -1,15 +1,25 @@
 //! `steadfs run`: one backing and any number of overlays, as a file says.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::file::{self, Loaded};
 use super::mount::{self, Prepared, machine};
-use super::{complain, exit_code};
+use super::{complain, daemons, exit_code, status};
 use crate::config::{DaemonConfig, Source};
 use crate::daemon::MountError;
+use crate::daemon::reload::Reloaded;
 use crate::mountpoint::claim::Claim;
 use crate::mountpoint::{dead, place};
+use crate::rundir;
+use crate::telemetry::control::{Reply, Request};
+
+/// How long a daemon may take to answer.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long it may take to take a configuration over: what is uncommitted on overlays that go is committed.
+const RELOAD: Duration = Duration::from_secs(120);
 
 /// Arguments of `steadfs run`.
 #[derive(Debug, Clone, clap::Args)]
@@ -28,6 +38,81 @@ pub struct RunArgs {
 /// the file, 66 if it cannot be read (sysexits.h).
 pub fn run(args: &RunArgs) -> ExitCode {
     mount::start(args.foreground, args.debug, || prepare(&args.config))
+}
+
+/// Arguments of `steadfs reload`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ReloadArgs {
+    /// The daemon, by the `name` of its configuration, or that file.
+    pub daemon: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Has a daemon read its file again. Exit codes: 0 if all of it was taken over, 1 if something was not, those of
+/// [`run`] for mistakes in the file.
+pub fn reload(args: &ReloadArgs) -> ExitCode {
+    let done = match try_reload(&args.daemon) {
+        Ok(done) => done,
+        Err(code) => return code,
+    };
+    let text = if args.json {
+        serde_json::to_string(&done).unwrap_or_default() + "\n"
+    } else {
+        let lines = [
+            ("detached", &done.detached),
+            ("changed", &done.changed),
+            ("attached", &done.attached),
+            ("at the next start", &done.later),
+        ];
+        let lines = lines.iter().flat_map(|(word, what)| what.iter().map(move |one| format!("{word}: {one}\n")));
+        lines.collect()
+    };
+    // A reader that went away is no error.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    done.failed.iter().for_each(|words| complain(words));
+    if done.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn try_reload(daemon: &Path) -> Result<Reloaded, ExitCode> {
+    let fail = |error: MountError| {
+        complain(&error.to_string());
+        ExitCode::from(exit_code(&error))
+    };
+    let unanswered = |words: String| fail(MountError::Mount(words));
+    let file = if daemon.is_file() { daemon.to_owned() } else { file_of(daemon).map_err(fail)? };
+    let Loaded { config, nonempty, .. } = file::load(&file).map_err(|error| {
+        complain(&error.to_string());
+        ExitCode::from(error.exit_code())
+    })?;
+    let config = resolved(config).map_err(fail)?;
+    let home = config.home.clone();
+    let nonempty = nonempty.iter().map(|path| place::resolve(path)).collect::<Result<_, _>>().map_err(fail)?;
+    let request = Request::Reload { config: Box::new(config), nonempty };
+    match status::ask(&rundir::control_socket(&home), &request, RELOAD) {
+        Ok(Reply::Reloaded(done)) => Ok(done),
+        Ok(Reply::Failed { text }) => Err(unanswered(text)),
+        Ok(other) => Err(unanswered(format!("{}: unexpected answer: {other:?}", home.display()))),
+        Err(error) if status::is_absent(&error) => {
+            Err(unanswered(format!("no steadfs of the name {} runs: start it with steadfs run", home.display())))
+        }
+        Err(error) => Err(unanswered(format!("{}: the daemon does not answer: {error}", home.display()))),
+    }
+}
+
+/// The file that the daemon of that name was started with.
+fn file_of(daemon: &Path) -> Result<PathBuf, MountError> {
+    let shown = daemon.display();
+    let name = daemon.to_str().ok_or_else(|| MountError::Usage(format!("{shown} is no name and no file")))?;
+    let home = daemons::of_name(Some(name))?;
+    match status::ask(&rundir::control_socket(&home), &Request::Config, ANSWER) {
+        Ok(Reply::Config(config)) => {
+            config.file.ok_or_else(|| MountError::Usage(format!("{shown} was not started with a file")))
+        }
+        Ok(other) => Err(MountError::System(format!("{shown}: unexpected answer: {other:?}"))),
+        Err(error) => Err(MountError::Mount(format!("{shown}: the daemon does not answer: {error}"))),
+    }
 }
 
 fn prepare(path: &Path) -> Result<Prepared, ExitCode> {

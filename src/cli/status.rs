@@ -121,7 +121,7 @@ pub fn umount_request(mountpoint: &Path, lazy: bool) -> Result<(), String> {
     match ask(&rundir::control_socket(mountpoint), &Request::Umount { lazy }, UMOUNT_PATIENCE) {
         Ok(Reply::Done) => Ok(()),
         Ok(Reply::Busy { text } | Reply::Failed { text }) => Err(text),
-        Ok(Reply::Status(_)) => Err("the daemon answered something else".into()),
+        Ok(_) => Err("the daemon answered something else".into()),
         Err(error) => Err(words(&error, UMOUNT_PATIENCE)),
     }
 }

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::reload::{self, Reloaded};
 use super::succession::{Bequest, Heritage, Mounted, Succession, Will};
 use super::upkeep::Upkeep;
 use super::{COMMIT, DRAIN, LOOK, MountError, RESTORE, Wakeup, system};
 use crate::backing::{Generation, Traits};
-use crate::config::{DaemonConfig, HotPath};
+use crate::config::{DaemonConfig, HotPath, OverlayConfig};
 use crate::gate::Gate;
 use crate::handover::Inherited;
 use crate::mountpoint::claim::{self, Claim};
@@ -30,6 +31,8 @@ use crate::{rundir, spool, statedir};
 /// One overlay.
 pub struct Hot {
     at: HotPath,
+    /// How it looks at present; the rest of `at` stays.
+    look: Mutex<OverlayConfig>,
     overlay: Arc<Overlay>,
     will: Will,
     /// Set when there is one.
@@ -107,6 +110,7 @@ impl Hots {
         let upkeep = Upkeep::start(notes, &overlay, !matches!(heritage, Heritage::None))?;
         let claim = claim.map(|lock| Claim::of(lock, &at.mountpoint));
         let hot = Arc::new(Hot {
+            look: Mutex::new(at.overlay.clone()),
             at,
             overlay,
             will,
@@ -279,7 +283,7 @@ impl Hots {
             mountpoint: hot.at.mountpoint.clone(),
             path: hot.at.path.clone(),
             subtype: hot.at.overlay.subtype.clone(),
-            read_only: hot.at.overlay.read_only,
+            read_only: hot.look.lock().read_only,
             mounted: hot.mount.get().is_some_and(|mount| mount.is_at_its_place()),
             counts: hot.overlay.counts(),
         };
@@ -302,8 +306,12 @@ impl Hots {
     }
 
     /// Mounts one more, for as long as the daemon lives or until it is detached.
-    pub fn attach(&self, mut at: HotPath, nonempty: bool) -> Result<(), MountError> {
+    pub fn attach(&self, at: HotPath, nonempty: bool) -> Result<(), MountError> {
         let _one = self.attaching.lock();
+        self.attach_alone(at, nonempty)
+    }
+
+    fn attach_alone(&self, mut at: HotPath, nonempty: bool) -> Result<(), MountError> {
         let shown = at.mountpoint.display().to_string();
         {
             let config = self.config.lock();
@@ -339,6 +347,73 @@ impl Hots {
             return Err(UmountRefused::Other(detail));
         };
         hot.mount.get().map_or(Ok(()), |mount| unmount(mount, lazy))
+    }
+
+    /// Makes the overlays those of another configuration of the same backing. Those that are the same are not touched.
+    pub fn reload(&self, wanted: &DaemonConfig, nonempty: impl Fn(&Path) -> bool) -> Result<Reloaded, String> {
+        let _one = self.attaching.lock();
+        let plan = reload::plan(&self.config(), wanted)?;
+        let mut done =
+            Reloaded { later: plan.later.iter().map(|name| (*name).into()).collect(), ..Reloaded::default() };
+        let mut fail = |path: &Path, words: String| done.failed.push(format!("{}: {words}", path.display()));
+        for path in &plan.detach {
+            match self.detach_and_wait(path) {
+                Ok(()) => done.detached.push(path.display().to_string()),
+                Err(words) => fail(path, words),
+            }
+        }
+        for hot in &plan.change {
+            match self.change(hot) {
+                Ok(()) => done.changed.push(hot.mountpoint.display().to_string()),
+                Err(error) => fail(&hot.mountpoint, error.to_string()),
+            }
+        }
+        for hot in &plan.replace {
+            let path = &hot.mountpoint;
+            let attach = |()| self.attach_alone(hot.clone(), nonempty(path)).map_err(|error| error.to_string());
+            match self.detach_and_wait(path).and_then(attach) {
+                Ok(()) => done.changed.push(path.display().to_string()),
+                Err(words) => fail(path, words),
+            }
+        }
+        for hot in &plan.attach {
+            match self.attach_alone(hot.clone(), nonempty(&hot.mountpoint)) {
+                Ok(()) => done.attached.push(hot.mountpoint.display().to_string()),
+                Err(error) => fail(&hot.mountpoint, error.to_string()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn change(&self, wanted: &HotPath) -> io::Result<()> {
+        let Some(hot) = self.get(wanted.slot) else { return Err(io::ErrorKind::NotFound.into()) };
+        let config = &wanted.overlay;
+        let present = hot.look.lock().clone();
+        if (present.read_only, &present.mount_flags) != (config.read_only, &config.mount_flags)
+            && let Some(mount) = hot.mount.get()
+        {
+            mount.change(config)?;
+        }
+        hot.overlay.change_appearance(config, &hot.at.mountpoint);
+        *hot.look.lock() = config.clone();
+        self.configure(|all| {
+            all.overlays.iter_mut().filter(|other| other.slot == wanted.slot).for_each(|other| *other = wanted.clone());
+        })
+    }
+
+    fn detach_and_wait(&self, mountpoint: &Path) -> Result<(), String> {
+        self.detach(mountpoint, false).map_err(|refused| match refused {
+            UmountRefused::Busy(_) => "it is in use and stays as it is".into(),
+            UmountRefused::Other(words) => words,
+        })?;
+        let until = Instant::now() + COMMIT + DRAIN;
+        while self.all().iter().any(|hot| hot.at.mountpoint == mountpoint) {
+            if Instant::now() >= until {
+                return Err("it is unmounted and its session has not ended yet".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Unmounts all of them, as far as that is possible.

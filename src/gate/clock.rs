@@ -61,12 +61,12 @@ impl Gate {
         let mut first_evidence = None;
         for call in late.into_iter().filter(|call| !call.is_answered()) {
             let weather = weather.get_or_insert_with(|| self.weather(&state));
-            if now < policy::due_at(&self.policy, weather, call.class, call.arrived, call.limit) {
+            if now < policy::due_at(&self.policy(), weather, call.class, call.arrived, call.limit) {
                 state.extended.push(call);
                 continue;
             }
             let running = state.running.values().find(|running| Arc::ptr_eq(&running.call, &call));
-            let from_memory = policy::is_answered_from_memory(&self.policy, call.limit);
+            let from_memory = policy::is_answered_from_memory(&self.policy(), call.limit);
             // That one is late is no evidence.
             let counts = |running: &&Running| Some(running.generation) == state.live() && !from_memory;
             if let Some(running) = running.filter(counts) {
@@ -77,11 +77,11 @@ impl Gate {
                 Some(_) => Outcome::Outage,
                 None => Outcome::Deadline,
             };
-            failed.push((Arc::clone(&call), policy::late_errno(&self.policy, weather), outcome));
+            failed.push((Arc::clone(&call), policy::late_errno(&self.policy(), weather), outcome));
             // A call that waited in vain is evidence from when it came. Without this the kernel's second try of the same
             // system call (a lookup is repeated when its revalidation fails) would wait anew.
             if let Some(since) =
-                state.outage_since.filter(|since| call.arrived < *since && call.limit == self.policy.deadline)
+                state.outage_since.filter(|since| call.arrived < *since && call.limit == self.policy().deadline)
             {
                 first_evidence = Some(first_evidence.unwrap_or(since).min(call.arrived));
             }

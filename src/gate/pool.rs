@@ -105,7 +105,7 @@ impl Gate {
             return Run::TooLate;
         }
         let in_doubt = call.in_doubt.load(Relaxed);
-        let deadline = call.arrived + call.limit + self.policy.hold;
+        let deadline = call.arrived + call.limit + self.policy().hold;
         let run = call.run(&Context { generation, in_doubt, deadline, call, live: &self.live, sent });
         if matches!(run, Run::Answered) && !call.internal {
             self.stats.count(call.op, Outcome::Ok, call.arrived.elapsed());

@@ -98,6 +98,14 @@ impl Mount {
         entry.dev == self.dev && entry.fstype == *self.fstype && entry.source == *self.source
     }
 
+    /// Makes its flags those of `config`, `ro` included, while it is mounted. EBUSY if it is to be read-only and somebody writes.
+    pub fn change(&self, config: &OverlayConfig) -> io::Result<()> {
+        let flags = flags_of(config) | MsFlags::MS_REMOUNT;
+        let none: Option<&str> = None;
+        let kind = self.fstype.as_str();
+        mount(Some(self.source.as_str()), &self.mountpoint, Some(kind), flags, none).map_err(io::Error::from)
+    }
+
     /// Where it is mounted and can be reached, last mounted first; the flag says that there are others, over which
     /// somebody else has mounted: unmounting these by path would unmount the stranger's.
     fn places(&self) -> io::Result<(Vec<PathBuf>, bool)> {

@@ -3,6 +3,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::FileAttr;
 use nix::errno::Errno;
@@ -13,18 +15,42 @@ use nix::sys::statvfs::fstatvfs;
 use super::Overlay;
 use super::convert::file_attr;
 use crate::backing::{Attr, OpResult, StatFs};
+use crate::config::{OverlayConfig, StatfsFrom};
 use crate::gate::Context;
+
+/// What of an overlay's options may change while it is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Appearance {
+    pub attr_timeout: Duration,
+    pub entry_timeout: Duration,
+    owner: Option<(u32, u32)>,
+    umask: Option<u32>,
+}
+
+impl Appearance {
+    pub fn of(config: &OverlayConfig) -> Appearance {
+        let OverlayConfig { attr_timeout, entry_timeout, owner, umask, .. } = *config;
+        Appearance { attr_timeout, entry_timeout, owner, umask }
+    }
+}
 
 /// The local filesystem below a mountpoint. Its figures are asked for by [`Overlay::look_at_local_space`] alone, so that no call
 /// waits for it.
-#[derive(Debug)]
-pub(super) struct LocalSpace(OwnedFd);
+#[derive(Debug, Clone)]
+pub(super) struct LocalSpace(Arc<OwnedFd>);
 
 impl LocalSpace {
+    /// Of an overlay that is to show it.
+    pub fn wanted(config: &OverlayConfig, mountpoint: &Path) -> Option<LocalSpace> {
+        let opened = (config.statfs == StatfsFrom::Local).then(|| LocalSpace::of(mountpoint))?;
+        opened.inspect_err(|error| tracing::error!(%error, "statfs=local: the directory above cannot be opened")).ok()
+    }
+
     /// By the directory above the mountpoint, which the overlay does not cover.
     pub fn of(mountpoint: &Path) -> OpResult<LocalSpace> {
         let above = mountpoint.parent().unwrap_or(mountpoint);
-        open(above, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).map(LocalSpace)
+        open(above, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .map(|opened| LocalSpace(Arc::new(opened)))
     }
 
     fn figures(&self) -> OpResult<StatFs> {
@@ -43,13 +69,26 @@ impl LocalSpace {
 }
 
 impl Overlay {
+    /// As it is at present.
+    pub(super) fn appearance(&self) -> Appearance {
+        *self.appearance.read()
+    }
+
+    /// Takes over what may change while it is mounted. What the kernel remembers by then lives out its time.
+    pub fn change_appearance(&self, config: &OverlayConfig, mountpoint: &Path) {
+        *self.appearance.write() = Appearance::of(config);
+        *self.local_space.lock() = LocalSpace::wanted(config, mountpoint);
+        self.look_at_local_space();
+    }
+
     /// A node's attributes for the kernel, which checks permissions by them.
     pub(super) fn shown(&self, node: u64, attr: &Attr) -> FileAttr {
         let mut shown = file_attr(node, attr);
-        if let Some((uid, gid)) = self.config.owner {
+        let seen = self.appearance();
+        if let Some((uid, gid)) = seen.owner {
             (shown.uid, shown.gid) = (uid, gid);
         }
-        if let Some(umask) = self.config.umask {
+        if let Some(umask) = seen.umask {
             shown.perm &= !u16::try_from(umask & 0o777).unwrap_or(0);
         }
         shown
@@ -57,7 +96,7 @@ impl Overlay {
 
     /// What of a change of owner is left to do. EPERM if it is to be another one than the one that is always shown.
     pub(super) fn owner_to_set(&self, uid: Option<u32>, gid: Option<u32>) -> OpResult<(Option<u32>, Option<u32>)> {
-        match self.config.owner {
+        match self.appearance().owner {
             None => Ok((uid, gid)),
             Some((own_uid, own_gid))
                 if uid.is_none_or(|uid| uid == own_uid) && gid.is_none_or(|gid| gid == own_gid) =>
@@ -80,7 +119,7 @@ impl Overlay {
     /// Where figures of space are the local filesystem's, asks it for them. May block as long as that does: for a thread that
     /// nobody waits for, now and then.
     pub fn look_at_local_space(&self) {
-        let Some(local) = &self.local_space else { return };
+        let Some(local) = self.local_space.lock().clone() else { return };
         match local.figures() {
             Ok(figures) => *self.last_statfs.lock() = figures,
             Err(error) => tracing::debug!(%error, "the local filesystem does not say how much space it has"),

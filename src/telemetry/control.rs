@@ -1,5 +1,6 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -12,10 +13,11 @@ use tokio::net::UnixStream;
 use super::journal::Journal;
 use super::status::Status;
 use super::{Observed, UmountRefused};
-use crate::config::HotPath;
+use crate::config::{DaemonConfig, HotPath};
+use crate::daemon::reload::Reloaded;
 
-/// Longest request in bytes; the longest that means anything has two paths (PATH_MAX, limits.h) and the options of an overlay.
-const LONGEST: u64 = 64 << 10;
+/// Longest request in bytes: a configuration of a thousand overlays.
+const LONGEST: u64 = 1 << 20;
 /// How long the end of the daemon waits for answers that are on their way.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -49,6 +51,16 @@ pub enum Request {
         #[serde(default)]
         lazy: bool,
     },
+    /// What is it configured to do?
+    Config,
+    /// Take another configuration over.
+    Reload {
+        /// The whole of it, with mountpoints resolved.
+        config: Box<DaemonConfig>,
+        /// Mountpoints that need not be empty.
+        #[serde(default)]
+        nonempty: BTreeSet<std::path::PathBuf>,
+    },
     /// Be replaced by a daemon of another executable; the status says what became of it.
     Upgrade {
         /// Its absolute path.
@@ -62,6 +74,10 @@ pub enum Request {
 pub enum Reply {
     /// To `status`.
     Status(Box<Status>),
+    /// To `config`, without what could be secret.
+    Config(Box<DaemonConfig>),
+    /// To `reload`.
+    Reloaded(Reloaded),
     /// Done.
     Done,
     /// Somebody uses the mount.
@@ -174,6 +190,18 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
             let attach = Arc::clone(&observed.attach);
             match tokio::task::spawn_blocking(move || attach(hot, nonempty)).await {
                 Ok(Ok(())) => Reply::Done,
+                Ok(Err(text)) => Reply::Failed { text },
+                Err(error) => Reply::Failed { text: error.to_string() },
+            }
+        }
+        Request::Config => {
+            let config = (observed.configured)();
+            Reply::Config(Box::new(DaemonConfig { sshfs_options: Vec::new(), ..config }))
+        }
+        Request::Reload { config, nonempty } => {
+            let reload = Arc::clone(&observed.reload);
+            match tokio::task::spawn_blocking(move || reload(*config, nonempty)).await {
+                Ok(Ok(done)) => Reply::Reloaded(done),
                 Ok(Err(text)) => Reply::Failed { text },
                 Err(error) => Reply::Failed { text: error.to_string() },
             }

@@ -74,7 +74,7 @@ impl Overlay {
 
     fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {
         match result {
-            Ok(attr) => reply.attr(&self.config.attr_timeout, &self.shown(node, &attr)),
+            Ok(attr) => reply.attr(&self.appearance().attr_timeout, &self.shown(node, &attr)),
             Err(error) => reply.error(node_errno(error)),
         }
     }
@@ -82,7 +82,7 @@ impl Overlay {
     /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
     fn getattr_root(self: &Arc<Self>, asked: Asked, reply: ReplyAttr) {
         if self.gate.in_outage() {
-            return reply.attr(&self.config.attr_timeout, &self.shown(ROOT, &self.known_root()));
+            return reply.attr(&self.appearance().attr_timeout, &self.shown(ROOT, &self.known_root()));
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
         self.submit_on(
@@ -95,7 +95,7 @@ impl Overlay {
             },
             move |result| {
                 let attr = result.unwrap_or_else(|_| replier.known_root());
-                reply.attr(&replier.config.attr_timeout, &replier.shown(ROOT, &attr));
+                reply.attr(&replier.appearance().attr_timeout, &replier.shown(ROOT, &attr));
             },
         );
     }
@@ -121,7 +121,7 @@ impl Overlay {
 
     /// FUSE_STATFS: always answered, so that a `df` never hangs.
     pub fn statfs(self: &Arc<Self>, asked: Asked, reply: ReplyStatfs) {
-        if self.local_space.is_some() || self.gate.in_outage() {
+        if self.local_space.lock().is_some() || self.gate.in_outage() {
             return reply_statfs(&self.last_statfs.lock(), reply);
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));

@@ -110,7 +110,10 @@ impl Overlay {
                 Ok((attr, opened)) => {
                     let node = overlay.nodes.remember(parent, &name, &attr, by);
                     let handle = overlay.keep(node, flags | libc::O_EXCL, opened, by);
-                    let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
+                    let ttl = {
+                        let seen = overlay.appearance();
+                        seen.attr_timeout.min(seen.entry_timeout)
+                    };
                     let (attr, generation) = (overlay.shown(node, &attr), NodeGeneration(0));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
                 }

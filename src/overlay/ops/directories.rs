@@ -205,7 +205,10 @@ impl Overlay {
             },
             move |overlay, result| match result {
                 Ok((listing, attrs)) => {
-                    let ttl = overlay.config.attr_timeout.min(overlay.config.entry_timeout);
+                    let ttl = {
+                        let seen = overlay.appearance();
+                        seen.attr_timeout.min(seen.entry_timeout)
+                    };
                     for ((index, entry), found) in numbered(&listing, offset).zip(attrs) {
                         let (attr, ttl) = match found {
                             Found::Attr(attr) => (attr, ttl),

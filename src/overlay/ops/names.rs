@@ -68,7 +68,7 @@ impl Overlay {
         match result {
             Ok(attr) => {
                 let node = self.nodes.remember(parent, name, &attr, by);
-                let (attr_ttl, entry_ttl) = (self.config.attr_timeout, self.config.entry_timeout);
+                let (attr_ttl, entry_ttl) = (self.appearance().attr_timeout, self.appearance().entry_timeout);
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, &self.shown(node, &attr), NodeGeneration(0));
             }
             Err(error) => reply.error(errno(error)),
@@ -167,7 +167,7 @@ impl Overlay {
             move |overlay, result| match result {
                 Ok(attr) => {
                     overlay.nodes.remember_link(node, parent, &name, by);
-                    let (attr_ttl, entry_ttl) = (overlay.config.attr_timeout, overlay.config.entry_timeout);
+                    let (attr_ttl, entry_ttl) = (overlay.appearance().attr_timeout, overlay.appearance().entry_timeout);
                     reply.entry_with_ttls(&attr_ttl, &entry_ttl, &overlay.shown(node, &attr), NodeGeneration(0));
                 }
                 Err(error) => reply.error(errno(error)),
