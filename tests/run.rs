@@ -316,6 +316,25 @@ fn a_directory_that_is_missing_on_the_store_is_an_error_and_not_an_empty_one() {
 }
 
 #[test]
+fn a_store_whose_disk_is_not_mounted_yet_costs_no_open_file() {
+    let here = Served::serve("[repair]\nbackoff_max = \"1s\"");
+    let mut files = Files::open(&here);
+    files.write();
+    let (jobs, away) = (here.lab.store.join("jobs"), here.lab.store.join("unmounted"));
+    std::fs::rename(&jobs, &away).unwrap();
+    std::fs::create_dir(&jobs).unwrap();
+    here.lab.signal("sshfs", Signal::SIGKILL);
+    wait("it is seen", || here.status()["why"].as_str().is_some_and(|why| why.contains("is its disk mounted")));
+    std::fs::remove_dir(&jobs).unwrap();
+    std::fs::rename(&away, &jobs).unwrap();
+    wait("it is live again", || here.status()["state"] == "live");
+    files.write();
+    files.check(&here);
+    drop(files);
+    here.end();
+}
+
+#[test]
 fn what_is_wrong_is_said_before_anything_is_mounted() {
     let mut lab = Lab::unmounted();
     let path = lab.path("steadfs.toml");

@@ -9,6 +9,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::reload::{self, Reloaded};
@@ -41,6 +42,13 @@ pub struct Hot {
     upkeep: Mutex<Option<Upkeep>>,
     /// Since when it has not been mounted here.
     gone_since: Mutex<Option<Instant>>,
+}
+
+impl Hot {
+    /// True if the directory that it shows is not on the store.
+    fn is_missing(&self, generation: &dyn Generation) -> bool {
+        !self.at.path.as_os_str().is_empty() && generation.tree().stat(&self.at.path) == Err(Errno::ENOENT)
+    }
 }
 
 /// What all of them share.
@@ -238,6 +246,11 @@ impl Hots {
             self.all().iter().for_each(|hot| hot.will.using(&record));
         }
         let all = self.all();
+        // One that is gone may have been removed. All of them together are a disk that the server has not mounted: files that
+        // are open must not be given up for that.
+        if !all.is_empty() && all.iter().all(|hot| hot.is_missing(&**generation)) {
+            return Err("the directory of no overlay is on the store: is its disk mounted there?".into());
+        }
         let restored = match &all[..] {
             [hot] => vec![hot.overlay.restore(generation, RESTORE)],
             _ => std::thread::scope(|scope| {

@@ -75,7 +75,7 @@ mod tests {
 
     fn hot(mountpoint: &str, path: &str, read_only: bool) -> HotPath {
         let overlay = OverlayConfig { read_only, ..OverlayConfig::default() };
-        HotPath { mountpoint: mountpoint.into(), path: path.into(), overlay }
+        HotPath { mountpoint: mountpoint.into(), path: path.into(), slot: 0, overlay }
     }
 
     fn conflicts(overlays: &[HotPath]) -> Vec<(usize, usize)> {
