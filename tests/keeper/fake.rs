@@ -76,7 +76,7 @@ fn live(fake: &Fake) -> Option<i32> {
             let config = OverlayConfig { guard: false, ..OverlayConfig::default() };
             let (device, made) = Mount::attach(&config, "fake", Path::new(&mountpoint)).ok()?;
             link.hold(DEVICE, device.as_fd()).ok()?;
-            link.mounted(What::Overlay, Some(Place::new(made.dev(), "fuse.steadfs".as_ref(), "fake".as_ref())));
+            link.mounted(What::Overlay, 0, Some(Place::new(made.dev(), "fuse.steadfs".as_ref(), "fake".as_ref())));
             mount = Some((device, made));
         } else if fake.wanted("holds-nothing").is_none() {
             let memory = nix::sys::memfd::memfd_create("state", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).ok()?;

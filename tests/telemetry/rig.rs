@@ -98,6 +98,14 @@ impl Rig {
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
             upgrade: Arc::new(|_| Err("nothing to upgrade here".into())),
             upgraded: Arc::new(|| None),
+            overlays: Arc::new(Vec::new),
+            attach: Arc::new(|_, _| Err("nothing to attach to here".into())),
+            detach: Arc::new(|_, _| Err(UmountRefused::Other("nothing to detach here".into()))),
+            configured: {
+                let config = config.clone();
+                Arc::new(move || config.clone())
+            },
+            reload: Arc::new(|_, _| Err("nothing to reload here".into())),
             stop: Arc::new(move |lazy| {
                 asked.lock().expect("nobody panicked").push(lazy);
                 if let Some((begun, go)) = held.lock().expect("nobody panicked").take() {
