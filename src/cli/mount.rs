@@ -5,7 +5,7 @@ pub(super) mod claim;
 mod dead;
 pub(super) mod kept;
 pub(super) mod logging;
-mod machine;
+pub(super) mod machine;
 pub(super) mod place;
 pub(super) mod sweep;
 

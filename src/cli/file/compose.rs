@@ -184,9 +184,12 @@ impl Sections<'_> {
     fn telemetry(&self, options: &mut Options, reader: &mut Reader<'_>) {
         let Some(&(at, table)) = self.single.get(keys::TELEMETRY.name) else { return };
         let table = Table::open(&keys::TELEMETRY, at, table, |_| true, reader);
-        for (name, other) in
-            [("journal_size", "journal"), ("journal_keep", "journal"), ("compat_state", "compat"), ("compat", "compat_state")]
-        {
+        for (name, other) in [
+            ("journal_size", "journal"),
+            ("journal_keep", "journal"),
+            ("compat_state", "compat"),
+            ("compat", "compat_state"),
+        ] {
             table.needs(name, other, reader);
         }
         let telemetry = &mut options.telemetry;
@@ -255,7 +258,9 @@ impl Sections<'_> {
     /// Files that steadfs itself uses must not lie on an overlay: in an outage it could not.
     fn own_paths(&self, config: &DaemonConfig, reader: &mut Reader<'_>) {
         let place = |section: &str, name: &str| {
-            let named = |table: &DeTable<'_>| table.iter().find(|(key, _)| key.get_ref() == name).map(|(key, _)| key.span().start);
+            let named = |table: &DeTable<'_>| {
+                table.iter().find(|(key, _)| key.get_ref() == name).map(|(key, _)| key.span().start)
+            };
             // The one of evidence may be that of the overlays.
             let found = self.single.get(section).and_then(|(_, table)| named(table));
             found.unwrap_or_else(|| self.top.at(name))
@@ -272,7 +277,10 @@ impl Sections<'_> {
             };
             let (path, hot) = (path.display(), hot.mountpoint.display());
             let what = if section == "worker" { format!("a file of worker '{name}'") } else { name.to_owned() };
-            reader.complain(at, format!("{what}: {path} lies below {hot}, where it cannot be reached in an outage: give another path"));
+            reader.complain(
+                at,
+                format!("{what}: {path} lies below {hot}, where it cannot be reached in an outage: give another path"),
+            );
         }
     }
 }
@@ -299,7 +307,9 @@ pub(in crate::cli) fn paths(config: &DaemonConfig) -> Vec<(&'static str, &str, &
     let mut paths: Vec<_> = all.into_iter().filter_map(|(section, name, path)| Some((section, name, path?))).collect();
     for worker in &config.worker.workers {
         match &worker.means {
-            Means::Flag { file: path } | Means::Signal { pid_file: path, .. } => paths.push(("worker", &*worker.name, &**path)),
+            Means::Flag { file: path } | Means::Signal { pid_file: path, .. } => {
+                paths.push(("worker", &*worker.name, &**path))
+            }
             _ => {}
         }
     }

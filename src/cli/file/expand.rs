@@ -12,7 +12,8 @@ pub(super) fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> R
             continue;
         }
         expanded.push_str(before);
-        let end = after.find('}').ok_or("has a ${ without its }: write ${NAME}, or $${ for the characters themselves")?;
+        let end =
+            after.find('}').ok_or("has a ${ without its }: write ${NAME}, or $${ for the characters themselves")?;
         let inside = &after[..end];
         let (name, default) = match inside.split_once(":-") {
             Some((name, default)) => (name, Some(default)),
@@ -69,9 +70,13 @@ mod tests {
         ] {
             assert_eq!(with(text).as_deref(), Ok(expected), "{text}");
         }
-        for (text, expected) in
-            [("${B}", "variable B, which"), ("${", "without its }"), ("${A B}", "${A B}"), ("${}", "${}"), ("${1}", "${1}")]
-        {
+        for (text, expected) in [
+            ("${B}", "variable B, which"),
+            ("${", "without its }"),
+            ("${A B}", "${A B}"),
+            ("${}", "${}"),
+            ("${1}", "${1}"),
+        ] {
             assert!(with(text).is_err_and(|words| words.contains(expected)), "{text}");
         }
     }

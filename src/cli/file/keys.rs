@@ -54,7 +54,7 @@ impl Key {
     pub fn default(&self) -> String {
         match self.form {
             Form::Own(_, default, _) => default.into(),
-            Form::Option => self.option().map(Definition::default).unwrap_or_default(),
+            Form::Option => self.option().map(default_of).unwrap_or_default(),
         }
     }
 
@@ -64,6 +64,15 @@ impl Key {
             Form::Own(_, _, help) => help,
             Form::Option => self.option().map_or("", |definition| definition.help),
         }
+    }
+}
+
+/// A switch is written `yes` there and `true` here.
+fn default_of(definition: &Definition) -> String {
+    match definition.kind {
+        Kind::Switch(_) => definition.default().replacen("yes", "true", 1),
+        Kind::Flag(_) => "false".into(),
+        _ => definition.default(),
     }
 }
 
@@ -102,10 +111,20 @@ pub static TOP: Section = Section {
     many: false,
     help: "Who it is, and where the files really are.",
     keys: &[&[
-        own("name", "\"NAME\"", "required", "What the daemon is called: `steadfs status @NAME`. Up to 64 of a-z 0-9 _ . -"),
+        own(
+            "name",
+            "\"NAME\"",
+            "required",
+            "What the daemon is called: `steadfs status @NAME`. Up to 64 of a-z 0-9 _ . -",
+        ),
         own("source", "\"[USER@]HOST:[DIR]\" or \"dir:/PATH\"", "required", "The store, as `steadfs mount` takes it."),
         own("manifest", "\"PATH\"", "", "A file that adds overlays: lines `COLD_PATH HOT_PATH`."),
-        own("manifest_root", "\"PATH\"", "the path of dir:", "What all cold paths of the manifest lie below: the rest is the path on the store."),
+        own(
+            "manifest_root",
+            "\"PATH\"",
+            "the path of dir:",
+            "What all cold paths of the manifest lie below: the rest is the path on the store.",
+        ),
     ]],
 };
 
@@ -142,8 +161,18 @@ pub static REPAIR: Section = Section {
             option("soft_start"),
         ],
         &[
-            own("deploy_lock", "\"PATH\"", "", "While somebody holds a lock (flock(2)) on this file nothing is repaired."),
-            own("deploy_lock_max_age", "\"DURATION\"", "2h", "A lock file that cannot be probed counts while it is younger."),
+            own(
+                "deploy_lock",
+                "\"PATH\"",
+                "",
+                "While somebody holds a lock (flock(2)) on this file nothing is repaired.",
+            ),
+            own(
+                "deploy_lock_max_age",
+                "\"DURATION\"",
+                "2h",
+                "A lock file that cannot be probed counts while it is younger.",
+            ),
             own("enable_file", "\"PATH\"", "", "Nothing is repaired while this file is not there."),
             own("confirmations", "NUMBER", "1", "Looks in a row that have to find the store dead."),
             own("confirm_interval", "\"DURATION\"", "0s", "Time between two such looks."),
@@ -175,7 +204,12 @@ pub static TELEMETRY: Section = Section {
         own("journal", "\"PATH\"", "", "Append events to this file, one JSON object a line."),
         own("journal_size", "\"SIZE\"", "1MiB", "The journal is rotated when it is larger."),
         own("journal_keep", "NUMBER", "5", "Rotated journals that are kept."),
-        own("compat", "\"healtharchive\"", "", "Also write state and metrics as that watchdog did, for its alerts and reports."),
+        own(
+            "compat",
+            "\"healtharchive\"",
+            "",
+            "Also write state and metrics as that watchdog did, for its alerts and reports.",
+        ),
         own("compat_state", "\"PATH\"", "required with compat", "Its state file."),
     ]],
 };
@@ -210,7 +244,12 @@ const LOOK: &[Key] = &[
     option("fsname"),
     own("owner", "\"USER:GROUP\"", "", "Shown as the owner of everything; names or numbers."),
     own("umask", "\"OCTAL\"", "", "Permissions that are taken away from what is shown, such as \"0027\"."),
-    own("statfs", "\"backing|local\"", "backing", "Whose figures df shows: the store's, or those of the disk below the mountpoint."),
+    own(
+        "statfs",
+        "\"backing|local\"",
+        "backing",
+        "Whose figures df shows: the store's, or those of the disk below the mountpoint.",
+    ),
     option("attr_timeout"),
     option("entry_timeout"),
     option("gather"),
@@ -273,7 +312,18 @@ pub static AFTER_RECOVERY: Section = Section {
 
 /// All sections, in the order of the documentation.
 pub static SECTIONS: [&Section; 12] = [
-    &TOP, &SSHFS, &CALLS, &REPAIR, &LOG, &TELEMETRY, &KEEPER, &EVIDENCE, &DEFAULTS, &OVERLAY, &WORKER, &AFTER_RECOVERY,
+    &TOP,
+    &SSHFS,
+    &CALLS,
+    &REPAIR,
+    &LOG,
+    &TELEMETRY,
+    &KEEPER,
+    &EVIDENCE,
+    &DEFAULTS,
+    &OVERLAY,
+    &WORKER,
+    &AFTER_RECOVERY,
 ];
 
 /// What an option is called here if not by its own name, and where it is.
@@ -297,8 +347,10 @@ pub fn unknown(section: &Section, name: &str) -> String {
     };
     let handed_on = || {
         use crate::cli::options::known;
-        let flag = known::FLAGS.contains(&name).then(|| format!("flags = [\"{name}\"] in [[overlay]] or [defaults]"));
-        let sshfs = || (known::sshfs(name).is_some() || known::ssh(name).is_some()).then(|| "it belongs into [sshfs]".into());
+        let flag =
+            known::FLAGS.contains(&name).then(|| format!("write flags = [\"{name}\"] in [[overlay]] or [defaults]"));
+        let sshfs =
+            || (known::sshfs(name).is_some() || known::ssh(name).is_some()).then(|| "it belongs into [sshfs]".into());
         flag.or_else(sshfs)
     };
     let titles = SECTIONS.iter().filter(|_| section.name.is_empty()).map(|section| section.name);

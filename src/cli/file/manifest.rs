@@ -37,7 +37,8 @@ pub fn parse(bytes: &[u8], root: &Path) -> (Vec<Line>, Vec<Wrong>) {
         let hot = absolute(hot, "hot").map_err(|text| complain(hot_column, text)).ok();
         let path = cold.and_then(|cold| {
             let path = cold.strip_prefix(root).map(Path::to_owned);
-            let outside = || format!("cold path {} does not lie below manifest_root {}", cold.display(), root.display());
+            let outside =
+                || format!("cold path {} does not lie below manifest_root {}", cold.display(), root.display());
             path.map_err(|_| complain(column, outside() + ": mend the line, or manifest_root")).ok()
         });
         if let (Some(path), Some(mountpoint)) = (path, hot) {
@@ -98,7 +99,8 @@ mod tests {
 
     #[test]
     fn each_wrong_line_is_named() {
-        let (lines, wrong) = read("/srv/box/a\na /hot\n/srv/box/a hot\n/srv/boxes/a /hot\n\n/srv/box/../a /hot\n x  y\n");
+        let (lines, wrong) =
+            read("/srv/box/a\na /hot\n/srv/box/a hot\n/srv/boxes/a /hot\n\n/srv/box/../a /hot\n x  y\n");
         assert_eq!(lines, []);
         let places: Vec<_> = wrong.iter().map(|(line, column, _)| (*line, *column)).collect();
         assert_eq!(places, [(1, 1), (2, 1), (3, 12), (4, 1), (6, 1), (7, 2), (7, 5)]);

@@ -7,10 +7,13 @@ use crate::config::{HotPath, Source};
 /// Each conflict: the index of the later overlay, that of the earlier one, and a whole sentence.
 pub fn between(overlays: &[HotPath]) -> Vec<(usize, usize, String)> {
     let pairs = (0..overlays.len()).flat_map(|later| (0..later).map(move |earlier| (later, earlier)));
-    pairs.flat_map(|(later, earlier)| {
-        let sentences = [mountpoints(&overlays[later], &overlays[earlier]), stores(&overlays[later], &overlays[earlier])];
-        sentences.into_iter().flatten().map(move |sentence| (later, earlier, sentence))
-    }).collect()
+    pairs
+        .flat_map(|(later, earlier)| {
+            let sentences =
+                [mountpoints(&overlays[later], &overlays[earlier]), stores(&overlays[later], &overlays[earlier])];
+            sentences.into_iter().flatten().map(move |sentence| (later, earlier, sentence))
+        })
+        .collect()
 }
 
 /// Whether an overlay may be mounted there at all; a whole sentence if not.
@@ -53,7 +56,8 @@ fn stores(later: &HotPath, earlier: &HotPath) -> Option<String> {
     if !touch(new, old) || later.overlay.read_only || earlier.overlay.read_only {
         return None;
     }
-    let shown = |path: &Path| if path.as_os_str().is_empty() { "all of it".into() } else { format!("'{}'", path.display()) };
+    let shown =
+        |path: &Path| if path.as_os_str().is_empty() { "all of it".into() } else { format!("'{}'", path.display()) };
     Some(format!(
         "{} and {} show the same files of the store ({} and {}): each overlay has its own write log and would not know what \
          the other has not written yet: choose directories side by side, or set read_only = true for all but one",
@@ -80,13 +84,15 @@ mod tests {
 
     #[test]
     fn directories_side_by_side_are_fine() {
-        let all = [hot("/a", "x", false), hot("/ab", "xy", false), hot("/c/a", "y/x", false), hot("/c/b", "y/z", false)];
+        let all =
+            [hot("/a", "x", false), hot("/ab", "xy", false), hot("/c/a", "y/x", false), hot("/c/b", "y/z", false)];
         assert_eq!(conflicts(&all), []);
     }
 
     #[test]
     fn one_writer_at_most_has_a_directory() {
-        let both = |first: bool, second: bool, other: &str| conflicts(&[hot("/a", "x", first), hot("/b", other, second)]);
+        let both =
+            |first: bool, second: bool, other: &str| conflicts(&[hot("/a", "x", first), hot("/b", other, second)]);
         for other in ["x", "x/y", ""] {
             assert_eq!(both(false, false, other), [(1, 0)], "{other}");
             assert_eq!(both(true, false, other), []);

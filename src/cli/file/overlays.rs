@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use super::manifest;
 use super::mistake::Place;
 use super::outside::{Outside, words};
-use super::reader::{Reader, Scalar, Table};
 use super::overlap;
+use super::reader::{Reader, Scalar, Table};
 use crate::cli::options::{Options, known, table};
 use crate::config::{HotPath, Source, StatfsFrom};
 
@@ -80,7 +80,8 @@ fn owner(text: &str, outside: &dyn Outside) -> Result<(u32, u32), String> {
     let (user, group) = text.split_once(':').ok_or("is not an owner: write USER:GROUP, names or numbers")?;
     let id = |text: &str, find: &dyn Fn(&str) -> Option<u32>| text.parse().ok().or_else(|| find(text));
     let user = id(user, &|name| outside.user(name)).ok_or_else(|| format!("names no user '{user}' of this machine"))?;
-    let group = id(group, &|name| outside.group(name)).ok_or_else(|| format!("names no group '{group}' of this machine"))?;
+    let group =
+        id(group, &|name| outside.group(name)).ok_or_else(|| format!("names no group '{group}' of this machine"))?;
     // chown(2) takes it for "as it is".
     if user == u32::MAX || group == u32::MAX {
         return Err("is not an owner: ids end at 4294967294".into());
@@ -89,8 +90,11 @@ fn owner(text: &str, outside: &dyn Outside) -> Result<(u32, u32), String> {
 }
 
 fn umask(text: &str) -> Result<u32, String> {
-    let octal = text.bytes().all(|byte| (b'0'..=b'7').contains(&byte)).then(|| u32::from_str_radix(text, 8).ok()).flatten();
-    octal.filter(|mask| *mask <= 0o777).ok_or_else(|| "is not a umask: write \"0000\" to \"0777\", such as \"0027\"".into())
+    let octal =
+        text.bytes().all(|byte| (b'0'..=b'7').contains(&byte)).then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    octal
+        .filter(|mask| *mask <= 0o777)
+        .ok_or_else(|| "is not a umask: write \"0000\" to \"0777\", such as \"0027\"".into())
 }
 
 fn statfs(text: &str) -> Result<StatfsFrom, String> {
@@ -124,7 +128,8 @@ impl Overlays {
     pub fn add(&mut self, table: &Table<'_>, defaults: &Options, reader: &mut Reader<'_>) {
         table.require("mountpoint", reader);
         let look = look(table, defaults, reader);
-        let path = if table.has("path") { table.get("path", Scalar::Text, reader, below) } else { Some(PathBuf::new()) };
+        let path =
+            if table.has("path") { table.get("path", Scalar::Text, reader, below) } else { Some(PathBuf::new()) };
         let mountpoint = table.get("mountpoint", Scalar::Text, reader, mountpoint);
         if let (Some(path), Some(mountpoint)) = (path, mountpoint) {
             let place = reader.source.place(table.at("mountpoint"));

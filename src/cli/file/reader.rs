@@ -46,9 +46,8 @@ impl Reader<'_> {
 
     /// The string with its variables put in.
     pub fn expand(&mut self, name: &str, at: usize, raw: &str) -> Option<String> {
-        let expanded = expand(raw, |name| self.outside.variable(name)).and_then(|text| {
-            if text.contains('\0') { Err("contains a NUL byte: remove it".into()) } else { Ok(text) }
-        });
+        let expanded = expand(raw, |name| self.outside.variable(name))
+            .and_then(|text| if text.contains('\0') { Err("contains a NUL byte: remove it".into()) } else { Ok(text) });
         expanded.map_err(|words| self.complain(at, format!("{name} {words}"))).ok()
     }
 }

@@ -59,14 +59,16 @@ fn read_with(text: &str, outside: &Fake) -> Result<Loaded, Vec<Mistake>> {
 /// All mistakes of a text behind `name` and `source`, as `LINE: TEXT`, where the text begins with line 0.
 fn mistakes(text: &str) -> Vec<String> {
     let whole = format!("name = 'x'\nsource = 'h:d'\n{text}");
-    let outside = Fake { variables: [("SECRET", "hunter2"), ("FIVE", "5")].into(), manifest: Some("/cold/a /hot/a\n/b\n") };
+    let outside =
+        Fake { variables: [("SECRET", "hunter2"), ("FIVE", "5")].into(), manifest: Some("/cold/a /hot/a\n/b\n") };
     let found = read_with(&whole, &outside).err().unwrap_or_default();
     // The first two lines are not the text's.
     found.iter().map(|mistake| format!("{}: {}", mistake.place.line.saturating_sub(3), mistake.text)).collect()
 }
 
 fn good(text: &str) -> Loaded {
-    read_with(&format!("name = 'x'\nsource = 'h:d'\n{text}"), &Fake::default()).unwrap_or_else(|m| panic!("{text}: {m:#?}"))
+    read_with(&format!("name = 'x'\nsource = 'h:d'\n{text}"), &Fake::default())
+        .unwrap_or_else(|m| panic!("{text}: {m:#?}"))
 }
 
 #[test]
@@ -76,8 +78,7 @@ fn the_field_case_is_understood() {
     assert_eq!(config.home, Path::new("@healtharchive"));
     assert_eq!(config.source, Source::Sshfs { target: "u1@u1.example.org:".into() });
     let shown: Vec<_> = config.overlays.iter().map(|hot| (hot.path.to_str(), hot.mountpoint.to_str())).collect();
-    let expected =
-        [("jobs/hc/1", "/srv/healtharchive/jobs/hc/1"), ("jobs/hc/2", "/srv/healtharchive/jobs/hc/2")];
+    let expected = [("jobs/hc/1", "/srv/healtharchive/jobs/hc/1"), ("jobs/hc/2", "/srv/healtharchive/jobs/hc/2")];
     assert_eq!(shown, expected.map(|(path, hot)| (Some(path), Some(hot))));
     let look = &config.overlays[1].overlay;
     assert_eq!((look.subtype.as_str(), look.statfs, look.umask), ("sshfs", StatfsFrom::Local, Some(0o027)));
@@ -344,22 +345,40 @@ fn mistakes_say_where_what_is_allowed_and_what_to_do() {
         ("[[overlay]]\nmountpoint = '/a'\npath = 'b/../c'", "2: path=b/../c must not contain .."),
         ("[[overlay]]\nmountpoint = '/a'\numask = '999'", "2: umask=999 is not a umask"),
         ("[[overlay]]\nmountpoint = '/a'\nowner = 'nobody_here:1'", "2: owner=nobody_here:1 names no user"),
-        ("[[overlay]]\nmountpoint = '/a'\nflags = ['noexe']", "2: flags has 'noexe', no mount flag: did you mean 'noexec'?"),
+        (
+            "[[overlay]]\nmountpoint = '/a'\nflags = ['noexe']",
+            "2: flags has 'noexe', no mount flag: did you mean 'noexec'?",
+        ),
         ("[[overlay]]\nmountpoint = '/a'\nflags = ['exec', 'noexec']", "2: flags has 'exec' and 'noexec': remove one"),
         ("[[overlay]]\nmountpoint = '/a'\nflags = [1]", "2: flags has an integer in it: write strings"),
-        (&format!("{overlay}{overlay}read_only = true"), "3: mountpoint /hot is given twice: remove one (the other is at /c:4:1)"),
-        (&format!("{overlay}[[overlay]]\nmountpoint = '/b'\npath = 'x'"), "3: /hot and /b show the same files of the store"),
+        (
+            &format!("{overlay}{overlay}read_only = true"),
+            "3: mountpoint /hot is given twice: remove one (the other is at /c:4:1)",
+        ),
+        (
+            &format!("{overlay}[[overlay]]\nmountpoint = '/b'\npath = 'x'"),
+            "3: /hot and /b show the same files of the store",
+        ),
         (&format!("{overlay}[telemetry]\ntextfile = '/hot/x'"), "3: textfile: /hot/x lies below /hot"),
         (
             &format!("{overlay}[[worker]]\nname = 'w'\nkind = 'flag'\nfile = '/hot/f'"),
             "2: a file of worker 'w': /hot/f lies below /hot",
         ),
         ("[[worker]]\nname = 'w'\nkind = 'sginal'", "2: kind=sginal is not a kind of worker: did you mean 'signal'?"),
-        ("[[worker]]\nname = 'w'\nkind = 'flag'\nfile = '/f'\nunit = 'a'", "4: unit is not for kind 'flag': allowed are"),
+        (
+            "[[worker]]\nname = 'w'\nkind = 'flag'\nfile = '/f'\nunit = 'a'",
+            "4: unit is not for kind 'flag': allowed are",
+        ),
         ("[[worker]]\nname = 'w'\nkind = 'flag'", "0: [[worker]] lacks 'file': add file = \"PATH\""),
-        ("[[worker]]\nname = 'w'\nkind = 'unit'\nunit = 'crawl'", "3: unit=crawl lacks the unit's kind: write crawl.service"),
+        (
+            "[[worker]]\nname = 'w'\nkind = 'unit'\nunit = 'crawl'",
+            "3: unit=crawl lacks the unit's kind: write crawl.service",
+        ),
         ("[[worker]]\nname = 'w'\nkind = 'container'", "0: [[worker]] lacks names or label: add one of them"),
-        ("[[worker]]\nname = 'w'\nkind = 'container'\nnames = ['--all']", "3: names has '--all', which is empty, starts with a"),
+        (
+            "[[worker]]\nname = 'w'\nkind = 'container'\nnames = ['--all']",
+            "3: names has '--all', which is empty, starts with a",
+        ),
         ("[[after_recovery]]\nname = 'h'\ncommand = './x'", "2: command=./x runs ./x in whatever directory"),
         ("[[after_recovery]]\nname = 'h'\ncommand = []", "2: command has no command"),
         ("manifest = '/m'", "0: manifest needs manifest_root"),
@@ -368,7 +387,10 @@ fn mistakes_say_where_what_is_allowed_and_what_to_do() {
         ("manifest_root = '/cold'", "0: manifest_root has no effect without manifest"),
         ("[calls]\nerrno = '${NONE}'", "1: errno needs the environment variable NONE, which is not set"),
         ("[calls]\nerrno = '${SECRET}'", "1: errno=${SECRET} is not an errno to choose"),
-        ("[calls]\ndeadline = '${FIVE}d'", "1: deadline=${FIVE}d is out of range: give 100ms to 1h (the default is 5s)"),
+        (
+            "[calls]\ndeadline = '${FIVE}d'",
+            "1: deadline=${FIVE}d is out of range: give 100ms to 1h (the default is 5s)",
+        ),
     ] {
         let found = mistakes(text);
         assert!(found.iter().any(|line| line.starts_with(expected)), "{text}\n{found:#?}\n{expected}");
@@ -392,28 +414,15 @@ fn what_is_missing_in_a_broken_file_is_not_complained_of() {
 }
 
 #[test]
-fn zz_print() {
-    for section in SECTIONS {
-        println!("\n## {}\n\n{}\n\n| Key | Value | Default | |\n| --- | --- | --- | --- |", section.title(), section.help);
-        for key in section.keys() {
-            let default = key.default().replace('|', "\\|");
-            print!(
-                "| `{}` | `{}` | {} | {} |\n",
-                key.name,
-                key.syntax().replace('|', "\\|"),
-                if default.is_empty() { "-" } else { &default },
-                key.help().replace('|', "\\|")
-            );
-        }
-    }
-}
-
-#[test]
 fn every_key_is_in_the_documentation() {
     let guide = include_str!("../../../docs/configuration.md");
     let page = include_str!("../../../docs/steadfs.toml.5").replace("\\-", "-");
     for section in SECTIONS {
-        assert!(section.name.is_empty() || page.contains(&section.title()), "{} is not in the man page", section.title());
+        assert!(
+            section.name.is_empty() || page.contains(&section.title()),
+            "{} is not in the man page",
+            section.title()
+        );
         for key in section.keys() {
             let default = key.default().replace('|', "\\|");
             let row = format!(

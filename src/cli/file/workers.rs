@@ -88,7 +88,9 @@ fn means(kind: &str, table: &Table<'_>, reader: &mut Reader<'_>) -> Option<Means
             }
             match (names.is_empty(), table.has("label")) {
                 (true, false) => reader.complain(table.at, "[[worker]] lacks names or label: add one of them"),
-                (false, true) => reader.complain(table.at("label"), "label and names are two ways to choose: remove one"),
+                (false, true) => {
+                    reader.complain(table.at("label"), "label and names are two ways to choose: remove one")
+                }
                 _ => {}
             }
             Means::Container { engine, names, label }

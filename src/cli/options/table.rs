@@ -239,7 +239,8 @@ pub fn contradictions(options: &mut Options) -> Vec<(&'static str, String)> {
     let mut note = |name, result: Result<(), String>| found.extend(result.err().map(|sentence| (name, sentence)));
     // Only what was asked for can contradict: a default gives way.
     let durations = duration::format;
-    let calls = pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline), durations);
+    let calls =
+        pair(options, "deadline", "sync_deadline", |o| (o.calls.deadline, &mut o.calls.sync_deadline), durations);
     note("sync_deadline", calls);
     let backoff =
         pair(options, "backoff_min", "backoff_max", |o| (o.repair.backoff_min, &mut o.repair.backoff_max), durations);
