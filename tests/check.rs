@@ -10,8 +10,6 @@ use std::process::Command;
 use lab::Lab;
 use serde_json::Value;
 
-lab::also_runs_as!(agent_process: lab::agents::main);
-
 /// What it said.
 struct Said {
     code: i32,
