@@ -60,8 +60,12 @@ fn remote(config: &DaemonConfig, arguments: &Arguments, report: &mut Report) {
     }
     if !arguments.has_own_transport() {
         let ssh = [vec![arguments.ssh_program()], arguments.ssh()].concat();
-        match Lookout::new(Some(ssh)).reach(REACH) {
-            Ok(()) => report.ok("server", "is reached"),
+        let lookout = Lookout::new(Some(ssh));
+        match lookout.reach(REACH) {
+            Ok(()) => match lookout.answered() {
+                Some(address) => report.ok("server", format!("{address} answers")),
+                None => report.ok("server", "is left to the login, as ssh makes no plain connection to it"),
+            },
             Err(words) => {
                 return report.error(
                     "server",

@@ -278,7 +278,7 @@ impl<'d> Table<'d> {
         options: &mut Options,
         reader: &mut Reader<'_>,
     ) -> Result<(), String> {
-        let path = |text: &str| absolute(text).map_err(|words| format!("{name}={text} {words}"));
+        let path = |path: &str| absolute(path).map_err(|words| format!("{name}={text} {words}"));
         match (name, text.strip_prefix("unix:")) {
             ("spool_dir", _) => options.log.spool_dir = Some(path(text)?),
             ("textfile", _) => options.telemetry.textfile = Some(path(text)?),
