@@ -290,6 +290,20 @@ fn metrics_are_read_as_on_the_command_line() {
 }
 
 #[test]
+fn there_is_an_end_to_overlays() {
+    let all = |count: usize| (0..count).map(|n| format!("/cold/{n} /hot/{n}\n")).collect::<String>();
+    let read = |manifest: String| {
+        let outside = Fake { manifest: Some(manifest.leak()), ..Fake::default() };
+        read_with("name = 'x'\nsource = 'dir:/cold'\nmanifest = '/m'\n", &outside)
+    };
+    assert_eq!(read(all(1000)).unwrap().config.overlays.len(), 1000);
+    let found = read(all(1001)).unwrap_err();
+    assert!(found[0].text.starts_with("more than 1000 overlays") && found[0].place.line == 1001, "{found:?}");
+    // As many complaints as lines, however many conflict with each other.
+    assert!(read("/cold/a /hot\n".repeat(900)).unwrap_err().len() < 2000);
+}
+
+#[test]
 fn signals_have_names_and_numbers() {
     let worker = |more: &str| {
         let text = format!("[[worker]]\nname = 'w'\nkind = 'signal'\npid_file = '/p'\n{more}");
@@ -319,6 +333,7 @@ fn mistakes_say_where_what_is_allowed_and_what_to_do() {
         ("[[calls]]\ndeadline = 1", "0: there is only one: write [calls]"),
         ("[overlay]\nmountpoint = '/a'", "0: there may be several: write [[overlay]]"),
         ("[worker]\nkind = 'flag'", "0: there may be several: write [[worker]]"),
+        ("[evidence]\nunits = ['a', 'b', 'a']", "1: units has 'a' twice: remove one"),
         ("overlay = [5]", "0: overlay has an integer in it: write [[overlay]]"),
         ("[calls]\n[calls]", "1: 'calls' is given twice: remove one"),
         ("calls = 5", "0: calls is an integer: it is a section, write [calls]"),
