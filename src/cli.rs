@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod attach;
+pub mod check;
 pub mod daemon;
 pub mod daemons;
 pub mod demo;
@@ -54,6 +55,8 @@ enum Command {
     Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
     Spool(spool::SpoolArgs),
+    /// Try everything that a configuration file for run needs, and say how to mend what is wrong.
+    Check(check::CheckArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
     /// Keep a daemon.
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Recover(args) => status::recover(&args.mountpoint),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),

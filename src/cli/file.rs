@@ -25,7 +25,7 @@ pub use mistake::{Mistake, Place};
 pub use outside::{Machine, Outside};
 
 /// Longest file that is read; a longer one is another file by mistake.
-const MAX_SIZE: u64 = 1 << 20;
+const MAX_SIZE: u64 = 256 << 10;
 
 /// What a file says, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

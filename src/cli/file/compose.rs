@@ -62,7 +62,8 @@ struct Sections<'d> {
 
 impl<'d> Sections<'d> {
     fn of(document: &'d DeTable<'d>, reader: &mut Reader<'_>) -> Sections<'d> {
-        let section = |name: &str| keys::SECTIONS.iter().copied().find(|section| section.name == name && name != "");
+        let section =
+            |name: &str| keys::SECTIONS.iter().copied().find(|section| section.name == name && !name.is_empty());
         let top = Table::open(&keys::TOP, 0, document, |name| section(name).is_some(), reader);
         let mut sections = Sections { top, single: BTreeMap::new(), many: BTreeMap::new() };
         for (key, value) in document {
@@ -80,7 +81,13 @@ impl<'d> Sections<'d> {
                 for value in values {
                     match value.get_ref().as_table() {
                         Some(table) => all.push((value.span().start, table)),
-                        None => reader.complain(value.span().start, format!("write {}", section.title())),
+                        None => {
+                            let (what, title) = (a(value.get_ref()), section.title());
+                            reader.complain(
+                                value.span().start,
+                                format!("{} has {what} in it: write {title}", section.name),
+                            );
+                        }
                     }
                 }
             }

@@ -16,7 +16,10 @@ const FILES: [&str; 7] =
 pub(super) fn read(section: &DeTable<'_>, options: &mut Options, reader: &mut Reader<'_>) {
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     let mut places = BTreeMap::new();
-    for (key, value) in section {
+    // In the order of the file: what is given first is not the mistake.
+    let mut entries: Vec<_> = section.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    for (key, value) in entries {
         let (name, at) = (key.get_ref().as_ref(), key.span().start);
         let ssh = known::ssh(name);
         let handed_on = name == "F" || known::sshfs(name).is_some() || ssh.is_some();

@@ -54,7 +54,7 @@ impl Key {
     pub fn default(&self) -> String {
         match self.form {
             Form::Own(_, default, _) => default.into(),
-            Form::Option => self.option().map(Definition::default).unwrap_or_default(),
+            Form::Option => self.option().map(default_of).unwrap_or_default(),
         }
     }
 
@@ -64,6 +64,15 @@ impl Key {
             Form::Own(_, _, help) => help,
             Form::Option => self.option().map_or("", |definition| definition.help),
         }
+    }
+}
+
+/// A switch is written `yes` there and `true` here.
+fn default_of(definition: &Definition) -> String {
+    match definition.kind {
+        Kind::Switch(_) => definition.default().replacen("yes", "true", 1),
+        Kind::Flag(_) => "false".into(),
+        _ => definition.default(),
     }
 }
 
@@ -338,7 +347,8 @@ pub fn unknown(section: &Section, name: &str) -> String {
     };
     let handed_on = || {
         use crate::cli::options::known;
-        let flag = known::FLAGS.contains(&name).then(|| format!("flags = [\"{name}\"] in [[overlay]] or [defaults]"));
+        let flag =
+            known::FLAGS.contains(&name).then(|| format!("write flags = [\"{name}\"] in [[overlay]] or [defaults]"));
         let sshfs =
             || (known::sshfs(name).is_some() || known::ssh(name).is_some()).then(|| "it belongs into [sshfs]".into());
         flag.or_else(sshfs)

@@ -14,6 +14,9 @@ use crate::config::{HotPath, Source, StatfsFrom};
 /// Longest manifest that is read.
 const MANIFEST_SIZE: u64 = 4 << 20;
 
+/// Most overlays that are taken: many times what one connection can serve well.
+const MOST: usize = 1000;
+
 /// All overlays.
 #[derive(Default)]
 pub(super) struct Overlays {
@@ -176,6 +179,10 @@ impl Overlays {
 
     /// Complains of what cannot be together.
     pub fn check(&self, source: Option<&Source>, reader: &mut Reader<'_>) {
+        if let Some(place) = self.whence.get(MOST) {
+            return reader
+                .complain_of(place.clone(), format!("more than {MOST} overlays: spread them over several daemons"));
+        }
         for (later, earlier, sentence) in overlap::between(&self.hot) {
             let text = format!("{sentence} (the other is at {})", self.whence[earlier]);
             reader.complain_of(self.whence[later].clone(), text);

@@ -1,6 +1,6 @@
 //! Takes values out of a parsed file: their types, variables put in, and a mistake for everything that is not as it should be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -219,15 +219,17 @@ impl<'d> Table<'d> {
     /// An array of strings, each not empty and only once, or one string.
     pub fn strings(&self, name: &'static str, reader: &mut Reader<'_>) -> Option<Vec<String>> {
         let entry = self.entries.get(name)?;
-        let strings = strings(name, *entry, reader)?;
-        for (index, string) in strings.iter().enumerate() {
+        let (mut seen, mut good) = (BTreeSet::new(), Vec::new());
+        for string in strings(name, *entry, reader)? {
             if string.is_empty() {
                 reader.complain(entry.at, format!("{name} has an empty string: remove it"));
-            } else if strings[..index].contains(string) {
+            } else if seen.insert(string.clone()) {
+                good.push(string);
+            } else {
                 reader.complain(entry.at, format!("{name} has '{string}' twice: remove one"));
             }
         }
-        Some(strings)
+        Some(good)
     }
 
     /// A command: a string as `-o on_outage=` takes it, or an array of its words.
@@ -278,7 +280,7 @@ impl<'d> Table<'d> {
         options: &mut Options,
         reader: &mut Reader<'_>,
     ) -> Result<(), String> {
-        let path = |text: &str| absolute(text).map_err(|words| format!("{name}={text} {words}"));
+        let path = |path: &str| absolute(path).map_err(|words| format!("{name}={text} {words}"));
         match (name, text.strip_prefix("unix:")) {
             ("spool_dir", _) => options.log.spool_dir = Some(path(text)?),
             ("textfile", _) => options.telemetry.textfile = Some(path(text)?),

@@ -290,6 +290,20 @@ fn metrics_are_read_as_on_the_command_line() {
 }
 
 #[test]
+fn there_is_an_end_to_overlays() {
+    let all = |count: usize| (0..count).map(|n| format!("/cold/{n} /hot/{n}\n")).collect::<String>();
+    let read = |manifest: String| {
+        let outside = Fake { manifest: Some(manifest.leak()), ..Fake::default() };
+        read_with("name = 'x'\nsource = 'dir:/cold'\nmanifest = '/m'\n", &outside)
+    };
+    assert_eq!(read(all(1000)).unwrap().config.overlays.len(), 1000);
+    let found = read(all(1001)).unwrap_err();
+    assert!(found[0].text.starts_with("more than 1000 overlays") && found[0].place.line == 1001, "{found:?}");
+    // As many complaints as lines, however many conflict with each other.
+    assert!(read("/cold/a /hot\n".repeat(900)).unwrap_err().len() < 2000);
+}
+
+#[test]
 fn signals_have_names_and_numbers() {
     let worker = |more: &str| {
         let text = format!("[[worker]]\nname = 'w'\nkind = 'signal'\npid_file = '/p'\n{more}");
@@ -319,11 +333,14 @@ fn mistakes_say_where_what_is_allowed_and_what_to_do() {
         ("[[calls]]\ndeadline = 1", "0: there is only one: write [calls]"),
         ("[overlay]\nmountpoint = '/a'", "0: there may be several: write [[overlay]]"),
         ("[worker]\nkind = 'flag'", "0: there may be several: write [[worker]]"),
+        ("[evidence]\nunits = ['a', 'b', 'a']", "1: units has 'a' twice: remove one"),
+        ("overlay = [5]", "0: overlay has an integer in it: write [[overlay]]"),
+        ("[calls]\n[calls]", "1: 'calls' is given twice: remove one"),
         ("calls = 5", "0: calls is an integer: it is a section, write [calls]"),
         ("[sshfs]\nIdentityFil = '/k'", "1: unknown key 'IdentityFil' in [sshfs]: did you mean 'IdentityFile'?"),
         ("[sshfs]\ndeadline = 1", "1: unknown key 'deadline' in [sshfs]: it belongs into [calls]"),
         ("[sshfs]\nport = 70000", "1: port=70000 is not a port"),
-        ("[sshfs]\nport = 22\nPort = 23", "2: port and Port are the same option: remove one"),
+        ("[sshfs]\nport = 22\nPort = 23", "2: Port and port are the same option: remove one"),
         ("[sshfs]\nIdentityFile = 'k'", "1: IdentityFile=k is not an absolute path"),
         ("[sshfs]\npassword_stdin = true", "1: option 'password_stdin' does not work with steadfs"),
         ("[sshfs]\numask = 27", "1: umask is octal: write it as a string"),
@@ -411,27 +428,6 @@ fn what_is_missing_in_a_broken_file_is_not_complained_of() {
     let found = read_with("name = \nsource == 'h:'\n[calls]\ndeadlin = 1\n", &Fake::default()).unwrap_err();
     assert!(found.iter().all(|mistake| !mistake.text.contains("lacks")), "{found:#?}");
     assert!(found.iter().any(|mistake| mistake.place.line == 4), "{found:#?}");
-}
-
-#[test]
-fn zz_print() {
-    for section in SECTIONS {
-        println!(
-            "\n## {}\n\n{}\n\n| Key | Value | Default | |\n| --- | --- | --- | --- |",
-            section.title(),
-            section.help
-        );
-        for key in section.keys() {
-            let default = key.default().replace('|', "\\|");
-            print!(
-                "| `{}` | `{}` | {} | {} |\n",
-                key.name,
-                key.syntax().replace('|', "\\|"),
-                if default.is_empty() { "-" } else { &default },
-                key.help().replace('|', "\\|")
-            );
-        }
-    }
 }
 
 #[test]

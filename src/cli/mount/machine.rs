@@ -52,7 +52,8 @@ pub fn fuse(allow_other: bool) -> Result<(), MountError> {
     Ok(())
 }
 
-fn in_path(program: &str) -> Option<PathBuf> {
+/// Where a shell would find a program.
+pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .map(|dir| dir.join(program))
