@@ -31,7 +31,8 @@ use crate::overlay::{Before, Device};
 use crate::rundir;
 use crate::spool;
 use crate::statedir;
-use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
+use crate::supervisor::permit::record;
+use crate::supervisor::{Event, Inbox, Parts, PermitParts, Supervisor, Watch};
 use crate::telemetry::{self, Observed, UmountRefused};
 use crate::worker::Worker;
 use link::{Link, Start};
@@ -342,14 +343,20 @@ impl Core {
             }
             Ok(())
         };
-        let restore = Arc::new(restore);
-        let (policy, deadline) = (config.repair, config.calls.deadline);
-        let supervisor = if matches!(heritage, Heritage::None) {
-            Supervisor::begin(inbox, backing, Arc::clone(&gate), restore, policy, deadline, watch.clone())?
-        } else {
-            let (gate, watch) = (Arc::clone(&gate), watch.clone());
-            let parts = Parts { inbox, backing, gate, restore, policy, deadline, watch };
-            Supervisor::resume(parts, succession.predecessor())?
+        let record = Some(statedir::of(&config.home).join(record::NAME));
+        let parts = Parts {
+            inbox,
+            backing,
+            gate: Arc::clone(&gate),
+            restore: Arc::new(restore),
+            policy: config.repair,
+            permit: PermitParts { config: config.permit.clone(), record },
+            deadline: config.calls.deadline,
+            watch: watch.clone(),
+        };
+        let supervisor = match heritage {
+            Heritage::None => Supervisor::start(parts)?,
+            _ => Supervisor::resume(parts, succession.predecessor())?,
         };
         Ok(Core {
             gate,

@@ -209,6 +209,7 @@ fn succeed(backing: FakeBacking, predecessor: Predecessor) -> (Supervisor, Arc<G
         gate: Arc::clone(&gate),
         restore: Arc::new(|_| Ok(())),
         policy: RepairPolicy { probe_deadline: Duration::from_millis(300), ..RepairPolicy::default() },
+        permit: PermitParts::default(),
         deadline: CallPolicy::default().deadline,
         watch,
     };
@@ -272,6 +273,7 @@ fn an_outage_does_not_grow_young_again_when_the_daemon_dies_in_it() {
         gate: Arc::clone(&gate),
         restore: Arc::new(|_| Ok(())),
         policy: RepairPolicy::default(),
+        permit: PermitParts::default(),
         deadline: CallPolicy::default().deadline,
         watch: Watch::default(),
     };
