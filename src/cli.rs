@@ -5,6 +5,7 @@ pub mod demo;
 pub mod keeper;
 pub mod mount;
 pub mod options;
+pub mod recover;
 pub mod source;
 pub mod spool;
 pub mod status;
@@ -36,8 +37,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Say what the daemon of a mount, or of all mounts, is doing.
     Status(status::StatusArgs),
-    /// Try to repair now instead of after the back-off.
-    Recover(RecoverArgs),
+    /// Say what a repair would do and what holds it back, or do it now.
+    Recover(recover::RecoverArgs),
     /// Serve mounts by the installed steadfs from now on, without unmounting.
     Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
@@ -52,12 +53,6 @@ enum Command {
     Daemon(daemon::DaemonArgs),
 }
 
-#[derive(clap::Args)]
-struct RecoverArgs {
-    /// The hot path.
-    mountpoint: std::path::PathBuf,
-}
-
 /// Runs the command line and returns the process's exit code.
 pub fn main() -> ExitCode {
     // No help subcommand: it would repeat what --help says.
@@ -70,7 +65,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
-        Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Recover(args) => recover::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),

@@ -469,6 +469,7 @@ impl Core {
 
     fn observed(&self, config: &Arc<DaemonConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (overlay, supervisor) = (Arc::clone(&self.overlay), Arc::clone(&self.supervisor));
+        let replaced = Arc::clone(&self.supervisor);
         let (mount, wakeups) = (Arc::clone(&self.mount), Mutex::new(self.wakeups.clone()));
         let succession = Arc::clone(&self.succession);
         let (handed_on, told) = (Arc::clone(&self.succession), self.succession.link().clone());
@@ -482,6 +483,7 @@ impl Core {
             counts: Arc::new(move || overlay.counts()),
             kept: Arc::new(move || succession.kept()),
             retry_now: Arc::new(move || supervisor.retry_now()),
+            replace: Arc::new(move || replaced.replace()),
             upgrade: Arc::new(move |path| upgrade(&handed_on, &hot, path)),
             upgraded: Arc::new(move || told.upgraded()),
             stop: Arc::new(move |lazy| {

@@ -26,8 +26,8 @@ use crate::config::{PermitConfig, RepairPolicy};
 use crate::gate::{Complaint, Gate};
 use machine::{Action, Input, Machine, Reason};
 use permit::eyes::Eyes;
-pub use report::{Event, Snapshot, Watch};
 use repairs::Repairs;
+pub use report::{Event, Snapshot, Watch};
 use runner::Runner;
 
 /// Called with a new generation before the gate opens to it: descriptors are reopened there. An error condemns the

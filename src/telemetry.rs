@@ -4,6 +4,7 @@ pub mod control;
 pub mod http;
 pub mod journal;
 pub mod metrics;
+pub mod recovery;
 pub mod sockets;
 pub mod status;
 pub mod textfile;
@@ -85,8 +86,10 @@ pub struct Observed {
     pub counts: Arc<dyn Fn() -> Counts + Send + Sync>,
     /// What keeps it.
     pub kept: Arc<dyn Fn() -> Kept + Send + Sync>,
-    /// Asks the supervisor to try again at once (`steadfs recover`).
+    /// Asks the supervisor to try again at once (`steadfs recover --apply`).
     pub retry_now: Arc<dyn Fn() + Send + Sync>,
+    /// Asks it for another generation, however well the present one is (`--force`).
+    pub replace: Arc<dyn Fn() + Send + Sync>,
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
     /// Asks for another executable in the place of this one (`steadfs upgrade`); the error is for the user.

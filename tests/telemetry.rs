@@ -38,7 +38,8 @@ fn metrics_keep_the_rules_of_the_format_in_every_state() {
     rig.overdue();
     rig.wait(|| page(&rig).value("steadfs_hook_runs_total", &[("hook", "on_outage")]).is_some());
     let early = ["adopting", "reaching", "starting", "restoring"];
-    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "halted", "stopping"]).copied() {
+    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "held", "halted", "stopping"]).copied()
+    {
         rig.observed.watch.update(|snapshot| {
             snapshot.state = state;
             snapshot.repairs.insert(("probe_late".into(), "ok".into()), 1);
@@ -263,8 +264,13 @@ fn the_last_two_hundred_events_are_kept() {
 #[test]
 fn requests_are_carried_out_and_nonsense_is_refused() {
     let rig = Rig::served();
-    assert_eq!(rig.ask(&json!({"request": "recover"}))["reply"], "done");
-    assert_eq!(rig.retries.load(SeqCst), 1);
+    let counted = || (rig.retries.load(SeqCst), rig.replacements.load(SeqCst));
+    assert_eq!(rig.ask(&json!({"request": "recover", "force": true}))["reply"], "recovery");
+    assert_eq!(counted(), (0, 0), "a dry run does nothing");
+    assert_eq!(rig.ask(&json!({"request": "recover", "apply": true}))["reply"], "recovery");
+    assert_eq!(counted(), (1, 0));
+    assert_eq!(rig.ask(&json!({"request": "recover", "apply": true, "force": true}))["reply"], "recovery");
+    assert_eq!(counted(), (1, 1));
     *rig.stopping.lock().expect("nobody panicked") = Err(UmountRefused::Busy("target is busy".into()));
     assert_eq!(rig.ask(&json!({"request": "umount"})), json!({"reply": "busy", "text": "target is busy"}));
     *rig.stopping.lock().expect("nobody panicked") = Ok(());

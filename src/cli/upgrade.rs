@@ -162,7 +162,7 @@ fn one(socket: &Path, before: &Status, executable: &Path) -> Result<Outcome, Mou
         }
         Ok(Reply::Failed { text } | Reply::Busy { text }) => return Err(MountError::Usage(format!("{shown}: {text}"))),
         // It may have yielded before the answer was out.
-        Ok(Reply::Status(_)) | Err(_) => {}
+        Ok(Reply::Status(_) | Reply::Recovery(_)) | Err(_) => {}
     }
     let outcome = |accepted, reason, after| Outcome {
         mountpoint: shown.clone(),

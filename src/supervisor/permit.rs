@@ -168,8 +168,14 @@ impl Permit {
             std::mem::discriminant(a) == std::mem::discriminant(b)
         }
         match look {
-            Look::Lock(what) => self.lock = seen(self.lock.take(), now, what, same),
-            Look::Enable(what) => self.enable = seen(self.enable.take(), now, what, same),
+            Look::Lock(what) if self.config.deploy_lock.is_some() => {
+                self.lock = seen(self.lock.take(), now, what, same);
+            }
+            Look::Enable(what) if self.config.enable_file.is_some() => {
+                self.enable = seen(self.enable.take(), now, what, same);
+            }
+            // At what a former configuration named.
+            Look::Lock(_) | Look::Enable(_) => {}
         }
     }
 

@@ -283,7 +283,9 @@ proptest! {
             match input {
                 Input::Seen(Look::Lock(LockLook::Held { .. })) => locked = true,
                 Input::Seen(_) => locked = false,
-                Input::RetryNow | Input::Replace => ordered = true,
+                Input::Replace => ordered = true,
+                // What is up is only probed.
+                Input::RetryNow => ordered |= rig.machine.state().service().is_none(),
                 _ => {}
             }
             let first = !rig.machine.ever_live();

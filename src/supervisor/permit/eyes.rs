@@ -36,7 +36,12 @@ struct Eye {
 }
 
 impl Eye {
-    fn open(sender: &Sender<Message>, epoch: u64, lost: fn(String) -> Look, look: impl Fn() -> Look + Send + 'static) -> Eye {
+    fn open(
+        sender: &Sender<Message>,
+        epoch: u64,
+        lost: fn(String) -> Look,
+        look: impl Fn() -> Look + Send + 'static,
+    ) -> Eye {
         let pace = Arc::new((Mutex::new(Pace::AtEase), Condvar::new()));
         let (sender, shared) = (sender.clone(), Arc::clone(&pace));
         let watch = move || {
@@ -162,7 +167,8 @@ mod tests {
     fn a_look_that_hangs_is_told_in_its_place_and_one_at_a_former_file_is_not_told() {
         let (sender, receiver) = channel();
         let directory = tempfile::tempdir().expect("a directory");
-        let config = |name: &str| PermitConfig { enable_file: Some(directory.path().join(name)), ..PermitConfig::default() };
+        let config =
+            |name: &str| PermitConfig { enable_file: Some(directory.path().join(name)), ..PermitConfig::default() };
         let mut eyes = Eyes::open(&sender, &config("a"));
         let patience = Duration::from_secs(20);
         let (epoch, look) = look_of(receiver.recv_timeout(patience).expect("a look"));
@@ -180,7 +186,8 @@ mod tests {
         eyes.hurry(true);
         std::fs::remove_file(directory.path().join("b")).expect("removed");
         let until = Instant::now() + AT_EASE / 2;
-        while look_of(receiver.recv_timeout(AT_EASE / 2).expect("another look")).1 != Look::Enable(EnableLook::Missing) {
+        while look_of(receiver.recv_timeout(AT_EASE / 2).expect("another look")).1 != Look::Enable(EnableLook::Missing)
+        {
             assert!(Instant::now() < until, "it is not looked at");
         }
     }

@@ -78,7 +78,13 @@ impl Record {
     }
 
     /// The other way round: written by ages, so that it is right as soon as the clock is.
-    pub fn of(starts: &[Instant], started_total: u64, last: Option<&LastRepair>, now: Instant, wall: SystemTime) -> Record {
+    pub fn of(
+        starts: &[Instant],
+        started_total: u64,
+        last: Option<&LastRepair>,
+        now: Instant,
+        wall: SystemTime,
+    ) -> Record {
         let starts = starts.iter().map(|&at| secs(wall) - now.saturating_duration_since(at).as_secs_f64()).collect();
         Record { started_total, starts, last: last.map(Last::from) }
     }

@@ -28,7 +28,9 @@ impl Permit {
             HeldBy::EnableFile => {
                 let path = shown(&config.enable_file);
                 match self.enable.as_ref().map(|seen| &seen.what) {
-                    Some(EnableLook::Unknown(why)) => format!("enable_file {path}, which cannot be seen ({why}): mend it,"),
+                    Some(EnableLook::Unknown(why)) => {
+                        format!("enable_file {path}, which cannot be seen ({why}): mend it,")
+                    }
                     _ => format!("enable_file {path}, which is not there: make it,"),
                 }
             }

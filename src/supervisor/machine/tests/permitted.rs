@@ -173,7 +173,8 @@ fn an_order_that_comes_before_the_permit_is_asked_counts_too() {
 
 #[test]
 fn a_first_start_and_a_generation_that_is_taken_over_need_no_permit() {
-    let lock = || Permit::new(PermitConfig { deploy_lock: Some("/lock".into()), ..PermitConfig::default() }, Vec::new());
+    let lock =
+        || Permit::new(PermitConfig { deploy_lock: Some("/lock".into()), ..PermitConfig::default() }, Vec::new());
     let mut rig = Rig::new();
     rig.machine = rig.machine.with_permit(lock(), None);
     rig.put(locked());
