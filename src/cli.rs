@@ -98,8 +98,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let text = error.to_string();
-    let line: Vec<&str> =
-        text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let line: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
     let line = line.join(" ");
     complain(&format!("{} (see steadfs --help)", line.strip_prefix("error: ").unwrap_or(&line)));
     ExitCode::from(1)

@@ -220,6 +220,22 @@ fn umount_knows_what_is_not_its_own() {
 }
 
 #[test]
+fn a_repair_of_what_is_not_mounted_cannot_be_told() {
+    let place = Place::new();
+    let hot = place.path("hot");
+    for switches in [&["recover", &hot][..], &["recover", &hot, "--apply"], &["recover", &hot, "--json"]] {
+        fails(&mut place.steadfs(switches), 2, &format!("no steadfs serves {hot}"));
+    }
+    fails(&mut place.steadfs(&["recover", "@jobs"]), 2, "no steadfs serves @jobs");
+    fails(
+        &mut place.steadfs(&["recover", &hot, "--wait", "soon"]),
+        1,
+        "invalid value 'soon' for '--wait <DURATION>': is not a duration: write a number of seconds or a sum such as 5s, \
+         500ms, 2m, 1h30m (see steadfs --help)",
+    );
+}
+
+#[test]
 fn nothing_of_a_runtime_directory_that_others_could_have_made_is_trusted_or_touched() {
     let place = Place::new();
     let hot = place.path("hot");

@@ -19,6 +19,8 @@ use rig::Rig;
 use serde_json::json;
 use steadfs::config::MetricsListen;
 use steadfs::supervisor::Event;
+use steadfs::supervisor::permit::HeldBy;
+use steadfs::supervisor::report::{HeldBack, RepairLog};
 use steadfs::telemetry::UmountRefused;
 
 /// What contract and issue allow.
@@ -112,6 +114,33 @@ fn metrics_say_what_happened() {
     assert_eq!(one("steadfs_handover_resident_memory_bytes", &[]), 3000.0);
     assert_eq!(one("steadfs_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     assert!(one("steadfs_resident_memory_bytes", &[]) > 1e6 && one("steadfs_open_descriptors", &[]) > 3.0);
+}
+
+#[test]
+fn what_holds_a_repair_back_is_a_series_each() {
+    let rig = Rig::served();
+    let one = |name: &str, labels: &[(&str, &str)]| page(&rig).value(name, labels);
+    assert_eq!(one("steadfs_deploy_lock_age_seconds", &[]), Some(-1.0));
+    let held = |by| HeldBack { by, until: None, detail: "x".into() };
+    rig.observed.watch.update(|snapshot| {
+        snapshot.repair_log = RepairLog {
+            started_total: 7,
+            held: vec![held(HeldBy::DeployLock), held(HeldBy::MinAge)],
+            deploy_lock_active: true,
+            deploy_lock_age: Some(Duration::from_secs(312)),
+            ..RepairLog::default()
+        }
+    });
+    for by in HeldBy::ALL {
+        let expected = matches!(by, HeldBy::DeployLock | HeldBy::MinAge);
+        let value = one("steadfs_repair_held", &[("by", by.name())]);
+        assert_eq!(value, Some(f64::from(u8::from(expected))), "{}", by.name());
+    }
+    assert_eq!(one("steadfs_repairs_started_total", &[]), Some(7.0));
+    assert_eq!(one("steadfs_deploy_lock_active", &[]), Some(1.0));
+    assert_eq!(one("steadfs_deploy_lock_age_seconds", &[]), Some(312.0));
+    let recovery = rig.ask(&json!({"request": "recover"}));
+    assert_eq!((&recovery["held"][1]["by"], &recovery["held"][1]["detail"]), (&json!("min_age"), &json!("x")));
 }
 
 #[test]

@@ -41,6 +41,8 @@ pub use look::{EnableLook, LockLook, Look};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86400);
+/// Starts that are kept at least; a link that flaps for a day has more, and no limit that asks for them.
+const KEPT: usize = 1000;
 /// What was seen of a file is believed for so long; in an outage it is looked at more often.
 const FRESH: Duration = Duration::from_secs(3);
 
@@ -200,6 +202,8 @@ impl Permit {
         let kept = DAY.max(self.config.cool_down);
         self.starts.retain(|&start| now.saturating_duration_since(start) < kept);
         self.starts.push(now);
+        let most = KEPT.max(self.config.max_per_hour as usize).max(self.config.max_per_day as usize);
+        self.starts.drain(..self.starts.len().saturating_sub(most));
     }
 
     /// Starts of repairs that may still matter, oldest first.

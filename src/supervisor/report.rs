@@ -126,7 +126,8 @@ fn rfc3339_or_null<S: serde::Serializer>(at: &Option<SystemTime>, serializer: S)
 pub struct RepairLog {
     /// Repairs that were started, ordered ones included. Outlives the daemon (a counter: `apply_total`).
     pub started_total: u64,
-    /// When those started that began within the last 24 hours before the newest, oldest first. Outlives the daemon. See
+    /// When those started that began within the last 24 hours, oldest first; of very many the latest thousand. Outlives the
+    /// daemon. See
     /// [`RepairLog::started_within`] (`apply_1h`, `apply_24h`).
     pub starts: Vec<SystemTime>,
     /// The last one, perhaps still under way. Outlives the daemon.

@@ -170,6 +170,8 @@ options! {
 
     "deploy_lock" Permit Value("PATH", |o, v| value::path(v).map(|p| o.permit.deploy_lock = Some(p))), "",
         "Repair nothing while somebody holds a lock (flock(2)) on this file.";
+    "deploy_lock_max_age" Permit Value("DURATION", |o, v| duration::parse(v).map(|d| o.permit.deploy_lock_max_age = Some(d))),
+        "2h", "How long a lock counts that cannot be probed.";
     "enable_file" Permit Value("PATH", |o, v| value::path(v).map(|p| o.permit.enable_file = Some(p))), "",
         "Repair nothing while this file is not there.";
     "confirmations" Permit Value("NUMBER", |o, v| value::count(v).map(|n| o.permit.confirmations = n)), "1",

@@ -23,7 +23,7 @@ fn own_options_reach_the_configuration() {
         "backoff_min=1s,backoff_max=2s,steady=0,soft_start=no,ro,subtype=sshfs,fsname=a\\,b,attr_timeout=3",
         "entry_timeout=0.5,pause_file=/tmp/p,on_outage=/bin/a 'b c',on_recovery=sh:x | y,hook_timeout=4s,metrics=[::1]:9",
         "log_size=1G,spool_dir=/tmp/no-spool-yet,spool_size=2GiB",
-        "deploy_lock=/tmp/l,enable_file=/etc/e,confirmations=2,confirm_interval=30,min_age=2m,cool_down=15m",
+        "deploy_lock=/tmp/l,deploy_lock_max_age=1h,enable_file=/etc/e,confirmations=2,confirm_interval=30,min_age=2m,cool_down=15m",
         "max_per_hour=2,max_per_day=6",
         "textfile=/tmp,noguard,nosuid,noatime,allow_other,nonempty",
     ])
@@ -48,7 +48,7 @@ fn own_options_reach_the_configuration() {
     assert_eq!((options.log.size, options.log.spool_size), (1 << 30, 2 << 30));
     let permit = PermitConfig {
         deploy_lock: Some("/tmp/l".into()),
-        deploy_lock_max_age: None,
+        deploy_lock_max_age: Some(seconds(3600)),
         enable_file: Some("/etc/e".into()),
         confirmations: 2,
         confirm_interval: seconds(30),

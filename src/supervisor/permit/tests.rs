@@ -172,6 +172,19 @@ fn words_name_the_permit_the_file_and_the_remedy() {
 }
 
 #[test]
+fn what_no_limit_asks_for_is_not_kept_for_ever() {
+    let start = Instant::now();
+    for (config, most) in [(limits(0, 0, 0), 1000), (limits(0, 1200, 0), 1200), (limits(0, 0, 1500), 1500)] {
+        let mut permit = Permit::new(config, Vec::new());
+        for step in 0..2000 {
+            permit.started(start + S * step);
+        }
+        assert_eq!(permit.starts().len(), most);
+        assert_eq!(permit.starts().last(), Some(&(start + S * 1999)));
+    }
+}
+
+#[test]
 fn another_file_is_not_judged_by_what_was_seen_of_the_first() {
     let now = Instant::now();
     let mut permit = Permit::new(config(), Vec::new());
