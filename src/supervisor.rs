@@ -50,8 +50,12 @@ enum Message {
     },
     Left(u64, Result<(), String>),
     Unreached(String),
-    /// A look at a file of the permits, of those that were looked at then.
-    Seen(u64, permit::Look),
+    /// A look at a file of the permits: of those of that configuration, begun then.
+    Seen {
+        epoch: u64,
+        began: Instant,
+        look: permit::Look,
+    },
     SetPermit(PermitParts),
     SetPolicy(RepairPolicy),
 }

@@ -198,3 +198,54 @@ fn a_daemon_that_is_killed_is_no_way_around_a_permit() {
     assert_eq!(lab.generation(), 2);
     lab.umount();
 }
+
+/// A plain sshfs that answers nobody; gone when it is dropped.
+struct Dead {
+    sshfs: std::process::Child,
+    place: std::path::PathBuf,
+}
+
+impl Dead {
+    fn mounted(lab: &Lab) -> Dead {
+        let place = lab.path("dead");
+        std::fs::create_dir(&place).unwrap();
+        let mut command = std::process::Command::new("sshfs");
+        command.args(["-f", "-o", &lab.sshd.client_options(), &lab.source()]).arg(&place);
+        let sshfs = command.stdin(std::process::Stdio::null()).spawn().unwrap();
+        wait("it is mounted", || lab::mount_of(&place).is_some());
+        Dead { sshfs, place }
+    }
+
+    fn pid(&self) -> i32 {
+        self.sshfs.id().cast_signed()
+    }
+}
+
+impl Drop for Dead {
+    fn drop(&mut self) {
+        let _ = self.sshfs.kill();
+        let _ = self.sshfs.wait();
+        lab::run("umount", &["-l", self.place.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn a_deploy_lock_on_a_dead_filesystem_holds_nothing_up_but_the_start_and_not_for_ever() {
+    let mut lab = Lab::unmounted();
+    let dead = Dead::mounted(&lab);
+    let lock = dead.place.join("deploy.lock");
+    let options = format!("deadline=1s,deploy_lock={},deploy_lock_max_age=8s", lock.display());
+    let command = lab.mount_command("-f", &options);
+    lab.serve(command);
+    lab.wait_state("live");
+    process::signal(dead.pid(), Signal::SIGSTOP);
+    let own: Vec<i32> = lab.clients("sshfs").into_iter().filter(|&pid| pid != dead.pid()).collect();
+    assert_eq!(own.len(), 1, "{own:?}");
+    process::signal(own[0], Signal::SIGKILL);
+    wait("it says what does not answer", || why(&lab).contains("it cannot be probed: no answer within 2 s"));
+    fails_fast(&lab);
+    lab.wait_state("live");
+    assert_eq!((lab.generation(), events(&lab, "repair_held").len()), (2, 1));
+    drop(dead);
+    lab.umount();
+}

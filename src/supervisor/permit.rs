@@ -140,6 +140,8 @@ pub struct Permit {
     enable: Option<Seen<EnableLook>>,
     /// Looks in a row that found the backing dead, and the last of them.
     confirmed: Option<(u32, Instant)>,
+    /// When the backing was pronounced dead. What was seen before may be the cause: a deploy takes its lock first.
+    verdict: Option<Instant>,
 }
 
 impl Permit {
@@ -183,6 +185,7 @@ impl Permit {
 
     /// The backing has been pronounced dead: the first look that found it so.
     pub fn verdict(&mut self, now: Instant) {
+        self.verdict = Some(now);
         self.confirmed = Some((1, now));
     }
 
@@ -213,7 +216,9 @@ impl Permit {
 
     /// May a repair start?
     pub fn ask(&self, now: Instant, sight: &Sight) -> Answer {
-        let fresh = |at: Option<Instant>| at.is_some_and(|at| now < at + FRESH);
+        let since = self.verdict;
+        let fresh =
+            |at: Option<Instant>| at.is_some_and(|at| now < at + FRESH && since.is_none_or(|since| at >= since));
         let unseen = (self.config.deploy_lock.is_some() && !fresh(self.lock.as_ref().map(|seen| seen.at)))
             || (self.config.enable_file.is_some() && !fresh(self.enable.as_ref().map(|seen| seen.at)));
         if unseen {

@@ -112,7 +112,7 @@ impl Runner {
                 self.words = words;
                 Input::NotAdopted(number)
             }
-            Message::Seen(epoch, look) => self.eyes.seen(epoch, look).map_or(Input::Tick, Input::Seen),
+            Message::Seen { epoch, began, look } => self.eyes.seen(epoch, began, look).map_or(Input::Tick, Input::Seen),
             Message::SetPermit(permit) => {
                 self.eyes.turn_to(&permit.config);
                 self.repairs.keep_at(permit.record.filter(|_| permit.config.counts_repairs()));

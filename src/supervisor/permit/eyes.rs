@@ -46,7 +46,8 @@ impl Eye {
         let (sender, shared) = (sender.clone(), Arc::clone(&pace));
         let watch = move || {
             loop {
-                if sender.send(Message::Seen(epoch, look())).is_err() {
+                let began = Instant::now();
+                if sender.send(Message::Seen { epoch, began, look: look() }).is_err() {
                     return;
                 }
                 let mut pace = shared.0.lock();
@@ -90,12 +91,15 @@ pub struct Eyes {
     lock: Option<Eye>,
     enable: Option<Eye>,
     hurry: bool,
+    /// Since when.
+    hurried: Instant,
 }
 
 impl Eyes {
     /// Looks at what that configuration names.
     pub fn open(sender: &Sender<Message>, config: &PermitConfig) -> Eyes {
-        let mut eyes = Eyes { sender: sender.clone(), epoch: 0, lock: None, enable: None, hurry: false };
+        let mut eyes =
+            Eyes { sender: sender.clone(), epoch: 0, lock: None, enable: None, hurry: false, hurried: Instant::now() };
         eyes.turn_to(config);
         eyes
     }
@@ -120,7 +124,7 @@ impl Eyes {
         if self.hurry == hurry {
             return;
         }
-        self.hurry = hurry;
+        (self.hurry, self.hurried) = (hurry, Instant::now());
         for eye in self.lock.iter_mut().chain(&mut self.enable) {
             if eye.set(if hurry { Pace::InOutage } else { Pace::AtEase }) {
                 eye.due = Instant::now();
@@ -128,15 +132,15 @@ impl Eyes {
         }
     }
 
-    /// A look came in; `None` if it is at what nobody looks at any more.
-    pub fn seen(&mut self, epoch: u64, look: Look) -> Option<Look> {
+    /// A look came in; `None` if it is at what nobody looks at any more, or was begun before the outage.
+    pub fn seen(&mut self, epoch: u64, began: Instant, look: Look) -> Option<Look> {
         let eye = match look {
             Look::Lock(_) => &mut self.lock,
             Look::Enable(_) => &mut self.enable,
         };
         let eye = eye.as_mut().filter(|_| epoch == self.epoch)?;
         eye.due = Instant::now() + if self.hurry { IN_OUTAGE } else { AT_EASE };
-        Some(look)
+        (!self.hurry || began >= self.hurried).then_some(look)
     }
 
     /// What has to be said in the place of looks that do not come back.
@@ -158,7 +162,7 @@ mod tests {
 
     fn look_of(message: Message) -> (u64, Look) {
         match message {
-            Message::Seen(epoch, look) => (epoch, look),
+            Message::Seen { epoch, look, .. } => (epoch, look),
             _ => panic!("something else"),
         }
     }
@@ -172,18 +176,20 @@ mod tests {
         let mut eyes = Eyes::open(&sender, &config("a"));
         let patience = Duration::from_secs(20);
         let (epoch, look) = look_of(receiver.recv_timeout(patience).expect("a look"));
-        assert_eq!(eyes.seen(epoch, look.clone()), Some(Look::Enable(EnableLook::Missing)));
+        assert_eq!(eyes.seen(epoch, Instant::now(), look.clone()), Some(Look::Enable(EnableLook::Missing)));
         let now = Instant::now();
         assert_eq!(eyes.overdue(now + AT_EASE), []);
         let late = eyes.overdue(now + AT_EASE + LIMIT + LIMIT);
         assert!(matches!(&late[..], [Look::Enable(EnableLook::Unknown(why))] if why.contains("no answer")), "{late:?}");
         std::fs::write(directory.path().join("b"), "").expect("made");
         eyes.turn_to(&config("b"));
-        assert_eq!(eyes.seen(epoch, look), None);
+        assert_eq!(eyes.seen(epoch, Instant::now(), look), None);
         let (epoch, look) = look_of(receiver.recv_timeout(patience).expect("a look"));
-        assert_eq!(eyes.seen(epoch, look), Some(Look::Enable(EnableLook::There)));
+        assert_eq!(eyes.seen(epoch, Instant::now(), look), Some(Look::Enable(EnableLook::There)));
         // In an outage the next one comes at once and not in ten seconds.
+        let before = Instant::now();
         eyes.hurry(true);
+        assert_eq!(eyes.seen(epoch, before, Look::Enable(EnableLook::There)), None, "it is older than the outage");
         std::fs::remove_file(directory.path().join("b")).expect("removed");
         let until = Instant::now() + AT_EASE / 2;
         while look_of(receiver.recv_timeout(AT_EASE / 2).expect("another look")).1 != Look::Enable(EnableLook::Missing)

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::record::Record;
 use super::*;
+use crate::supervisor::report::LastRepair;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -181,6 +182,32 @@ fn what_no_limit_asks_for_is_not_kept_for_ever() {
         }
         assert_eq!(permit.starts().len(), most);
         assert_eq!(permit.starts().last(), Some(&(start + S * 1999)));
+    }
+}
+
+#[test]
+fn what_was_seen_before_the_verdict_is_not_believed() {
+    let start = Instant::now();
+    let mut permit = Permit::new(config(), Vec::new());
+    all_well(&mut permit, start);
+    permit.verdict(start + S / 2);
+    assert_eq!(permit.ask(start + S / 2, &Sight { outage_since: start, begun: true }), Answer::Unseen);
+    all_well(&mut permit, start + S / 2);
+    assert_eq!(permit.ask(start + S / 2, &Sight { outage_since: start, begun: true }), Answer::Granted);
+}
+
+#[test]
+fn the_last_repair_is_read_as_it_was_written() {
+    let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + 20_000 * DAY);
+    let errors = vec!["reset".to_owned()];
+    let mut last = LastRepair { started: wall - 60 * S, ended: None, ok: Some(false), errors };
+    for ended in [None, Some(wall - 50 * S)] {
+        last.ended = ended;
+        let record = Record::of(&[], 1, Some(&last), now, wall);
+        let text = serde_json::to_string(&record).expect("text");
+        let read: Record = serde_json::from_str(&text).expect("read");
+        assert_eq!(read.last.as_ref().map(LastRepair::from), Some(last.clone()));
+        assert_eq!(read.unfinished(now, wall), ended.is_none().then_some(now - 60 * S));
     }
 }
 
