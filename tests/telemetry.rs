@@ -140,6 +140,17 @@ fn what_holds_a_repair_back_is_a_series_each() {
     assert_eq!(one("steadfs_deploy_lock_active", &[]), Some(1.0));
     assert_eq!(one("steadfs_deploy_lock_age_seconds", &[]), Some(312.0));
     let recovery = rig.ask(&json!({"request": "recover"}));
+    let plan = |request| {
+        let steps = rig.ask(&request)["steps"].as_array().cloned().unwrap_or_default();
+        steps.iter().map(|step| step["step"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    rig.observed.watch.update(|snapshot| snapshot.state = "live");
+    assert_eq!(plan(json!({"request": "recover"})), ["probe"]);
+    let removal = ["close_gate", "abort", "kill_process_group", "detach"];
+    let start = ["override", "look_at_server", "start", "replay", "reopen", "open_gate"];
+    assert_eq!(plan(json!({"request": "recover", "force": true})), [&removal[..], &start[..]].concat());
+    rig.observed.watch.update(|snapshot| snapshot.state = "held");
+    assert_eq!(plan(json!({"request": "recover"})), start);
     assert_eq!((&recovery["held"][1]["by"], &recovery["held"][1]["detail"]), (&json!("min_age"), &json!("x")));
 }
 

@@ -197,8 +197,8 @@ fn steps(observed: &Observed, state: &str, newest: u64, permits: Vec<HeldBy>, fo
         steps.extend([Step::LookAtServer, Step::Start { generation: newest + 1 }]);
     }
     let counts = (observed.counts)();
-    steps.push(Step::Reopen { files: counts.open_files });
     steps.push(Step::Replay { files: counts.dirty_files, bytes: counts.log_bytes });
+    steps.push(Step::Reopen { files: counts.open_files });
     steps.push(Step::OpenGate);
     steps.extend(observed.worker.report().paused_since.is_some().then_some(Step::ResumeWorkers));
     steps
