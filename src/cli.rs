@@ -9,6 +9,7 @@ pub mod file;
 pub mod keeper;
 pub mod mount;
 pub mod options;
+pub mod recover;
 pub mod run;
 pub mod source;
 pub mod spool;
@@ -49,8 +50,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Say what the daemon of a mount, or of all mounts, is doing.
     Status(status::StatusArgs),
-    /// Try to repair now instead of after the back-off.
-    Recover(RecoverArgs),
+    /// Say what a repair would do and what holds it back, or do it now.
+    Recover(recover::RecoverArgs),
     /// Serve mounts by the installed steadfs from now on, without unmounting.
     Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
@@ -65,12 +66,6 @@ enum Command {
     /// Serve a mount for a keeper.
     #[command(hide = true)]
     Daemon(daemon::DaemonArgs),
-}
-
-#[derive(clap::Args)]
-struct RecoverArgs {
-    /// The hot path.
-    mountpoint: std::path::PathBuf,
 }
 
 /// Runs the command line and returns the process's exit code.
@@ -89,7 +84,7 @@ pub fn main() -> ExitCode {
         Command::Detach(args) => attach::detach(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
-        Command::Recover(args) => status::recover(&args.mountpoint),
+        Command::Recover(args) => recover::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Check(args) => check::run(&args),
@@ -123,8 +118,12 @@ fn usage(error: &clap::Error) -> ExitCode {
         return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let text = error.to_string();
-    let line: Vec<&str> =
-        text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).filter(|l| !l.is_empty()).collect();
+    let line: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
     let line = line.join(" ");
     complain(&format!("{} (see steadfs --help)", line.strip_prefix("error: ").unwrap_or(&line)));
     ExitCode::from(1)

@@ -27,7 +27,9 @@ use crate::config::{DaemonConfig, Source};
 use crate::gate::Gate;
 use crate::keeper::executable::Executable;
 use crate::rundir;
-use crate::supervisor::{Event, Inbox, Parts, Supervisor, Watch};
+use crate::statedir;
+use crate::supervisor::permit::record;
+use crate::supervisor::{Event, Inbox, Parts, PermitParts, Supervisor, Watch};
 use crate::telemetry::{self, Observed};
 use crate::worker::Worker;
 use hots::Hots;
@@ -258,15 +260,25 @@ fn upgrade(succession: &Succession, hots: &Hots, path: &Path) -> Result<(), Stri
     }
 }
 
+/// What its repairs need, and where it is written down what they were.
+fn permit_of(config: &DaemonConfig) -> PermitParts {
+    PermitParts { config: config.permit.clone(), record: Some(statedir::of(&config.home).join(record::NAME)) }
+}
+
 /// Makes everything as another configuration says, as far as that is possible while it is in use.
 fn reload(
     hots: &Hots,
     gate: &Gate,
+    supervisor: Option<&Arc<Supervisor>>,
     wanted: &DaemonConfig,
     nonempty: &BTreeSet<PathBuf>,
 ) -> Result<reload::Reloaded, String> {
     let done = hots.reload(wanted, |path| nonempty.contains(path))?;
     gate.set_policy(wanted.calls);
+    if let Some(supervisor) = supervisor {
+        supervisor.set_policy(wanted.repair);
+        supervisor.set_permit(permit_of(wanted));
+    }
     let taken_over = hots.configure(|config| {
         let DaemonConfig { calls, repair, permit, worker, soft_start, file, .. } = wanted.clone();
         *config = DaemonConfig { calls, repair, permit, worker, soft_start, file, ..config.clone() };
@@ -333,8 +345,16 @@ impl Core {
         let hots = Arc::new(Hots::new(shared, config.clone()));
         let restored = Arc::clone(&hots);
         let restore = Arc::new(move |generation: &Arc<_>| restored.restore(generation));
-        let (policy, deadline) = (config.repair, config.calls.deadline);
-        let parts = Parts { inbox, backing, gate: Arc::clone(&gate), restore, policy, deadline, watch: watch.clone() };
+        let parts = Parts {
+            inbox,
+            backing,
+            gate: Arc::clone(&gate),
+            restore,
+            policy: config.repair,
+            permit: permit_of(config),
+            deadline: config.calls.deadline,
+            watch: watch.clone(),
+        };
         Ok(Core {
             gate,
             hots,
@@ -355,8 +375,7 @@ impl Core {
         let supervisor = if successor {
             Supervisor::resume(parts, self.succession.predecessor())?
         } else {
-            let Parts { inbox, backing, gate, restore, policy, deadline, watch } = parts;
-            Supervisor::begin(inbox, backing, gate, restore, policy, deadline, watch)?
+            Supervisor::start(parts)?
         };
         _ = self.supervisor.set(Arc::new(supervisor));
         Ok(())
@@ -402,6 +421,7 @@ impl Core {
 
     fn observed(&self, config: &Arc<DaemonConfig>, worker: &Arc<Worker>, started: SystemTime) -> Observed {
         let (supervisor, wakeups) = (Arc::clone(&self.supervisor), Mutex::new(self.wakeups.clone()));
+        let (replaced, told) = (Arc::clone(&self.supervisor), Arc::clone(&self.supervisor));
         let link = self.succession.link().clone();
         let handed_on = Arc::clone(&self.succession);
         let hots = || Arc::clone(&self.hots);
@@ -419,10 +439,11 @@ impl Core {
             overlays: Arc::new(move || viewed.views()),
             kept: Arc::new(move || kept.kept()),
             retry_now: Arc::new(move || _ = supervisor.get().inspect(|supervisor| supervisor.retry_now())),
+            replace: Arc::new(move || _ = replaced.get().inspect(|supervisor| supervisor.replace())),
             upgrade: Arc::new(move |path| upgrade(&handed_on, &upgraded, path)),
             upgraded: Arc::new(move || link.upgraded()),
             configured: Arc::new(move || configured.config()),
-            reload: Arc::new(move |wanted, nonempty| reload(&reloaded, &gate, &wanted, &nonempty)),
+            reload: Arc::new(move |wanted, nonempty| reload(&reloaded, &gate, told.get(), &wanted, &nonempty)),
             attach: Arc::new(move |at, nonempty| attached.attach(at, nonempty).map_err(|error| error.to_string())),
             detach: Arc::new(move |path, lazy| detached.detach(path, lazy)),
             stop: Arc::new(move |lazy| {

@@ -7,11 +7,14 @@ mod apart;
 pub mod backoff;
 mod describe;
 pub mod machine;
+pub mod permit;
+mod repairs;
 pub mod report;
 mod runner;
 pub mod verdict;
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -19,9 +22,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::backing::{Backing, Generation, Record, StatFs};
-use crate::config::RepairPolicy;
+use crate::config::{PermitConfig, RepairPolicy};
 use crate::gate::{Complaint, Gate};
 use machine::{Action, Input, Machine, Reason};
+use permit::eyes::Eyes;
+use repairs::Repairs;
 pub use report::{Event, Snapshot, Watch};
 use runner::Runner;
 
@@ -45,6 +50,14 @@ enum Message {
     },
     Left(u64, Result<(), String>),
     Unreached(String),
+    /// A look at a file of the permits: of those of that configuration, begun then.
+    Seen {
+        epoch: u64,
+        began: Instant,
+        look: permit::Look,
+    },
+    SetPermit(PermitParts),
+    SetPolicy(RepairPolicy),
 }
 
 /// Where complaints go; made before the gate, which needs it.
@@ -108,6 +121,16 @@ impl Predecessor {
     }
 }
 
+/// What holds repairs back.
+#[derive(Debug, Clone, Default)]
+pub struct PermitParts {
+    /// When.
+    pub config: PermitConfig,
+    /// The file that keeps account of repairs across daemons ([`permit::record::NAME`] in the state directory); it is read and
+    /// written only if `config` needs it.
+    pub record: Option<PathBuf>,
+}
+
 /// What a supervisor is made of.
 pub struct Parts {
     /// Where complaints go.
@@ -120,6 +143,8 @@ pub struct Parts {
     pub restore: Restore,
     /// When to do what.
     pub policy: RepairPolicy,
+    /// What holds repairs back.
+    pub permit: PermitParts,
     /// The age at which an outage is overdue.
     pub deadline: Duration,
     /// Where to tell of it.
@@ -133,7 +158,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts the first generation and looks after it and its successors until [`Supervisor::stop`].
+    /// Starts the first generation and looks after it and its successors until [`Supervisor::stop`]. Nothing holds repairs
+    /// back.
     pub fn begin(
         inbox: Inbox,
         backing: Arc<dyn Backing>,
@@ -143,8 +169,14 @@ impl Supervisor {
         deadline: Duration,
         watch: Watch,
     ) -> std::io::Result<Supervisor> {
-        let begun = Machine::begin(policy, deadline, Instant::now());
-        Supervisor::run(Parts { inbox, backing, gate, restore, policy, deadline, watch }, begun, None)
+        let permit = PermitParts::default();
+        Supervisor::start(Parts { inbox, backing, gate, restore, policy, permit, deadline, watch })
+    }
+
+    /// As [`Supervisor::begin`], with all that it is made of.
+    pub fn start(parts: Parts) -> std::io::Result<Supervisor> {
+        let begun = Machine::begin(parts.policy, parts.deadline, Instant::now());
+        Supervisor::run(parts, begun, None)
     }
 
     /// As [`Supervisor::begin`], in the place of one whose daemon died: its generation is taken over if it is well, or
@@ -160,7 +192,9 @@ impl Supervisor {
     }
 
     fn run(parts: Parts, begun: (Machine, Vec<Action>), legacy: Option<Legacy>) -> std::io::Result<Supervisor> {
-        let Parts { inbox, backing, gate, restore, policy, watch, .. } = parts;
+        let Parts { inbox, backing, gate, restore, policy, permit, watch, .. } = parts;
+        let (repairs, permit, unfinished) = Repairs::load(permit, &watch);
+        let begun = (begun.0.with_permit(permit, unfinished), begun.1);
         gate.writes_are_asynchronous(backing.traits().asynchronous);
         let sender = inbox.sender.clone();
         let runner = Runner {
@@ -172,6 +206,8 @@ impl Supervisor {
             watch,
             present: None,
             legacy,
+            repairs,
+            eyes: Eyes::open(&sender, begun.0.permit().config()),
             words: String::new(),
             reason: begun.0.outage().map_or(Reason::Start, |outage| outage.reason),
         };
@@ -180,9 +216,24 @@ impl Supervisor {
         Ok(Supervisor { sender, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Ends waiting: try again at once.
+    /// Ends waiting, for a back-off or a permit: try again at once. One that is live is only probed.
     pub fn retry_now(&self) {
         let _ = self.sender.send(Message::Input(Input::RetryNow));
+    }
+
+    /// The same, and one that is live is replaced, however well it is.
+    pub fn replace(&self) {
+        let _ = self.sender.send(Message::Input(Input::Replace));
+    }
+
+    /// Goes by other permits from now on, also for what is held back at present.
+    pub fn set_permit(&self, permit: PermitParts) {
+        let _ = self.sender.send(Message::SetPermit(permit));
+    }
+
+    /// Goes by another policy from now on. A delay that has begun lasts as long as it was to.
+    pub fn set_policy(&self, policy: RepairPolicy) {
+        let _ = self.sender.send(Message::SetPolicy(policy));
     }
 
     /// Retires the generation and returns when nothing of it is left.

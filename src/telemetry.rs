@@ -4,6 +4,7 @@ pub mod control;
 pub mod http;
 pub mod journal;
 pub mod metrics;
+pub mod recovery;
 pub mod sockets;
 pub mod status;
 pub mod textfile;
@@ -114,8 +115,10 @@ pub struct Observed {
     pub overlays: Arc<dyn Fn() -> Vec<View> + Send + Sync>,
     /// What keeps it.
     pub kept: Arc<dyn Fn() -> Kept + Send + Sync>,
-    /// Asks the supervisor to try again at once (`steadfs recover`).
+    /// Asks the supervisor to try again at once (`steadfs recover --apply`).
     pub retry_now: Arc<dyn Fn() + Send + Sync>,
+    /// Asks it for another generation, however well the present one is (`--force`).
+    pub replace: Arc<dyn Fn() + Send + Sync>,
     /// Unmounts (`steadfs umount`), lazily if so asked; the error is for the user.
     pub stop: Arc<dyn Fn(bool) -> Result<(), UmountRefused> + Send + Sync>,
     /// Attaches an overlay (`steadfs attach`).

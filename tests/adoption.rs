@@ -26,7 +26,7 @@ use steadfs::backing::sshfs::{SshfsBacking, queue};
 use steadfs::backing::{Backing, ExitSink, Generation, Record, mountinfo};
 use steadfs::config::{CallPolicy, RepairPolicy};
 use steadfs::gate::Gate;
-use steadfs::supervisor::{Event, Inbox, Legacy, Parts, Predecessor, Supervisor, Watch};
+use steadfs::supervisor::{Event, Inbox, Legacy, Parts, PermitParts, Predecessor, Supervisor, Watch};
 
 use lab::{Lab, process, wait};
 
@@ -298,6 +298,7 @@ fn a_supervisor_takes_over_and_repairs_with_the_next_number() {
         gate: Arc::clone(&gate),
         restore: Arc::new(|_| Ok(())),
         policy: RepairPolicy::default(),
+        permit: PermitParts::default(),
         deadline: CallPolicy::default().deadline,
         watch,
     };

@@ -220,6 +220,22 @@ fn umount_knows_what_is_not_its_own() {
 }
 
 #[test]
+fn a_repair_of_what_is_not_mounted_cannot_be_told() {
+    let place = Place::new();
+    let hot = place.path("hot");
+    for switches in [&["recover", &hot][..], &["recover", &hot, "--apply"], &["recover", &hot, "--json"]] {
+        fails(&mut place.steadfs(switches), 2, &format!("no steadfs serves {hot}"));
+    }
+    fails(&mut place.steadfs(&["recover", "@jobs"]), 2, "no steadfs serves @jobs");
+    fails(
+        &mut place.steadfs(&["recover", &hot, "--wait", "soon"]),
+        1,
+        "invalid value 'soon' for '--wait <DURATION>': is not a duration: write a number of seconds or a sum such as 5s, \
+         500ms, 2m, 1h30m (see steadfs --help)",
+    );
+}
+
+#[test]
 fn nothing_of_a_runtime_directory_that_others_could_have_made_is_trusted_or_touched() {
     let place = Place::new();
     let hot = place.path("hot");
@@ -231,15 +247,16 @@ fn nothing_of_a_runtime_directory_that_others_could_have_made_is_trusted_or_touc
     std::fs::write(format!("{precious}/file"), "x").expect("write");
     std::os::unix::fs::symlink(&precious, &own).expect("symlink");
     let line = format!("{own} belongs to somebody else or can be written by others: remove it");
-    for command in [&["umount", &hot][..], &["status", &hot], &["status"], &["recover", &hot]] {
-        fails(&mut place.steadfs(command), 1, &line);
+    let commands = [(&["umount", &hot][..], 1), (&["status", &hot], 1), (&["status"], 1), (&["recover", &hot], 2)];
+    for (command, code) in commands {
+        fails(&mut place.steadfs(command), code, &line);
     }
     std::fs::remove_file(&own).expect("rm");
     let run = place.path("run");
     std::fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
-    for command in [&["umount", &hot][..], &["status", &hot], &["status"], &["recover", &hot]] {
+    for (command, code) in commands {
         let line = format!("{run} belongs to somebody else or can be written by others: remove it");
-        fails(&mut place.steadfs(command), 1, &line);
+        fails(&mut place.steadfs(command), code, &line);
     }
     drop(socket);
     assert_eq!(std::fs::read_dir(&precious).expect("readdir").count(), 2, "nothing was removed");

@@ -19,6 +19,8 @@ use rig::Rig;
 use serde_json::json;
 use steadfs::config::MetricsListen;
 use steadfs::supervisor::Event;
+use steadfs::supervisor::permit::HeldBy;
+use steadfs::supervisor::report::{HeldBack, RepairLog};
 use steadfs::telemetry::UmountRefused;
 
 /// What contract and issue allow.
@@ -38,7 +40,8 @@ fn metrics_keep_the_rules_of_the_format_in_every_state() {
     rig.overdue();
     rig.wait(|| page(&rig).value("steadfs_hook_runs_total", &[("hook", "on_outage")]).is_some());
     let early = ["adopting", "reaching", "starting", "restoring"];
-    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "halted", "stopping"]).copied() {
+    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "held", "halted", "stopping"]).copied()
+    {
         rig.observed.watch.update(|snapshot| {
             snapshot.state = state;
             snapshot.repairs.insert(("probe_late".into(), "ok".into()), 1);
@@ -111,6 +114,44 @@ fn metrics_say_what_happened() {
     assert_eq!(one("steadfs_handover_resident_memory_bytes", &[]), 3000.0);
     assert_eq!(one("steadfs_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1.0);
     assert!(one("steadfs_resident_memory_bytes", &[]) > 1e6 && one("steadfs_open_descriptors", &[]) > 3.0);
+}
+
+#[test]
+fn what_holds_a_repair_back_is_a_series_each() {
+    let rig = Rig::served();
+    let one = |name: &str, labels: &[(&str, &str)]| page(&rig).value(name, labels);
+    assert_eq!(one("steadfs_deploy_lock_age_seconds", &[]), Some(-1.0));
+    let held = |by| HeldBack { by, until: None, detail: "x".into() };
+    rig.observed.watch.update(|snapshot| {
+        snapshot.repair_log = RepairLog {
+            started_total: 7,
+            held: vec![held(HeldBy::DeployLock), held(HeldBy::MinAge)],
+            deploy_lock_active: true,
+            deploy_lock_age: Some(Duration::from_secs(312)),
+            ..RepairLog::default()
+        }
+    });
+    for by in HeldBy::ALL {
+        let expected = matches!(by, HeldBy::DeployLock | HeldBy::MinAge);
+        let value = one("steadfs_repair_held", &[("by", by.name())]);
+        assert_eq!(value, Some(f64::from(u8::from(expected))), "{}", by.name());
+    }
+    assert_eq!(one("steadfs_repairs_started_total", &[]), Some(7.0));
+    assert_eq!(one("steadfs_deploy_lock_active", &[]), Some(1.0));
+    assert_eq!(one("steadfs_deploy_lock_age_seconds", &[]), Some(312.0));
+    let recovery = rig.ask(&json!({"request": "recover"}));
+    let plan = |request| {
+        let steps = rig.ask(&request)["steps"].as_array().cloned().unwrap_or_default();
+        steps.iter().map(|step| step["step"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    rig.observed.watch.update(|snapshot| snapshot.state = "live");
+    assert_eq!(plan(json!({"request": "recover"})), ["probe"]);
+    let removal = ["close_gate", "abort", "kill_process_group", "detach"];
+    let start = ["override", "look_at_server", "start", "replay", "reopen", "open_gate"];
+    assert_eq!(plan(json!({"request": "recover", "force": true})), [&removal[..], &start[..]].concat());
+    rig.observed.watch.update(|snapshot| snapshot.state = "held");
+    assert_eq!(plan(json!({"request": "recover"})), start);
+    assert_eq!((&recovery["held"][1]["by"], &recovery["held"][1]["detail"]), (&json!("min_age"), &json!("x")));
 }
 
 #[test]
@@ -263,8 +304,13 @@ fn the_last_two_hundred_events_are_kept() {
 #[test]
 fn requests_are_carried_out_and_nonsense_is_refused() {
     let rig = Rig::served();
-    assert_eq!(rig.ask(&json!({"request": "recover"}))["reply"], "done");
-    assert_eq!(rig.retries.load(SeqCst), 1);
+    let counted = || (rig.retries.load(SeqCst), rig.replacements.load(SeqCst));
+    assert_eq!(rig.ask(&json!({"request": "recover", "force": true}))["reply"], "recovery");
+    assert_eq!(counted(), (0, 0), "a dry run does nothing");
+    assert_eq!(rig.ask(&json!({"request": "recover", "apply": true}))["reply"], "recovery");
+    assert_eq!(counted(), (1, 0));
+    assert_eq!(rig.ask(&json!({"request": "recover", "apply": true, "force": true}))["reply"], "recovery");
+    assert_eq!(counted(), (1, 1));
     *rig.stopping.lock().expect("nobody panicked") = Err(UmountRefused::Busy("target is busy".into()));
     assert_eq!(rig.ask(&json!({"request": "umount"})), json!({"reply": "busy", "text": "target is busy"}));
     *rig.stopping.lock().expect("nobody panicked") = Ok(());

@@ -183,6 +183,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     let config = DaemonConfig {
         calls: options.calls,
         repair: options.repair,
+        permit: options.permit,
         log: options.log,
         worker: options.worker,
         telemetry: options.telemetry,
@@ -212,10 +213,12 @@ fn parse_options(args: &MountArgs) -> Result<options::Options, MountError> {
     options::parse(values.iter().map(String::as_str)).map_err(MountError::Usage)
 }
 
-/// Files that steadfs itself writes, which must not lie on the mount they are about.
+/// Files that steadfs itself writes or goes by, which must not lie on the mount they are about.
 fn paths(options: &options::Options) -> Vec<(&'static str, &Path)> {
     let mut paths = Vec::new();
     paths.extend(options.worker.pause_file.as_deref().map(|path| ("pause_file", path)));
+    paths.extend(options.permit.deploy_lock.as_deref().map(|path| ("deploy_lock", path)));
+    paths.extend(options.permit.enable_file.as_deref().map(|path| ("enable_file", path)));
     paths.extend(options.log.spool_dir.as_deref().map(|path| ("spool_dir", path)));
     paths.extend(options.telemetry.textfile.as_deref().map(|path| ("textfile", path)));
     if let Some(MetricsListen::Unix(path)) = &options.telemetry.listen {

@@ -15,7 +15,9 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::config::{CallPolicy, KeeperConfig, LogConfig, OverlayConfig, RepairPolicy, TelemetryConfig, WorkerConfig};
+use crate::config::{
+    CallPolicy, KeeperConfig, LogConfig, OverlayConfig, PermitConfig, RepairPolicy, TelemetryConfig, WorkerConfig,
+};
 use known::Fate;
 
 /// All that options say, checked.
@@ -25,6 +27,8 @@ pub struct Options {
     pub calls: CallPolicy,
     /// Supervision.
     pub repair: RepairPolicy,
+    /// What holds repairs back.
+    pub permit: PermitConfig,
     /// The overlay.
     pub overlay: OverlayConfig,
     /// The write log.
@@ -58,6 +62,7 @@ impl Default for Options {
         Options {
             calls: CallPolicy::default(),
             repair: RepairPolicy::default(),
+            permit: PermitConfig::default(),
             overlay: OverlayConfig::default(),
             log: LogConfig::default(),
             worker: WorkerConfig::default(),

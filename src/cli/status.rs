@@ -1,4 +1,4 @@
-//! `steadfs status`, `steadfs recover`, and the client of the control socket.
+//! `steadfs status`, and the client of the control socket.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -88,25 +88,6 @@ pub fn run(args: StatusArgs) -> ExitCode {
     ExitCode::from(u8::from(silent || !found.iter().all(Status::is_up)))
 }
 
-/// Asks the daemon of `mountpoint` to try again now.
-pub fn recover(mountpoint: &Path) -> ExitCode {
-    let mountpoint = daemons::named(mountpoint);
-    if let Err(error) = claim::is_own(&mountpoint) {
-        return failed(&error.to_string());
-    }
-    match ask(&rundir::control_socket(&mountpoint), &Request::Recover, PATIENCE) {
-        Ok(Reply::Done) => ExitCode::SUCCESS,
-        Ok(other) => failed(&format!("{}: {other:?}", mountpoint.display())),
-        Err(error) if is_absent(&error) => {
-            super::complain(&format!("no steadfs serves {}", mountpoint.display()));
-            ExitCode::from(3)
-        }
-        Err(error) => {
-            failed(&format!("{}: the daemon does not answer: {}", mountpoint.display(), words(&error, PATIENCE)))
-        }
-    }
-}
-
 /// The source that the daemon of `mountpoint` serves there.
 pub fn source(mountpoint: &Path) -> Result<String, String> {
     match ask(&rundir::control_socket(mountpoint), &Request::Status, PATIENCE) {
@@ -160,7 +141,7 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
 }
 
 /// A socket's timeout is EAGAIN, whose own words say nothing of it (socket(7), SO_RCVTIMEO).
-fn words(error: &io::Error, patience: Duration) -> String {
+pub(super) fn words(error: &io::Error, patience: Duration) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("no answer within {} s", patience.as_secs()),
         _ => error.to_string(),

@@ -21,7 +21,12 @@ pub(super) fn next(machine: &Machine) -> (String, Option<Instant>) {
         State::Waiting { until, .. } => {
             (format!("start generation {next} when the back-off is over or the server comes back"), Some(*until))
         }
-        State::Halted => ("nothing: mend the cause, then run `steadfs recover`".into(), None),
+        State::Held { hold: None, .. } => (format!("look whether generation {next} may be started"), None),
+        State::Held { hold: Some(hold), .. } => {
+            let when = if hold.until.is_some() { "is over" } else { "is gone" };
+            (format!("start generation {next} when what holds it back {when}, or somebody orders it"), hold.until)
+        }
+        State::Halted => ("nothing: mend the cause, then run `steadfs recover --apply`".into(), None),
         State::Stopping { .. } | State::Stopped => ("end".into(), None),
     }
 }

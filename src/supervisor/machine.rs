@@ -21,8 +21,12 @@
 //!   resume ─────────▶ Adopting ───────────▶ Restoring
 //!                       │ NotAdopted: nothing of it is left
 //!                       └──────────────────▶ Reaching
+//!
+//!                                  no permit       every permit given,
+//!   about to start ────────────────▶ Held ─────────────▶ Starting   or RetryNow: somebody orders it
 //! ```
 //!
+//! A start of a repair needs a permit ([`super::permit`]); the first start of a daemon does not.
 //! A successor that is handed a live generation begins with resume; without one, where begin does, with the numbers going on.
 //!
 //! At most one generation exists at any time: the next is started when the last has been retired, so there are never
@@ -33,12 +37,14 @@
 mod action;
 mod health;
 mod input;
+mod permitted;
 mod repair;
 mod state;
 
 use std::time::{Duration, Instant};
 
 use super::backoff;
+use super::permit::Permit;
 use super::verdict::{self, Signs};
 use crate::config::RepairPolicy;
 pub use action::{Action, News};
@@ -67,6 +73,13 @@ pub struct Machine {
     silent_starts: u32,
     next_probe: u64,
     ever_live: bool,
+    permit: Permit,
+    /// The start that is under way is the first one of all, which needs no permit.
+    first: bool,
+    /// Somebody has ordered the next start, so that it needs none.
+    ordered: bool,
+    /// The present repair has started before.
+    begun: bool,
     /// Time of the last input.
     seen: Instant,
 }
@@ -97,6 +110,8 @@ impl Machine {
             outage.since = since;
         }
         // What the machine lacks was there for the predecessor, so that it may come back.
+        // One that has never started anything leaves its first start to its successor.
+        machine.first = newest == 0;
         (Machine { newest, ever_live: true, ..machine }, vec![first])
     }
 
@@ -113,6 +128,10 @@ impl Machine {
             silent_starts: 0,
             next_probe: 1,
             ever_live: false,
+            permit: Permit::default(),
+            first: true,
+            ordered: false,
+            begun: false,
             seen: now,
         }
     }
@@ -167,6 +186,7 @@ impl Machine {
             },
             State::Suspect(..) => now + SUSPECT_TICK,
             State::Reaching { asking: false, last } => *last + repair::look_interval(true),
+            State::Held { hold, .. } => hold.and_then(|hold| hold.until).map_or(idle, |until| until.min(idle)),
             State::Waiting { until, asking: true, .. } => *until,
             State::Waiting { until, last, lost, .. } => (*until).min(*last + repair::look_interval(*lost)),
             // Nothing is overdue any more.
@@ -181,9 +201,15 @@ impl Machine {
     pub fn handle(&mut self, input: Input, sight: &Sight) -> Vec<Action> {
         let mut todo = Vec::new();
         self.forgive(sight.now);
+        self.confirm(sight.now);
         match input {
             Input::Stop => self.stop(sight, &mut todo),
             Input::RetryNow => self.retry_now(sight, &mut todo),
+            Input::Replace => self.replace(sight, &mut todo),
+            Input::Seen(look) => {
+                self.permit.see(sight.now, look);
+                self.review(sight, &mut todo);
+            }
             Input::Tick => match self.state.service() {
                 Some(_) => self.watch(sight, &mut todo),
                 None => self.look_if_due(sight, &mut todo),

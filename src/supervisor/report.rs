@@ -8,6 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::permit::HeldBy;
+
 /// One thing that happened, in the order it happened.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -63,6 +65,26 @@ pub enum Event {
         /// Seconds from the first evidence to the open gate.
         outage_secs: f64,
     },
+    /// A repair could start and is held back. Told once for each permit that holds it back.
+    RepairHeld {
+        /// The permit; of several the one that holds it back longest.
+        by: HeldBy,
+        /// When it will be given if nothing else changes; absent if somebody has to act.
+        #[serde(serialize_with = "rfc3339_or_null")]
+        until: Option<SystemTime>,
+        /// In words, with the remedy.
+        detail: String,
+    },
+    /// What was held back may start.
+    RepairReleased {
+        /// Because somebody ordered it (`steadfs recover --apply`), whatever the permits say.
+        ordered: bool,
+    },
+    /// A repair starts: its first start, after which only the back-off counts.
+    RepairStarted {
+        /// The generation that is to be started.
+        generation: u64,
+    },
     /// The backing has been live for `steady=`: the worker may go on.
     Steady {
         /// The generation.
@@ -90,10 +112,77 @@ fn rfc3339<S: serde::Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok
     serializer.collect_str(&humantime::format_rfc3339_millis(*at))
 }
 
+fn rfc3339_or_null<S: serde::Serializer>(at: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+    match at {
+        Some(at) => rfc3339(at, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Repairs and what holds them back, for those who report of them. A repair begins with its first start, which needs every
+/// permit, and ends when calls succeed; the first start of a daemon is none. What is said to outlive the daemon does so
+/// where a limit or `cool_down` is configured; else it begins anew with each daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct RepairLog {
+    /// Repairs that were started, ordered ones included. Outlives the daemon (a counter: `apply_total`).
+    pub started_total: u64,
+    /// When those started that began within the last 24 hours, oldest first; of very many the latest thousand. Outlives the
+    /// daemon. See
+    /// [`RepairLog::started_within`] (`apply_1h`, `apply_24h`).
+    pub starts: Vec<SystemTime>,
+    /// The last one, perhaps still under way. Outlives the daemon.
+    pub last: Option<LastRepair>,
+    /// The last time that one was held back: when it began to be, and by what.
+    pub last_held: Option<(SystemTime, HeldBy)>,
+    /// All that hold the present repair back, with words and remedy; empty if there is nothing to repair or nothing holds it
+    /// back.
+    pub held: Vec<HeldBack>,
+    /// False while an enable file is configured and is not there; looked at every 10 s, in an outage every second.
+    pub enabled: bool,
+    /// True while the deploy lock counts as held, repair or not; looked at as often.
+    pub deploy_lock_active: bool,
+    /// Age of the lock's file by its mtime, as of the last look; absent if there is none, or none is configured.
+    pub deploy_lock_age: Option<Duration>,
+    /// First evidence of the present outage, from the verdict until calls succeed again.
+    pub detected_since: Option<SystemTime>,
+}
+
+/// A repair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LastRepair {
+    /// When its first start was.
+    pub started: SystemTime,
+    /// When calls succeeded again; absent before.
+    pub ended: Option<SystemTime>,
+    /// True once it has succeeded; false as long as the latest of its starts has failed; absent while nothing is known.
+    pub ok: Option<bool>,
+    /// Why starts failed, the latest last, ten at most.
+    pub errors: Vec<String>,
+}
+
+/// A permit that is not given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HeldBack {
+    /// Which one.
+    pub by: HeldBy,
+    /// When it will be if nothing else changes; absent if somebody has to act.
+    pub until: Option<SystemTime>,
+    /// In words, with the remedy.
+    pub detail: String,
+}
+
+impl RepairLog {
+    /// Repairs that were started within that time before `now`. One that seems to lie in the future counts.
+    pub fn started_within(&self, window: Duration, now: SystemTime) -> usize {
+        self.starts.iter().filter(|&&at| now.duration_since(at).unwrap_or_default() < window).count()
+    }
+}
+
 /// The supervisor's state at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Snapshot {
-    /// `adopting`, `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `halted` or `stopping`.
+    /// `adopting`, `reaching`, `starting`, `restoring`, `live`, `suspect`, `retiring`, `waiting`, `held`, `halted`
+    /// or `stopping`.
     pub state: &'static str,
     /// Since when it is in that state.
     pub since: SystemTime,
@@ -124,6 +213,8 @@ pub struct Snapshot {
     pub probes: u64,
     /// Probes that failed or were late.
     pub probes_failed: u64,
+    /// Repairs.
+    pub repair_log: RepairLog,
 }
 
 impl Default for Snapshot {
@@ -144,6 +235,7 @@ impl Default for Snapshot {
             probe_took: None,
             probes: 0,
             probes_failed: 0,
+            repair_log: RepairLog { enabled: true, ..RepairLog::default() },
         }
     }
 }

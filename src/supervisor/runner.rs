@@ -8,6 +8,8 @@ use parking_lot::Mutex;
 
 use super::describe::{self, wall};
 use super::machine::{Action, Input, Machine, News, Reason, Sight};
+use super::permit::eyes::Eyes;
+use super::repairs::Repairs;
 use super::{Event, Legacy, Message, Restore, Snapshot, Watch, apart, machine};
 use crate::backing::{Backing, ExitSink, Generation, StartError, Vitals};
 use crate::config::RepairPolicy;
@@ -27,6 +29,10 @@ pub(super) struct Runner {
     pub present: Option<Arc<dyn Generation>>,
     /// What a predecessor has left, until it is taken over.
     pub legacy: Option<Legacy>,
+    /// Account of repairs.
+    pub repairs: Repairs,
+    /// Looks at what holds them back.
+    pub eyes: Eyes,
     /// Words for the next piece of news, from whoever brought the input.
     pub words: String,
     /// What the present outage began with.
@@ -44,18 +50,30 @@ impl Runner {
                 Err(RecvTimeoutError::Timeout) => Message::Input(Input::Tick),
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let input = self.understand(message);
-            let sight = self.look();
-            let before = machine.state().name();
-            let todo = machine.handle(input, &sight);
-            let quiet = todo.is_empty() && before == machine.state().name();
-            done = self.carry_out(todo, &machine);
-            if !quiet {
-                self.publish(&machine);
+            let input = self.understand(message, &mut machine);
+            done = self.advance(input, &mut machine);
+            for look in self.eyes.overdue(Instant::now()) {
+                done = done || self.advance(Input::Seen(look), &mut machine);
             }
+            self.eyes.hurry(machine.outage().is_some());
         }
         self.watch.update(|snapshot| snapshot.state = "stopping");
         self.watch.publish(Event::Stopping);
+    }
+
+    /// One step; true at the end.
+    fn advance(&mut self, input: Input, machine: &mut Machine) -> bool {
+        let seen = matches!(input, Input::Seen(_));
+        let sight = self.look();
+        let before = machine.state().name();
+        let todo = machine.handle(input, &sight);
+        let quiet = todo.is_empty() && before == machine.state().name() && !seen;
+        let done = self.carry_out(todo, machine);
+        // What is held back has ages in its words.
+        if !quiet || matches!(machine.state(), machine::State::Held { .. }) {
+            self.publish(machine);
+        }
+        done
     }
 
     fn look(&self) -> Sight {
@@ -68,7 +86,7 @@ impl Runner {
     }
 
     /// Keeps what the machine need not know and returns what it must.
-    fn understand(&mut self, message: Message) -> Input {
+    fn understand(&mut self, message: Message, machine: &mut Machine) -> Input {
         match message {
             Message::Input(input) => {
                 if let Input::StartFailed(_, error) = &input {
@@ -93,6 +111,19 @@ impl Runner {
             Message::NotTakenOver(number, words) => {
                 self.words = words;
                 Input::NotAdopted(number)
+            }
+            Message::Seen { epoch, began, look } => self.eyes.seen(epoch, began, look).map_or(Input::Tick, Input::Seen),
+            Message::SetPermit(permit) => {
+                self.eyes.turn_to(&permit.config);
+                self.repairs.keep_at(permit.record.filter(|_| permit.config.counts_repairs()));
+                machine.set_permit(permit.config);
+                self.publish(machine);
+                Input::Tick
+            }
+            Message::SetPolicy(policy) => {
+                self.policy = policy;
+                machine.set_policy(policy);
+                Input::Tick
             }
             Message::Unreached(words) => {
                 self.words = words;
@@ -237,6 +268,8 @@ impl Runner {
                         format!("no answer to a probe for {:?}, and no byte moved", self.policy.probe_deadline);
                 } else if matches!(reason, Reason::Stopped) {
                     self.words = "a process of the sshfs is stopped".into();
+                } else if matches!(reason, Reason::Asked) {
+                    self.words = "somebody asked for another generation".into();
                 }
                 Event::Evidence { generation, kind: reason.name().into(), detail: self.words.clone() }
             }
@@ -258,6 +291,7 @@ impl Runner {
                 self.count_repair(self.reason.name(), "failed");
                 let halted = retry_in.is_none();
                 let detail = error.to_string();
+                self.repairs.failed(&detail, machine.permit());
                 Event::StartFailed {
                     generation,
                     detail,
@@ -269,15 +303,28 @@ impl Runner {
                 self.count_repair(self.reason.name(), "failed");
                 self.words = words.unwrap_or(words_of_evidence);
                 let detail = self.words.clone();
+                self.repairs.failed(&detail, machine.permit());
                 Event::StartFailed { generation, detail, halted: false, retry_in_secs: Some(retry_in.as_secs_f64()) }
             }
             News::Recovered { generation, outage, reason } => {
                 self.count_repair(reason.name(), "ok");
+                self.repairs.recovered(machine.permit());
                 self.watch.update(Snapshot::end_outage);
                 self.words.clear();
                 Event::Recovered { generation, outage_secs: outage.as_secs_f64() }
             }
             News::Steady { generation } => Event::Steady { generation },
+            News::RepairHeld { hold } => {
+                self.repairs.held(hold.by);
+                let sight = machine.awaited();
+                let detail = sight.map(|sight| machine.permit().describe(hold, Instant::now(), &sight));
+                Event::RepairHeld { by: hold.by, until: hold.until.map(wall), detail: detail.unwrap_or_default() }
+            }
+            News::RepairReleased { ordered } => Event::RepairReleased { ordered },
+            News::RepairStarted { generation } => {
+                self.repairs.started(machine.permit());
+                Event::RepairStarted { generation }
+            }
         };
         // Who hears of it and looks finds it so.
         self.publish(machine);
@@ -292,7 +339,14 @@ impl Runner {
         let state = machine.state();
         let (next, next_at) = describe::next(machine);
         let live = matches!(state, machine::State::Live(_));
-        let why = (!live && !self.words.is_empty()).then(|| self.words.clone());
+        let held = match (state, machine.awaited()) {
+            (machine::State::Held { hold: Some(hold), .. }, Some(sight)) => {
+                Some(machine.permit().describe(*hold, Instant::now(), &sight))
+            }
+            _ => None,
+        };
+        let why = held.or_else(|| (!live && !self.words.is_empty()).then(|| self.words.clone()));
+        self.repairs.publish(machine);
         self.watch.update(|snapshot| {
             snapshot.state = state.name();
             snapshot.since = wall(machine.entered());

@@ -198,6 +198,82 @@ fn who_hears_of_an_outage_finds_it_in_the_snapshot_and_its_time_never_gets_less(
     gate.stop();
 }
 
+#[test]
+fn permits_that_change_are_gone_by_at_once_and_a_damaged_record_is_told_and_begun_anew() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let record = directory.path().join("state/repairs.json");
+    std::fs::create_dir(directory.path().join("state")).expect("made");
+    std::fs::write(&record, "{ half").expect("written");
+    let (watch, inbox) = (Watch::default(), Inbox::new());
+    let events = watch.subscribe();
+    let gate = Gate::new(CallPolicy::default(), inbox.complaints()).expect("a gate");
+    let backing = FakeBacking::new().expect("a directory");
+    let control = backing.control();
+    let permit = |enable_file: Option<&str>| PermitParts {
+        config: PermitConfig {
+            enable_file: enable_file.map(|name| directory.path().join(name)),
+            max_per_day: 9,
+            ..PermitConfig::default()
+        },
+        record: Some(record.clone()),
+    };
+    let parts = Parts {
+        inbox,
+        backing: Arc::new(backing),
+        gate: Arc::clone(&gate),
+        restore: Arc::new(|_| Ok(())),
+        policy: RepairPolicy::default(),
+        permit: permit(Some("first")),
+        deadline: CallPolicy::default().deadline,
+        watch: watch.clone(),
+    };
+    let supervisor = Supervisor::start(parts).expect("it begins");
+    let wait_for = |what: &dyn Fn(&Event) -> bool| loop {
+        let (_, event) = events.recv_timeout(PATIENCE).expect("it comes about");
+        if what(&event) {
+            break event;
+        }
+    };
+    wait_for(&|event| matches!(event, Event::Notice { detail } if detail.contains("repairs.json cannot be read")));
+    wait_for(&|event| matches!(event, Event::Recovered { generation: 1, .. }));
+    assert!(watch.snapshot().repair_log.starts.is_empty(), "a first start is no repair");
+    control.kill_generation();
+    let held = wait_for(&|event| matches!(event, Event::RepairHeld { .. } | Event::Recovered { .. }));
+    assert!(
+        matches!(&held, Event::RepairHeld { by: permit::HeldBy::EnableFile, until: None, detail } if detail.contains("first")),
+        "{held:?}"
+    );
+    let log = watch.snapshot().repair_log;
+    assert_eq!(
+        (log.enabled, log.held.len(), log.last_held.map(|held| held.1)),
+        (false, 1, Some(permit::HeldBy::EnableFile))
+    );
+    assert!(log.detected_since.is_some() && log.last.is_none());
+    // Another file that is not there either, and then none.
+    supervisor.set_permit(permit(Some("second")));
+    control.set_start_delay(Duration::from_millis(300));
+    let until = Instant::now() + PATIENCE;
+    while !watch.snapshot().why.is_some_and(|why| why.contains("second")) {
+        assert!(Instant::now() < until, "{:?}", watch.snapshot());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    supervisor.set_permit(permit(None));
+    wait_for(&|event| matches!(event, Event::RepairReleased { ordered: false }));
+    wait_for(&|event| matches!(event, Event::RepairStarted { generation: 2 }));
+    wait_for(&|event| matches!(event, Event::Recovered { generation: 2, .. }));
+    let log = watch.snapshot().repair_log;
+    assert_eq!((log.started_total, log.starts.len(), log.held.len(), log.enabled), (1, 1, 0, true));
+    let last = log.last.as_ref().expect("there was one");
+    assert!(last.ok == Some(true) && last.ended.is_some_and(|end| end > last.started), "{last:?}");
+    assert_eq!(log.started_within(Duration::from_secs(3600), SystemTime::now()), 1);
+    assert_eq!(log.started_within(Duration::from_secs(3600), SystemTime::now() + Duration::from_secs(3700)), 0);
+    supervisor.stop();
+    gate.stop();
+    // Its end waits for what is being written.
+    let written = permit::record::Record::load(&record).expect("it is whole again");
+    assert_eq!((written.started_total, written.last.and_then(|last| last.ok)), (1, Some(true)));
+}
+
 /// A supervisor after a predecessor with that generation, and what it does until it serves.
 fn succeed(backing: FakeBacking, predecessor: Predecessor) -> (Supervisor, Arc<Gate>, Vec<Event>) {
     let (watch, inbox) = (Watch::default(), Inbox::new());
@@ -209,6 +285,7 @@ fn succeed(backing: FakeBacking, predecessor: Predecessor) -> (Supervisor, Arc<G
         gate: Arc::clone(&gate),
         restore: Arc::new(|_| Ok(())),
         policy: RepairPolicy { probe_deadline: Duration::from_millis(300), ..RepairPolicy::default() },
+        permit: PermitParts::default(),
         deadline: CallPolicy::default().deadline,
         watch,
     };
@@ -272,6 +349,7 @@ fn an_outage_does_not_grow_young_again_when_the_daemon_dies_in_it() {
         gate: Arc::clone(&gate),
         restore: Arc::new(|_| Ok(())),
         policy: RepairPolicy::default(),
+        permit: PermitParts::default(),
         deadline: CallPolicy::default().deadline,
         watch: Watch::default(),
     };

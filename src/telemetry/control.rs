@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
 use super::journal::Journal;
+use super::recovery::Recovery;
 use super::status::Status;
 use super::{Observed, UmountRefused};
 use crate::config::{DaemonConfig, HotPath};
@@ -27,8 +28,15 @@ const FAREWELL: Duration = Duration::from_millis(500);
 pub enum Request {
     /// How is it?
     Status,
-    /// Try to repair now.
-    Recover,
+    /// What would a repair do, and what holds it back?
+    Recover {
+        /// Do it now, whatever the back-off or a permit says.
+        #[serde(default)]
+        apply: bool,
+        /// Replace a generation that is well, too.
+        #[serde(default)]
+        force: bool,
+    },
     /// Unmount.
     Umount {
         /// Even if it is in use.
@@ -78,6 +86,8 @@ pub enum Reply {
     Config(Box<DaemonConfig>),
     /// To `reload`.
     Reloaded(Reloaded),
+    /// To `recover`.
+    Recovery(Box<Recovery>),
     /// Done.
     Done,
     /// Somebody uses the mount.
@@ -173,9 +183,15 @@ async fn converse(
 async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Reply {
     match request {
         Request::Status => Reply::Status(Box::new(Status::of(observed, journal))),
-        Request::Recover => {
-            (observed.retry_now)();
-            Reply::Done
+        Request::Recover { apply, force } => {
+            // What was to be done when it was ordered.
+            let recovery = Recovery::of(observed, force);
+            match (apply, force) {
+                (true, true) => (observed.replace)(),
+                (true, false) => (observed.retry_now)(),
+                (false, _) => {}
+            }
+            Reply::Recovery(Box::new(recovery))
         }
         Request::Upgrade { executable } => {
             let upgrade = Arc::clone(&observed.upgrade);

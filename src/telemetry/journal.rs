@@ -59,6 +59,7 @@ fn log(event: &Event) {
         | Event::OutageOverdue { .. }
         | Event::StartFailed { .. }
         | Event::Succession { .. }
+        | Event::RepairHeld { .. }
         | Event::Notice { .. } => {
             tracing::warn!(target: TARGET, "{fields}");
         }

@@ -1,5 +1,7 @@
 //! All metrics, with their names, help and units, made from what is counted elsewhere at the moment of the scrape.
 
+mod repairs;
+
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
@@ -11,13 +13,25 @@ use crate::gate::stats::LATENCY_BOUNDS;
 use crate::gate::{Op, Outcome};
 
 /// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
-const STATES: [&str; 10] =
-    ["adopting", "reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
+const STATES: [&str; 11] = [
+    "adopting",
+    "reaching",
+    "starting",
+    "restoring",
+    "live",
+    "suspect",
+    "retiring",
+    "waiting",
+    "held",
+    "halted",
+    "stopping",
+];
 
 /// The exposition in Prometheus's text format.
 pub fn render(observed: &Observed) -> String {
     let mut page = Page { overlay: observed.config.home.display().to_string(), families: Vec::new() };
     supervisor(&mut page, observed);
+    repairs::families(&mut page, observed);
     calls(&mut page, observed);
     rest(&mut page, observed);
     let mut text = Vec::new();

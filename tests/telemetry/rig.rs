@@ -31,6 +31,7 @@ pub struct Rig {
     fake: FakeControl,
     _backing: FakeBacking,
     pub retries: Arc<AtomicUsize>,
+    pub replacements: Arc<AtomicUsize>,
     /// What an unmount is answered with, and how it was asked for.
     pub stopping: Arc<Mutex<Result<(), UmountRefused>>>,
     pub lazy: Arc<Mutex<Vec<bool>>>,
@@ -63,6 +64,8 @@ impl Rig {
         let gate = Gate::new(config.calls, |_, _| {}).expect("a gate");
         gate.open(backing.start(1, Duration::from_secs(5), Arc::new(|_| {})).expect("it starts"));
         let retries = Arc::new(AtomicUsize::new(0));
+        let replacements = Arc::new(AtomicUsize::new(0));
+        let replaced = Arc::clone(&replacements);
         let stopping = Arc::new(Mutex::new(Ok(())));
         let lazy = Arc::new(Mutex::new(Vec::new()));
         let holding = Arc::new(Mutex::new(None::<Hold>));
@@ -96,6 +99,7 @@ impl Rig {
                 most: 4000,
             }),
             retry_now: Arc::new(move || _ = retried.fetch_add(1, SeqCst)),
+            replace: Arc::new(move || _ = replaced.fetch_add(1, SeqCst)),
             upgrade: Arc::new(|_| Err("nothing to upgrade here".into())),
             upgraded: Arc::new(|| None),
             overlays: Arc::new(Vec::new),
@@ -119,7 +123,19 @@ impl Rig {
         let guard = bound.serve(observed.clone()).expect("it is served");
         let fake = backing.control();
         let guard = Some(guard);
-        Rig { directory, config, observed, guard, fake, _backing: backing, retries, stopping, lazy, holding }
+        Rig {
+            directory,
+            config,
+            observed,
+            guard,
+            fake,
+            _backing: backing,
+            retries,
+            replacements,
+            stopping,
+            lazy,
+            holding,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

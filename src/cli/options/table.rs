@@ -13,6 +13,8 @@ pub enum Group {
     Calls,
     /// Promise P3.
     Repair,
+    /// Promise P3: what holds repairs back.
+    Permit,
     /// What the kernel sees.
     Mount,
     /// Promise P4.
@@ -26,9 +28,10 @@ pub enum Group {
 }
 
 /// All headings in the order of the help.
-pub const GROUPS: [(Group, &str); 7] = [
+pub const GROUPS: [(Group, &str); 8] = [
     (Group::Calls, "Deadlines of calls"),
     (Group::Repair, "Probing and repair"),
+    (Group::Permit, "Permits of repairs"),
     (Group::Mount, "The mount"),
     (Group::Log, "The write log"),
     (Group::Worker, "The worker"),
@@ -164,6 +167,25 @@ options! {
         "How long a backing must have worked before a recovery is announced to the worker.";
     "soft_start" Repair Switch(|o, on| o.soft_start = on), "yes",
         "Mount even while the server cannot be reached; with no, fail instead.";
+
+    "deploy_lock" Permit Value("PATH", |o, v| value::path(v).map(|p| o.permit.deploy_lock = Some(p))), "",
+        "Repair nothing while somebody holds a lock (flock(2)) on this file.";
+    "deploy_lock_max_age" Permit Value("DURATION", |o, v| duration::parse(v).map(|d| o.permit.deploy_lock_max_age = Some(d))),
+        "2h", "How long a lock counts that cannot be probed.";
+    "enable_file" Permit Value("PATH", |o, v| value::path(v).map(|p| o.permit.enable_file = Some(p))), "",
+        "Repair nothing while this file is not there.";
+    "confirmations" Permit Value("NUMBER", |o, v| value::count(v).map(|n| o.permit.confirmations = n)), "1",
+        "Looks that have to find the backing dead, confirm_interval apart, the verdict being the first.";
+    "confirm_interval" Permit Kind::Duration(SECOND, DAY, |o| &mut o.permit.confirm_interval), "",
+        "Time between two of them.";
+    "min_age" Permit Kind::Duration(Duration::ZERO, DAY, |o| &mut o.permit.min_age), "",
+        "How old an outage must be.";
+    "cool_down" Permit Kind::Duration(Duration::ZERO, DAY, |o| &mut o.permit.cool_down), "",
+        "Time between the starts of two repairs.";
+    "max_per_hour" Permit Value("NUMBER", |o, v| value::count(v).map(|n| o.permit.max_per_hour = n)), "0",
+        "Most repairs that may start within an hour. 0 for any number.";
+    "max_per_day" Permit Value("NUMBER", |o, v| value::count(v).map(|n| o.permit.max_per_day = n)), "0",
+        "Most repairs that may start within 24 hours. 0 for any number.";
 
     "ro" Mount Flag(|o| o.overlay.read_only = true), "",
         "Refuse every change.";

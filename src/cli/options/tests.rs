@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::MetricsListen;
+use crate::config::{MetricsListen, PermitConfig};
 
 fn parse_one(text: &str) -> Result<Options, String> {
     parse([text])
@@ -23,6 +23,8 @@ fn own_options_reach_the_configuration() {
         "backoff_min=1s,backoff_max=2s,steady=0,soft_start=no,ro,subtype=sshfs,fsname=a\\,b,attr_timeout=3",
         "entry_timeout=0.5,pause_file=/tmp/p,on_outage=/bin/a 'b c',on_recovery=sh:x | y,hook_timeout=4s,metrics=[::1]:9",
         "log_size=1G,spool_dir=/tmp/no-spool-yet,spool_size=2GiB",
+        "deploy_lock=/tmp/l,deploy_lock_max_age=1h,enable_file=/etc/e,confirmations=2,confirm_interval=30,min_age=2m,cool_down=15m",
+        "max_per_hour=2,max_per_day=6",
         "textfile=/tmp,noguard,nosuid,noatime,allow_other,nonempty",
     ])
     .unwrap();
@@ -44,6 +46,18 @@ fn own_options_reach_the_configuration() {
     assert_eq!(options.overlay.entry_timeout, Duration::from_millis(500));
     assert_eq!(options.overlay.mount_flags, ["nosuid", "noatime"]);
     assert_eq!((options.log.size, options.log.spool_size), (1 << 30, 2 << 30));
+    let permit = PermitConfig {
+        deploy_lock: Some("/tmp/l".into()),
+        deploy_lock_max_age: Some(seconds(3600)),
+        enable_file: Some("/etc/e".into()),
+        confirmations: 2,
+        confirm_interval: seconds(30),
+        min_age: seconds(120),
+        cool_down: seconds(900),
+        max_per_hour: 2,
+        max_per_day: 6,
+    };
+    assert_eq!(options.permit, permit);
     assert_eq!(options.log.spool_dir.as_deref(), Some(Path::new("/tmp/no-spool-yet")));
     assert_eq!(options.worker.pause_file.as_deref(), Some(Path::new("/tmp/p")));
     assert_eq!(options.worker.on_outage.unwrap().argv, ["/bin/a", "b c"]);
@@ -107,6 +121,7 @@ fn errors_name_the_option_what_is_allowed_and_the_remedy() {
             "spool_size=8MiB is less than log_size=64MiB (the default): give spool_size=64MiB or more, or less for log_size",
         ),
         ("spool_dir=/no/such/dir", "spool_dir=/no/such/dir cannot be made: make the directory /no/such first"),
+        ("max_per_hour=-1", "max_per_hour=-1 is not a number: give 0, 1, 2 and so on"),
         ("soft_start=maybe", "soft_start=maybe is neither yes nor no"),
         ("noguard=yes", "option 'noguard' takes no value: write guard=yes|no, guard, noguard"),
         ("ro=1", "option 'ro' takes no value: write ro"),

@@ -26,6 +26,11 @@ pub fn errno(text: &str) -> Result<Errno, String> {
     })
 }
 
+/// A number of things.
+pub fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "is not a number: give 0, 1, 2 and so on".into())
+}
+
 /// `yes` or `no`, and their usual synonyms.
 pub fn yes_no(text: &str) -> Result<bool, String> {
     match text {

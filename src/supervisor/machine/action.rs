@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::input::Reason;
 use crate::backing::StartError;
+use crate::supervisor::permit::Hold;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,6 +76,18 @@ pub enum News {
         reason: Reason,
     },
     Steady {
+        generation: u64,
+    },
+    /// The next start is held back, by another permit than before.
+    RepairHeld {
+        hold: Hold,
+    },
+    /// It no longer is; somebody may have ordered it.
+    RepairReleased {
+        ordered: bool,
+    },
+    /// The first start of a repair.
+    RepairStarted {
         generation: u64,
     },
 }

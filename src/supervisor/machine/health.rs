@@ -156,10 +156,10 @@ impl Machine {
     }
 
     /// The verdict. Whoever had spoken against it before `reason` did is named as what the outage began with.
-    fn pronounce_dead(&mut self, reason: Reason, sight: &Sight, todo: &mut Vec<Action>) {
+    pub(super) fn pronounce_dead(&mut self, reason: Reason, sight: &Sight, todo: &mut Vec<Action>) {
         self.doubt(reason, sight, todo);
         // A silent one has taken its time to die; one that ends by itself might do so again and again at once.
-        let at_once = reason != Reason::ProbeLate;
+        let at_once = !matches!(reason, Reason::ProbeLate | Reason::Asked);
         match &self.state {
             State::Restoring(service) => {
                 let generation = service.generation;
@@ -170,6 +170,7 @@ impl Machine {
                 let evidence = *evidence;
                 self.outage =
                     Some(super::Outage { since: evidence.at, reason: evidence.reason, told: true, overdue: false });
+                self.permit.verdict(sight.now);
                 todo.push(Action::Close(evidence.at));
                 todo.push(Action::Tell(News::OutageBegan { since: evidence.at, reason: evidence.reason }));
                 self.condemn(at_once, sight, todo);

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::backing::{StartError, Vitals};
 use crate::gate::Inside;
+use crate::supervisor::permit::Look;
 
 /// What speaks against a generation, or why there is none. The names are part of metrics and events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -78,8 +79,12 @@ pub enum Input {
     RestoreFailed(u64, String),
     /// Nothing of it is left.
     Retired(u64),
-    /// Do not wait: try now.
+    /// A file that a permit goes by has been looked at.
+    Seen(Look),
+    /// Do not wait, neither for a back-off nor for a permit: try now.
     RetryNow,
+    /// The same, and replace a generation that is up however well it is.
+    Replace,
     /// End.
     Stop,
 }

@@ -25,6 +25,7 @@ pub(super) fn look_interval(unreached: bool) -> Duration {
 
 impl Machine {
     pub(super) fn look_if_due(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
+        self.review(sight, todo);
         // While nobody answers a look no start is tried: the server that comes back next ends the waiting at once.
         if let State::Waiting { until, lost: true, asking, last } = self.state
             && sight.now >= until
@@ -45,7 +46,7 @@ impl Machine {
         }
     }
 
-    fn reach(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
+    pub(super) fn reach(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
         todo.push(Action::Reach);
         self.enter(State::Reaching { asking: true, last: sight.now }, sight.now);
     }
@@ -70,12 +71,6 @@ impl Machine {
             }
             _ => {}
         }
-    }
-
-    fn start(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
-        self.newest += 1;
-        todo.push(Action::Start(self.newest));
-        self.enter(State::Starting { generation: self.newest }, sight.now);
     }
 
     pub(super) fn started(&mut self, generation: u64, sight: &Sight, todo: &mut Vec<Action>) {
@@ -158,6 +153,7 @@ impl Machine {
             todo.push(Action::Tell(News::Recovered { generation, outage: lasted, reason: outage.reason }));
         }
         self.ever_live = true;
+        (self.first, self.ordered, self.begun) = (false, false, false);
         self.enter(State::Live(service), sight.now);
     }
 
@@ -214,8 +210,9 @@ impl Machine {
     }
 
     pub(super) fn retry_now(&mut self, sight: &Sight, todo: &mut Vec<Action>) {
+        self.order(todo);
         match &mut self.state {
-            State::Halted | State::Waiting { .. } => {
+            State::Halted | State::Waiting { .. } | State::Held { .. } => {
                 (self.attempt, self.early_deaths) = (0, 0);
                 // A look that is under way answers to the new state just as well.
                 let asking = matches!(self.state, State::Waiting { asking: true, .. });

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::input::Reason;
+use crate::supervisor::permit::Hold;
 
 /// A probe that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,9 @@ pub enum State {
     Retiring { generation: u64, pause: Duration },
     /// Back-off after a failed start. The server is looked for meanwhile: if it goes and comes back, waiting ends.
     Waiting { until: Instant, asking: bool, last: Instant, lost: bool },
+    /// A start that no permit allows. `hold` is absent until every permit has been looked at; `reached` says when the server
+    /// was last known to answer.
+    Held { hold: Option<Hold>, reached: Instant },
     /// Nothing will change until somebody acts.
     Halted,
     /// Ending; `generation` is still to be retired.
@@ -81,6 +85,7 @@ impl State {
             State::Suspect(..) => "suspect",
             State::Retiring { .. } => "retiring",
             State::Waiting { .. } => "waiting",
+            State::Held { .. } => "held",
             State::Halted => "halted",
             State::Stopping { .. } | State::Stopped => "stopping",
         }

@@ -1,3 +1,4 @@
+mod permitted;
 mod repair;
 mod table;
 
@@ -6,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backing::{StartError, Vitals};
+use crate::config::PermitConfig;
 use crate::gate::Inside;
+use crate::supervisor::permit::{LockLook, Look};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -127,7 +130,7 @@ fn a_process_exit_is_a_verdict() {
     let todo = rig.put(Input::Evidence(1, Reason::ProcessExit));
     assert!(closed(&todo) && todo.contains(&Action::Retire(1)));
     assert_eq!(rig.put(Input::Retired(1)), [Action::Reach]);
-    assert_eq!(rig.put(Input::Reached), [Action::Start(2)]);
+    assert_eq!(rig.put(Input::Reached), [Action::Tell(News::RepairStarted { generation: 2 }), Action::Start(2)]);
 }
 
 #[test]
@@ -229,15 +232,23 @@ fn stopping_retires_what_exists_and_then_finishes() {
 }
 
 fn any_input() -> impl Strategy<Value = u8> {
-    0_u8..16
+    0_u8..22
 }
 
 proptest! {
     /// Whatever happens in whatever order: one generation at a time, an open gate only to the one that exists,
-    /// numbers that only grow, and nothing after the end.
+    /// numbers that only grow, no repair under a lock unless ordered, no more repairs than allowed, and nothing after the end.
     #[test]
-    fn never_two_generations(script in proptest::collection::vec((any_input(), 0_u64..4000), 1..200)) {
+    fn never_two_generations(
+        with_lock: bool, script in proptest::collection::vec((any_input(), 0_u64..4000), 1..200),
+    ) {
         let mut rig = Rig::new();
+        if with_lock {
+            let config = PermitConfig { deploy_lock: Some("/lock".into()), max_per_hour: 3, ..PermitConfig::default() };
+            rig.machine = rig.machine.with_permit(Permit::new(config, Vec::new()), None);
+        }
+        // Set by what was seen, and by an order that no start has answered yet.
+        let (mut locked, mut ordered) = (true, false);
         let (mut alive, mut open, mut newest, mut finished): (Option<u64>, Option<u64>, u64, bool) = (None, None, 0, false);
         for (pick, millis) in script {
             rig.now += Duration::from_millis(millis);
@@ -261,11 +272,23 @@ proptest! {
                 12 if millis > 3900 => Input::Stop,
                 13 => Input::RestoreFailed(newest_seen, String::new()),
                 14 => Input::ProbeUnsent(generation, id),
+                15 => permitted::locked(),
+                16..=18 => permitted::unlocked(),
+                19 if millis > 3500 => Input::Replace,
                 _ => Input::Tick,
             };
             if matches!(input, Input::StartFailed(..) | Input::Retired(_)) {
                 alive = None;
             }
+            match input {
+                Input::Seen(Look::Lock(LockLook::Held { .. })) => locked = true,
+                Input::Seen(_) => locked = false,
+                Input::Replace => ordered = true,
+                // What is up is only probed.
+                Input::RetryNow => ordered |= rig.machine.state().service().is_none(),
+                _ => {}
+            }
+            let first = !rig.machine.ever_live();
             let todo = rig.put(input);
             let later = rig.put(Input::Tick);
             prop_assert!(rig.machine.wakes_at(rig.now) > rig.now, "a busy loop: {:?}", rig.machine.state());
@@ -275,7 +298,13 @@ proptest! {
                     Action::Start(generation) => {
                         prop_assert_eq!(alive, None, "two generations");
                         prop_assert!(generation > newest);
+                        prop_assert!(!with_lock || !locked || first || ordered, "a start during a deploy");
+                        ordered = false;
                         (alive, newest) = (Some(generation), generation);
+                    }
+                    Action::Tell(News::RepairStarted { .. }) if with_lock && !ordered => {
+                        let hour = |at: &&Instant| rig.now.saturating_duration_since(**at) < 3600 * S;
+                        prop_assert!(rig.machine.permit().starts().iter().filter(hour).count() <= 3);
                     }
                     Action::Open(generation) => {
                         prop_assert_eq!((alive, open), (Some(generation), None));

