@@ -54,9 +54,20 @@ impl Ended {
 
 /// Runs it to its end, to its timeout, or until it is `cut` short.
 pub fn run(command: &HookCommand, environment: &[(&str, &OsStr)], timeout: Duration, cut: impl Fn() -> bool) -> Ended {
+    run_keeping(OUTPUT, command, environment, timeout, cut)
+}
+
+/// As [`run`], but keeps that many bytes of output: of a program that is asked something.
+pub fn run_keeping(
+    output: usize,
+    command: &HookCommand,
+    environment: &[(&str, &OsStr)],
+    timeout: Duration,
+    cut: impl Fn() -> bool,
+) -> Ended {
     let until = Instant::now() + timeout;
     let program = command.argv.first().map_or("", String::as_str);
-    let (mut child, listener) = match start(command, environment) {
+    let (mut child, listener) = match start(command, environment, output) {
         Ok(started) => started,
         Err(error) => return Ended::Failed(format!("{program}: {error}")),
     };
@@ -90,11 +101,11 @@ pub fn run(command: &HookCommand, environment: &[(&str, &OsStr)], timeout: Durat
     }
 }
 
-fn start(command: &HookCommand, environment: &[(&str, &OsStr)]) -> io::Result<(Child, Listener)> {
+fn start(command: &HookCommand, environment: &[(&str, &OsStr)], output: usize) -> io::Result<(Child, Listener)> {
     let (program, arguments) = command.argv.split_first().ok_or_else(|| io::Error::other("no command"))?;
     // One pipe for both streams: a hook that fills the one must not wait for somebody who reads the other.
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    let listener = Listener::begin(reader.into())?;
+    let listener = Listener::begin(reader.into(), output)?;
     let mut hook = Command::new(program);
     hook.args(arguments)
         .envs(environment.iter().copied())
@@ -121,14 +132,14 @@ struct Listener {
 }
 
 impl Listener {
-    fn begin(mut pipe: std::fs::File) -> io::Result<Listener> {
+    fn begin(mut pipe: std::fs::File, output: usize) -> io::Result<Listener> {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&heard);
         let thread = std::thread::Builder::new().name("hook-output".into()).spawn(move || {
             let mut piece = [0; OUTPUT];
             while let Ok(n @ 1..) = pipe.read(&mut piece) {
                 let mut kept = kept.lock();
-                let room = OUTPUT.saturating_sub(kept.len());
+                let room = output.saturating_sub(kept.len());
                 kept.extend_from_slice(&piece[..n.min(room)]);
             }
         })?;

@@ -290,14 +290,14 @@ fn who_cleans_up_after_a_killed_daemon_lets_its_worker_go() {
     let mut rig = rig();
     rig.config.on_recovery = needs(&rig, "mended");
     rig.killed_while_paused();
-    let error = let_go_by(Path::new("/hot"), rig.note()).expect_err("it fails");
+    let error = let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())).expect_err("it fails");
     assert!(error.contains("on_recovery failed") && error.contains("steadfs umount /hot"), "{error}");
     assert!(rig.note().exists());
     std::fs::write(rig.directory.path().join("mended"), "").expect("written");
-    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(true));
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())), Ok(true));
     assert_eq!(rig.trace(), BOTH);
     rig.nothing_is_left();
-    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(false));
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())), Ok(false));
 }
 
 #[test]
