@@ -1,4 +1,5 @@
-//! Runs a hook: without a shell, in a process group of its own, under a timeout, its output kept short.
+//! Runs a hook: without a shell, in a process group of its own, under a timeout, its output kept short. It does not outlive
+//! the thread that waits for it.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -114,11 +115,18 @@ fn start(command: &HookCommand, environment: &[(&str, &OsStr)], output: usize) -
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    // SAFETY: umask(2) is async-signal-safe and touches no memory.
+    let parent = std::process::id().cast_signed();
+    // SAFETY: these are system calls that are async-signal-safe and touch no memory.
     unsafe {
-        hook.pre_exec(|| {
+        hook.pre_exec(move || {
             // The daemon's is 0, and nothing a hook makes is meant to be writable for everybody.
             libc::umask(0o022);
+            // What a killed daemon was doing must not go on while its successor undoes it. The thread that is meant here
+            // waits for the hook, so it does not end before.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
             Ok(())
         });
     }
