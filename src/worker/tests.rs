@@ -384,7 +384,7 @@ fn flagged(rig: &Rig, name: &str) -> WorkerEntry {
 }
 
 fn flags(rig: &Rig) -> String {
-    let exists = |name: &&str| rig.directory.path().join(name).exists();
+    let exists = |name: &&&str| rig.directory.path().join(name).exists();
     ["f1", "f2", "f3"].iter().filter(exists).copied().collect::<Vec<_>>().join(" ")
 }
 

@@ -111,7 +111,8 @@ impl Place {
         all.extend(frozen.as_ref().map(|(_, group)| ("cgroup", Means::Cgroup { path: group.clone() })));
         let engine = path("bin/engine").display().to_string();
         all.push(("container", Means::Container { engine, names: vec!["crawl".into()], label: None }));
-        let entry = |(name, means): (&str, Means)| WorkerEntry { name: name.into(), means, timeout: None, steady: None };
+        let entry =
+            |(name, means): (&str, Means)| WorkerEntry { name: name.into(), means, timeout: None, steady: None };
         let config = WorkerConfig { workers: all.into_iter().map(entry).collect(), ..WorkerConfig::default() };
         std::fs::write(path("config"), serde_json::to_vec(&config).unwrap()).unwrap();
         Place { directory, config, signalled, frozen }
