@@ -2,6 +2,8 @@
 //! once (promise P7).
 #![allow(clippy::unwrap_used)]
 
+#[path = "fault_worker/killed.rs"]
+mod killed;
 mod lab;
 
 use std::path::PathBuf;
@@ -15,6 +17,7 @@ use nix::sys::signal::Signal;
 use lab::{Lab, process, wait};
 
 lab::also_runs_as!(agent_process: lab::agents::main);
+lab::also_runs_as!(worker_process: killed::main);
 
 /// Counts the looks at which a file was not there.
 struct Guard {

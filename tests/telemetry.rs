@@ -159,7 +159,9 @@ fn the_manual_names_every_metric_and_no_other() {
     let rig = Rig::served();
     rig.observed.watch.update(|snapshot| _ = snapshot.repairs.insert(("x".into(), "ok".into()), 1));
     rig.overdue();
-    rig.wait(|| page(&rig).value("steadfs_hook_runs_total", &[("hook", "on_outage")]).is_some());
+    let step = [("worker", "crawler"), ("action", "pause"), ("result", "ok")];
+    rig.wait(|| page(&rig).value("steadfs_worker_step_total", &step) == Some(1.0));
+    assert_eq!(page(&rig).value("steadfs_worker_paused", &[("worker", "crawler")]), Some(1.0));
     let exported: BTreeSet<String> = page(&rig).families().map(String::from).collect();
     let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md"));
     let manual = manual.expect("it is there");

@@ -81,16 +81,22 @@ impl Pinned {
 
     /// Sends it a signal, unless it has ended.
     pub fn signal(&self, signal: Signal) {
+        _ = self.send(signal as i32);
+    }
+
+    /// The same by the signal's number; ESRCH if it has ended.
+    pub fn send(&self, number: i32) -> nix::Result<()> {
         // SAFETY: plain numbers and a null pointer, for which the kernel makes the usual siginfo.
-        let _ = unsafe {
+        let sent = unsafe {
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.pidfd.as_raw_fd(),
-                signal as i32,
+                number,
                 std::ptr::null::<libc::siginfo_t>(),
                 0,
             )
         };
+        Errno::result(sent).map(drop)
     }
 }
 

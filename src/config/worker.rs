@@ -98,6 +98,31 @@ pub enum Means {
     },
 }
 
+impl Means {
+    /// Which it is, in a word, as in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Means::Flag { .. } => "flag",
+            Means::Command { .. } => "command",
+            Means::Signal { .. } => "signal",
+            Means::Unit { .. } => "unit",
+            Means::Cgroup { .. } => "cgroup",
+            Means::Container { .. } => "container",
+        }
+    }
+
+    /// What it has done outlives a reboot, which ends processes, their signals and their freezes.
+    pub fn outlives_reboot(&self) -> bool {
+        match self {
+            Means::Flag { .. } | Means::Command { .. } | Means::Unit { by: UnitBy::Stop, .. } => true,
+            Means::Unit { by: UnitBy::Freeze, .. }
+            | Means::Signal { .. }
+            | Means::Cgroup { .. }
+            | Means::Container { .. } => false,
+        }
+    }
+}
+
 /// See [`Means::Unit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

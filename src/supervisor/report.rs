@@ -90,6 +90,17 @@ pub enum Event {
         /// The generation.
         generation: u64,
     },
+    /// Something was done to a worker, or a hook that follows a recovery has run.
+    WorkerStep {
+        /// Name of the worker, or of the hook.
+        worker: String,
+        /// `pause`, `resume` or `after_recovery`.
+        action: String,
+        /// `ok`, `skipped` (there was nothing to do), `failed` or `timeout`.
+        result: String,
+        /// Detail for people; empty if there is nothing to say.
+        detail: String,
+    },
     /// A daemon has taken the place of one that died, or that made room for it.
     Succession {
         /// How many have, of this mount.

@@ -63,6 +63,9 @@ fn log(event: &Event) {
         | Event::Notice { .. } => {
             tracing::warn!(target: TARGET, "{fields}");
         }
+        Event::WorkerStep { result, .. } if !matches!(result.as_str(), "ok" | "skipped") => {
+            tracing::warn!(target: TARGET, "{fields}");
+        }
         _ => tracing::info!(target: TARGET, "{fields}"),
     }
 }

@@ -216,8 +216,21 @@ fn rest(page: &mut Page, observed: &Observed) {
     );
     keeper(page, observed);
     let worker = observed.worker.report();
-    let paused = f64::from(u8::from(worker.paused_since.is_some()));
-    page.gauge("steadfs_worker_paused", "1 while the worker has been told to pause.", paused);
+    let is = |paused: bool| f64::from(u8::from(paused));
+    let all = page.gauge_of(&[], is(worker.paused_since.is_some()));
+    let each = worker.workers.iter().map(|one| page.gauge_of(&[("worker", &one.name)], is(one.paused)));
+    let paused = std::iter::once(all).chain(each).collect();
+    let help = "1 while workers have been told to pause; with a label, while that one is paused.";
+    page.family("steadfs_worker_paused", help, MetricType::GAUGE, paused);
+    let steps = worker
+        .steps
+        .iter()
+        .map(|run| {
+            let labels = [("worker", &*run.worker), ("action", &run.action), ("result", &run.result)];
+            page.counter_of(&labels, run.count as f64)
+        })
+        .collect();
+    page.family("steadfs_worker_step_total", "Steps of pausing and letting go.", MetricType::COUNTER, steps);
     let hooks = worker
         .hooks
         .iter()

@@ -1,4 +1,5 @@
-//! Runs a hook: without a shell, in a process group of its own, under a timeout, its output kept short.
+//! Runs a hook: without a shell, in a process group of its own, under a timeout, its output kept short. It does not outlive
+//! the thread that waits for it.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -54,9 +55,20 @@ impl Ended {
 
 /// Runs it to its end, to its timeout, or until it is `cut` short.
 pub fn run(command: &HookCommand, environment: &[(&str, &OsStr)], timeout: Duration, cut: impl Fn() -> bool) -> Ended {
+    run_keeping(OUTPUT, command, environment, timeout, cut)
+}
+
+/// As [`run`], but keeps that many bytes of output: of a program that is asked something.
+pub fn run_keeping(
+    output: usize,
+    command: &HookCommand,
+    environment: &[(&str, &OsStr)],
+    timeout: Duration,
+    cut: impl Fn() -> bool,
+) -> Ended {
     let until = Instant::now() + timeout;
     let program = command.argv.first().map_or("", String::as_str);
-    let (mut child, listener) = match start(command, environment) {
+    let (mut child, listener) = match start(command, environment, output) {
         Ok(started) => started,
         Err(error) => return Ended::Failed(format!("{program}: {error}")),
     };
@@ -90,11 +102,11 @@ pub fn run(command: &HookCommand, environment: &[(&str, &OsStr)], timeout: Durat
     }
 }
 
-fn start(command: &HookCommand, environment: &[(&str, &OsStr)]) -> io::Result<(Child, Listener)> {
+fn start(command: &HookCommand, environment: &[(&str, &OsStr)], output: usize) -> io::Result<(Child, Listener)> {
     let (program, arguments) = command.argv.split_first().ok_or_else(|| io::Error::other("no command"))?;
     // One pipe for both streams: a hook that fills the one must not wait for somebody who reads the other.
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
-    let listener = Listener::begin(reader.into())?;
+    let listener = Listener::begin(reader.into(), output)?;
     let mut hook = Command::new(program);
     hook.args(arguments)
         .envs(environment.iter().copied())
@@ -103,11 +115,18 @@ fn start(command: &HookCommand, environment: &[(&str, &OsStr)]) -> io::Result<(C
         .stdout(writer.try_clone()?)
         .stderr(writer)
         .process_group(0);
-    // SAFETY: umask(2) is async-signal-safe and touches no memory.
+    let parent = std::process::id().cast_signed();
+    // SAFETY: these are system calls that are async-signal-safe and touch no memory.
     unsafe {
-        hook.pre_exec(|| {
+        hook.pre_exec(move || {
             // The daemon's is 0, and nothing a hook makes is meant to be writable for everybody.
             libc::umask(0o022);
+            // What a killed daemon was doing must not go on while its successor undoes it. The thread that is meant here
+            // waits for the hook, so it does not end before.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
             Ok(())
         });
     }
@@ -121,14 +140,14 @@ struct Listener {
 }
 
 impl Listener {
-    fn begin(mut pipe: std::fs::File) -> io::Result<Listener> {
+    fn begin(mut pipe: std::fs::File, output: usize) -> io::Result<Listener> {
         let heard = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&heard);
         let thread = std::thread::Builder::new().name("hook-output".into()).spawn(move || {
             let mut piece = [0; OUTPUT];
             while let Ok(n @ 1..) = pipe.read(&mut piece) {
                 let mut kept = kept.lock();
-                let room = OUTPUT.saturating_sub(kept.len());
+                let room = output.saturating_sub(kept.len());
                 kept.extend_from_slice(&piece[..n.min(room)]);
             }
         })?;

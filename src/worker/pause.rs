@@ -1,4 +1,4 @@
-//! The note that the worker is paused, for whoever has to let it go, and the flag file, for the worker itself.
+//! The note that somebody is paused, for whoever has to let go, and the flag file, for the worker itself.
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::backing::process::Process;
+use crate::config::Means;
 
 /// Names of files that are being written begin so.
 const UNFINISHED: &str = ".steadfs";
@@ -35,6 +38,80 @@ pub enum Stage {
     Paused,
     /// It is being let go.
     Resuming,
+    /// It has been let go.
+    Resumed,
+}
+
+/// What there is to let go of one worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "snake_case")]
+pub enum Found {
+    /// What its means name.
+    Named,
+    /// Processes that were signalled.
+    Processes {
+        /// Each of them, all members of the group if there is one.
+        processes: Vec<Process>,
+        /// Their process group, if it was signalled as a whole.
+        #[serde(default)]
+        group: Option<i32>,
+    },
+    /// A control group: another one may have its name later.
+    Directory {
+        /// Its inode.
+        inode: u64,
+    },
+    /// Containers.
+    Containers {
+        /// Their ids.
+        ids: Vec<String>,
+    },
+    /// Nobody knows: whatever its means name and is found paused.
+    Unknown,
+}
+
+impl Found {
+    /// Both, where each is a part of what was found.
+    pub fn and(self, more: Found) -> Found {
+        match (self, more) {
+            (Found::Unknown, _) | (_, Found::Unknown) => Found::Unknown,
+            (Found::Processes { processes: mut all, group }, Found::Processes { processes, group: newer }) => {
+                all.extend(processes.into_iter().filter(|process| !all.contains(process)).collect::<Vec<_>>());
+                Found::Processes { processes: all, group: newer.or(group) }
+            }
+            (Found::Containers { ids: mut all }, Found::Containers { ids }) => {
+                all.extend(ids.into_iter().filter(|id| !all.contains(id)).collect::<Vec<_>>());
+                Found::Containers { ids: all }
+            }
+            (_, newer) => newer,
+        }
+    }
+}
+
+/// One worker that is paused, or is being paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its name at that time.
+    pub name: String,
+    /// How it is let go: the configuration may say otherwise by then.
+    pub means: Means,
+    /// How long a step may take.
+    #[serde(default)]
+    pub timeout: Option<Duration>,
+    /// How long the backing must have been steady.
+    #[serde(default)]
+    pub steady: Option<Duration>,
+    /// How far it is: `pausing` or `paused`.
+    #[serde(default)]
+    pub stage: Stage,
+    /// The boot in which it was paused (`/proc/sys/kernel/random/boot_id`).
+    #[serde(default)]
+    pub boot: String,
+    /// When that was, RFC 3339.
+    #[serde(default)]
+    pub since: String,
+    /// What there is to let go.
+    pub found: Found,
 }
 
 /// What the note holds: that, and the means by which the worker is let go. A successor may be configured otherwise.
@@ -43,9 +120,12 @@ pub struct Record {
     /// As in the flag file.
     #[serde(flatten)]
     pub paused: Paused,
-    /// How far that is.
+    /// How far that is, all in all.
     #[serde(default)]
     pub stage: Stage,
+    /// How far the pause file and the hooks are, where that is not as far as `stage`; `unknown`: it is.
+    #[serde(default)]
+    pub pair: Stage,
     /// The flag file, if there is one.
     #[serde(default)]
     pub pause_file: Option<PathBuf>,
@@ -55,6 +135,22 @@ pub struct Record {
     /// How long it may take.
     #[serde(default)]
     pub hook_timeout: Option<Duration>,
+    /// The workers that are paused, in the order in which they were.
+    #[serde(default)]
+    pub workers: Vec<Held>,
+    /// What has been done of that which follows a recovery, by name.
+    #[serde(default)]
+    pub after: Vec<String>,
+    /// There is a note, but nobody can tell what it says.
+    #[serde(skip)]
+    pub unreadable: bool,
+}
+
+impl Record {
+    /// How far the pause file and the hooks are.
+    pub fn stage_of_pair(&self) -> Stage {
+        if self.pair == Stage::Unknown { self.stage } else { self.pair }
+    }
 }
 
 /// See the module.
@@ -83,7 +179,8 @@ impl Note {
     /// The note, if there is one. One that cannot be read, or that somebody else could have written, counts too:
     /// somebody may be paused.
     pub fn read(&self) -> Option<Record> {
-        let unknown = Record { paused: Paused { reason: "unknown".into(), ..Paused::default() }, ..Record::default() };
+        let paused = Paused { reason: "unknown".into(), ..Paused::default() };
+        let unknown = Record { paused, unreadable: true, ..Record::default() };
         match std::fs::symlink_metadata(&self.path) {
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                 return None;
@@ -147,6 +244,20 @@ pub fn raise_flag(flag: &Path, paused: &Paused) -> io::Result<()> {
     replace(flag, paused, 0o644)
 }
 
+/// Makes all of it but its name.
+pub fn unfinished_flag(flag: &Path, paused: &Paused) -> io::Result<tempfile::NamedTempFile> {
+    filled(flag, paused, 0o644)
+}
+
+/// True if it is there and somebody else made it: it is no file of this overlay's.
+pub fn is_strange_flag(flag: &Path, overlay: &str) -> io::Result<bool> {
+    match std::fs::read(flag) {
+        Ok(text) => Ok(serde_json::from_slice::<Paused>(&text).map_or(true, |paused| paused.overlay != overlay)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes it.
 pub fn lower_flag(flag: &Path) -> io::Result<()> {
     remove(flag)
@@ -157,13 +268,16 @@ fn unfinished(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
 }
 
 fn replace(path: &Path, content: &impl Serialize, mode: u32) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let file = unfinished(directory)?;
+    filled(path, content, mode)?.persist(path).map_err(|error| error.error)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn filled(path: &Path, content: &impl Serialize, mode: u32) -> io::Result<tempfile::NamedTempFile> {
+    let file = unfinished(path.parent().unwrap_or(Path::new("/")))?;
     serde_json::to_writer(file.as_file(), content)?;
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
+    Ok(file)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::*;
-use crate::config::HookCommand;
+use crate::config::{HookCommand, RecoveryHook, WorkerEntry};
 
 /// A worker whose files lie in a directory of the test's.
 struct Rig {
@@ -290,14 +290,14 @@ fn who_cleans_up_after_a_killed_daemon_lets_its_worker_go() {
     let mut rig = rig();
     rig.config.on_recovery = needs(&rig, "mended");
     rig.killed_while_paused();
-    let error = let_go_by(Path::new("/hot"), rig.note()).expect_err("it fails");
+    let error = let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())).expect_err("it fails");
     assert!(error.contains("on_recovery failed") && error.contains("steadfs umount /hot"), "{error}");
     assert!(rig.note().exists());
     std::fs::write(rig.directory.path().join("mended"), "").expect("written");
-    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(true));
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())), Ok(true));
     assert_eq!(rig.trace(), BOTH);
     rig.nothing_is_left();
-    assert_eq!(let_go_by(Path::new("/hot"), rig.note()), Ok(false));
+    assert_eq!(let_go_by(Path::new("/hot"), rig.note(), Box::new(Real::new())), Ok(false));
 }
 
 #[test]
@@ -375,5 +375,115 @@ fn without_any_means_nobody_is_paused_and_nothing_is_written() {
     rig.overdue();
     worker.stop();
     assert_eq!(worker.report(), Report::default());
+    rig.nothing_is_left();
+}
+
+fn flagged(rig: &Rig, name: &str) -> WorkerEntry {
+    let file = rig.directory.path().join(name);
+    WorkerEntry { name: name.into(), means: Means::Flag { file }, timeout: None, steady: None }
+}
+
+fn flags(rig: &Rig) -> String {
+    let exists = |name: &&&str| rig.directory.path().join(name).exists();
+    ["f1", "f2", "f3"].iter().filter(exists).copied().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn a_reload_lets_go_who_is_gone_and_pauses_who_is_new_in_the_same_outage() {
+    let mut rig = rig();
+    rig.config = WorkerConfig { workers: vec![flagged(&rig, "f1"), flagged(&rig, "f2")], ..WorkerConfig::default() };
+    let events = rig.watch.subscribe();
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| flags(&rig) == "f1 f2");
+    let mut wrong = rig.config.clone();
+    wrong.workers.push(flagged(&rig, "f1"));
+    assert_eq!(worker.reconfigure(&wrong), Err("worker f1: there are two of that name".into()));
+    wrong.workers[2] = flagged(&rig, "no/such/directory/f4");
+    assert!(worker.reconfigure(&wrong).is_err_and(|error| error.contains("make it first")));
+    rig.config.workers = vec![flagged(&rig, "f2"), flagged(&rig, "f3")];
+    assert_eq!(worker.reconfigure(&rig.config), Ok(()));
+    rig.wait(|| flags(&rig) == "f2 f3" && worker.report().workers.iter().all(|one| one.paused));
+    let names: Vec<_> = worker.report().workers.into_iter().map(|one| (one.name, one.kind)).collect();
+    assert_eq!(names, [("f2".into(), "flag".into()), ("f3".into(), "flag".into())]);
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(flags(&rig), "");
+    rig.nothing_is_left();
+    worker.stop();
+    let steps = events.try_iter().filter_map(|(_, event)| match event {
+        Event::WorkerStep { worker, action, result, .. } => Some(format!("{action} {worker} {result}")),
+        _ => None,
+    });
+    let told = ["pause f1", "pause f2", "resume f1", "pause f3", "resume f3", "resume f2"];
+    assert_eq!(steps.collect::<Vec<_>>(), told.map(|step| format!("{step} ok")));
+}
+
+#[test]
+fn workers_that_come_with_a_reload_are_paused_in_an_outage_in_which_nobody_was() {
+    let mut rig = rig();
+    rig.config = WorkerConfig::default();
+    let worker = rig.start();
+    rig.overdue();
+    rig.config.workers = vec![flagged(&rig, "f1")];
+    worker.reconfigure(&rig.config).expect("nothing is wrong with it");
+    rig.wait(|| flags(&rig) == "f1");
+    // And none are left when they go with one.
+    worker.reconfigure(&WorkerConfig::default()).expect("nothing is wrong with it");
+    rig.wait(|| flags(&rig).is_empty());
+    worker.stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_longer_steady_time_is_waited_for_and_hooks_follow_when_everybody_is_let_go() {
+    let mut rig = rig();
+    let command =
+        |word: &str| hook(&format!("echo {word} $STEADFS_WORKER >> {}/trace", rig.directory.path().display()));
+    let means = || Means::Command {
+        pause: command("pause").expect("a command"),
+        resume: command("resume").expect("a command"),
+    };
+    let long = Duration::from_millis(1500);
+    let entry = |name: &str, steady| WorkerEntry { name: name.into(), means: means(), timeout: None, steady };
+    let after = RecoveryHook { name: "replay".into(), command: command("after").expect("a command"), timeout: None };
+    rig.config = WorkerConfig {
+        workers: vec![entry("quick", None), entry("slow", Some(long))],
+        after_recovery: vec![after],
+        ..WorkerConfig::default()
+    };
+    let worker = rig.start();
+    rig.overdue();
+    rig.wait(|| rig.trace().lines().count() == 2);
+    let recovered = Instant::now();
+    rig.watch.publish(Event::Recovered { generation: 2, outage_secs: 1.0 });
+    rig.steady();
+    rig.wait(|| worker.report().hooks.len() == 1 && !rig.note().exists());
+    assert!(recovered.elapsed() >= long);
+    // By the order in which they were configured it would have been the other way round.
+    assert_eq!(rig.trace(), "pause quick\npause slow\nresume quick\nresume slow\nafter\n");
+    let report = worker.report();
+    assert_eq!((report.hooks[0].hook.as_str(), report.hooks[0].result.as_str()), ("after_recovery:replay", "ok"));
+    worker.stop();
+    rig.nothing_is_left();
+}
+
+#[test]
+fn a_note_of_an_earlier_version_is_understood() {
+    let rig = rig();
+    rig.killed_while_paused();
+    rig.wait(|| Note::new(rig.note()).read().is_some_and(|note| note.stage == pause::Stage::Paused));
+    let text = std::fs::read(rig.note()).expect("it is there");
+    let mut note: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+    for newer in ["pair", "workers", "after"] {
+        note.as_object_mut().expect("an object").remove(newer).expect("it was written");
+    }
+    std::fs::write(rig.note(), note.to_string()).expect("written");
+    let worker = Worker::succeed_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
+    rig.overdue();
+    rig.steady();
+    rig.wait(|| worker.report().paused_since.is_none());
+    assert_eq!(rig.trace(), BOTH);
+    worker.stop();
     rig.nothing_is_left();
 }

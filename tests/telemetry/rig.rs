@@ -52,6 +52,8 @@ impl Rig {
         let source = Source::Sshfs { target: "box:/jobs".into() };
         let mut config = DaemonConfig::of_one(source, path("hot \"1\"\\"), OverlayConfig::default());
         config.worker.on_outage = Some(HookCommand { argv: vec!["true".into()] });
+        let flag = Means::Flag { file: path("flag") };
+        config.worker.workers = vec![WorkerEntry { name: "crawler".into(), means: flag, timeout: None, steady: None }];
         config.telemetry.listen = Some(MetricsListen::Unix(path("metrics.sock")));
         config.telemetry.textfile = Some(path("textfiles"));
         change(&mut config);
