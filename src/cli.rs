@@ -2,6 +2,8 @@
 
 pub mod daemon;
 pub mod demo;
+pub mod evidence;
+mod homes;
 pub mod keeper;
 pub mod mount;
 pub mod options;
@@ -44,6 +46,8 @@ enum Command {
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Write down what somebody needs who finds out later what happened; compare two such bundles.
+    Evidence(evidence::EvidenceArgs),
     /// Keep a daemon.
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -74,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Evidence(args) => evidence::run(args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),
     }
