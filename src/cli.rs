@@ -10,6 +10,7 @@ pub mod options;
 pub mod source;
 pub mod spool;
 pub mod status;
+pub mod triage;
 pub mod umount;
 pub mod upgrade;
 
@@ -38,6 +39,8 @@ enum Command {
     Umount(umount::UmountArgs),
     /// Say what the daemon of a mount, or of all mounts, is doing.
     Status(status::StatusArgs),
+    /// Say what is wrong, and what to do next.
+    Triage(triage::TriageArgs),
     /// Try to repair now instead of after the back-off.
     Recover(RecoverArgs),
     /// Serve mounts by the installed steadfs from now on, without unmounting.
@@ -74,6 +77,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount::run(args),
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
+        Command::Triage(args) => triage::run(&args),
         Command::Recover(args) => status::recover(&args.mountpoint),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
