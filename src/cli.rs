@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod demo;
+pub mod drill;
 pub mod evidence;
 mod homes;
 pub mod keeper;
@@ -9,6 +10,7 @@ pub mod mount;
 pub mod options;
 pub mod source;
 pub mod spool;
+mod stage;
 pub mod status;
 pub mod triage;
 pub mod umount;
@@ -49,6 +51,8 @@ enum Command {
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Do to a canary of its own what may happen to a mount, and see that it is mended.
+    Drill(drill::DrillArgs),
     /// Write down what somebody needs who finds out later what happened; compare two such bundles.
     Evidence(evidence::EvidenceArgs),
     /// Keep a daemon.
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Drill(args) => drill::run(&args),
         Command::Evidence(args) => evidence::run(args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),

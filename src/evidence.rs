@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn a_file_begins_with_the_command_and_ends_with_what_went_wrong() {
-        let probe = |shown: &str| Probe { file: "f".into(), shown: shown.into(), argv: vec![], limit: Duration::from_secs(3) };
+        let probe =
+            |shown: &str| Probe { file: "f".into(), shown: shown.into(), argv: vec![], limit: Duration::from_secs(3) };
         let text = |end| told(&probe("df -h"), &Seen { output: b"x".to_vec(), left_out: 0, end });
         assert_eq!(text(End::Exited(0)), "$ df -h\nx\n");
         assert_eq!(text(End::Exited(7)), "$ df -h\nx\nEXIT_CODE=7\n");

@@ -108,7 +108,8 @@ fn take(args: TakeArgs) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let (tag, since, root) = (args.tag, args.since, args.out);
-    let request = evidence::Request { homes, tag, since, root, units: args.units, manifest: args.manifest, keep: args.keep };
+    let request =
+        evidence::Request { homes, tag, since, root, units: args.units, manifest: args.manifest, keep: args.keep };
     match evidence::collect(&request) {
         Err(error) => failed(&error.to_string()),
         Ok(done) if args.json => match serde_json::to_string(&done) {

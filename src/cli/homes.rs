@@ -30,7 +30,8 @@ pub fn named(given: &Path) -> Result<PathBuf, MountError> {
         .components()
         .filter(|part| *part != Component::CurDir)
         .collect();
-    let known = |path: &Path| Ok::<_, MountError>(if claim::is_own(path)? { Some(path.to_owned()) } else { owner(path)? });
+    let known =
+        |path: &Path| Ok::<_, MountError>(if claim::is_own(path)? { Some(path.to_owned()) } else { owner(path)? });
     if let Some(home) = known(&written)? {
         return Ok(home);
     }

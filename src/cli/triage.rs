@@ -99,7 +99,13 @@ fn look(home: &Path, table: &[Entry]) -> Seen {
         name: home.display().to_string(),
         answer,
         held: claim::is_alive(home),
-        hot: hot.into_iter().map(|path| { let mounted = mounted(&path, table); (path, mounted) }).collect(),
+        hot: hot
+            .into_iter()
+            .map(|path| {
+                let mounted = mounted(&path, table);
+                (path, mounted)
+            })
+            .collect(),
         paused: worker::is_noted(home),
         spooled: spool::list(&spool).map_or(0, |entries| entries.iter().filter(|entry| kept(entry)).count()),
         metrics: settings.textfile.as_deref().map(age),
@@ -107,7 +113,7 @@ fn look(home: &Path, table: &[Entry]) -> Seen {
 }
 
 /// A thread asks: even connecting may wait, for a daemon that is stopped while many ask.
-fn ask(socket: &Path) -> Answer {
+pub(super) fn ask(socket: &Path) -> Answer {
     let (sender, answer) = channel();
     let asked = socket.to_owned();
     let ask = move || _ = sender.send(status::ask(&asked, &Request::Status, PATIENCE));
@@ -159,7 +165,10 @@ fn describe(verdict: &Verdict) -> String {
     let mut text = format!("{}\n", verdict.name);
     for finding in &verdict.findings {
         let until = finding.until.as_ref().map(|until| format!(" (until {until})")).unwrap_or_default();
-        text.push_str(&format!("  {:<22} {}\n  {:<22} next: {}{until}\n", finding.code, finding.what, "", finding.next));
+        text.push_str(&format!(
+            "  {:<22} {}\n  {:<22} next: {}{until}\n",
+            finding.code, finding.what, "", finding.next
+        ));
     }
     text
 }
@@ -175,9 +184,13 @@ mod tests {
     #[test]
     fn the_worst_decides_the_exit_code() {
         use Urgency::{Act, Healthy, Unknown, Wait};
-        for (urgencies, code) in
-            [(vec![], 2), (vec![Healthy], 0), (vec![Healthy, Wait], 1), (vec![Act, Healthy], 1), (vec![Unknown, Act], 2)]
-        {
+        for (urgencies, code) in [
+            (vec![], 2),
+            (vec![Healthy], 0),
+            (vec![Healthy, Wait], 1),
+            (vec![Act, Healthy], 1),
+            (vec![Unknown, Act], 2),
+        ] {
             let verdicts: Vec<_> = urgencies.into_iter().map(verdict).collect();
             assert_eq!(exit_code(&verdicts), code, "{verdicts:?}");
         }

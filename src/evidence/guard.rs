@@ -22,8 +22,7 @@ use parking_lot::Mutex;
 /// Where programs are looked for: never in a directory that a user's PATH may have on a dead mount.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What a child needs of the environment to find the same directories as its parent.
-const HANDED_ON: [&str; 5] =
-    ["STEADFS_RUNTIME_DIR", "STEADFS_STATE_DIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME"];
+const HANDED_ON: [&str; 5] = ["STEADFS_RUNTIME_DIR", "STEADFS_STATE_DIR", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "HOME"];
 /// Most bytes that are kept of what one prints: its end, where the latest lines of a log are.
 const KEPT: usize = 1 << 20;
 /// Time between two looks at a child.

@@ -123,7 +123,10 @@ fn answers(path: &Path) -> io::Result<()> {
     say(&path.display().to_string())?;
     let stat = || nix::sys::stat::lstat(path);
     ask("stat", stat, |found| {
-        format!("mode {:o}, uid {}, gid {}, dev {}, ino {}", found.st_mode, found.st_uid, found.st_gid, found.st_dev, found.st_ino)
+        format!(
+            "mode {:o}, uid {}, gid {}, dev {}, ino {}",
+            found.st_mode, found.st_uid, found.st_gid, found.st_dev, found.st_ino
+        )
     })?;
     let statvfs = || nix::sys::statvfs::statvfs(path);
     ask("statfs", statvfs, |found| format!("{} of {} blocks free", found.blocks_available(), found.blocks()))?;
@@ -161,10 +164,8 @@ fn generations(directories: &[PathBuf]) -> io::Result<()> {
 fn connections() -> io::Result<()> {
     let base = Path::new("/sys/fs/fuse/connections");
     let mounts = mountinfo::entries()?;
-    let mut numbers: Vec<u32> = std::fs::read_dir(base)?
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut numbers: Vec<u32> =
+        std::fs::read_dir(base)?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
     if numbers.is_empty() {
         say("none to be seen: fusectl is not mounted there, or nothing is mounted")?;
@@ -252,11 +253,8 @@ fn family(pids: &[i32], without: Option<i32>) -> Vec<Proc> {
     let named = |proc: &&Proc| OURS.contains(&proc.name.as_str());
     let roots = if pids.is_empty() { all.iter().filter(named).map(|p| p.pid).collect() } else { pids.to_vec() };
     let mut family = descendants(&all, &roots);
-    let groups: BTreeSet<i32> = all
-        .iter()
-        .filter(|proc| family.contains(&proc.pid) && proc.name == "sshfs")
-        .map(|proc| proc.group)
-        .collect();
+    let groups: BTreeSet<i32> =
+        all.iter().filter(|proc| family.contains(&proc.pid) && proc.name == "sshfs").map(|proc| proc.group).collect();
     family.extend(all.iter().filter(|proc| groups.contains(&proc.group)).map(|proc| proc.pid));
     all.into_iter().filter(|proc| family.contains(&proc.pid)).collect()
 }
@@ -272,7 +270,8 @@ fn threads(proc: &Proc) -> io::Result<()> {
     tasks.sort_unstable();
     for task in tasks {
         let place = format!("/proc/{}/task/{task}", proc.pid);
-        let Some(stat) = std::fs::read_to_string(format!("{place}/stat")).ok().and_then(|stat| Proc::parse(&stat)) else {
+        let Some(stat) = std::fs::read_to_string(format!("{place}/stat")).ok().and_then(|stat| Proc::parse(&stat))
+        else {
             continue;
         };
         say(&format!("  thread {task} {} ({}) in {}", stat.state, stat.name, read(&format!("{place}/wchan"))))?;
@@ -315,7 +314,11 @@ fn quoted(line: &[u8]) -> String {
     let quote = |word: &[u8]| {
         let text = String::from_utf8_lossy(word);
         let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./_-".contains(c);
-        if !text.is_empty() && text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.escape_debug()) }
+        if !text.is_empty() && text.chars().all(plain) {
+            text.into_owned()
+        } else {
+            format!("'{}'", text.escape_debug())
+        }
     };
     words.map(quote).collect::<Vec<_>>().join(" ")
 }
@@ -333,7 +336,8 @@ fn listing(directory: &Path, left: &mut usize) -> io::Result<()> {
         *left -= 1;
         // Of the entry itself, never of what a link leads to.
         let Ok(found) = entry.metadata() else { continue };
-        let changed = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(found.mtime().max(0).cast_unsigned()));
+        let changed =
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(found.mtime().max(0).cast_unsigned()));
         say(&format!("  {:06o} {:>12} {changed} {:?}", found.mode(), found.len(), entry.file_name()))?;
         if found.is_dir() && found.dev() == std::fs::symlink_metadata(directory).map_or(0, |parent| parent.dev()) {
             below.push(entry.path());

@@ -64,7 +64,8 @@ pub struct Probe {
 
 impl Probe {
     fn of(file: impl Into<String>, limit: Duration, argv: Vec<OsString>) -> Probe {
-        let words = argv.iter().map(|word| if word == OsStr::new(SELF) { "steadfs".into() } else { word.to_string_lossy() });
+        let words =
+            argv.iter().map(|word| if word == OsStr::new(SELF) { "steadfs".into() } else { word.to_string_lossy() });
         let shown = words.collect::<Vec<_>>().join(" ");
         Probe { file: file.into(), shown, argv, limit }
     }
@@ -75,7 +76,12 @@ impl Probe {
 }
 
 /// A look by this executable (see [`super::look`]).
-fn look<S: AsRef<OsStr>>(scope: &Scope, file: impl Into<String>, kind: &str, about: impl IntoIterator<Item = S>) -> Probe {
+fn look<S: AsRef<OsStr>>(
+    scope: &Scope,
+    file: impl Into<String>,
+    kind: &str,
+    about: impl IntoIterator<Item = S>,
+) -> Probe {
     let without = format!("--without={}", scope.collector);
     let mut argv: Vec<OsString> = [SELF, "evidence", "look", kind, &without, "--"].map(OsString::from).to_vec();
     argv.extend(about.into_iter().map(|word| word.as_ref().to_owned()));
@@ -207,12 +213,8 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn scope() -> Scope {
-        let target = |home: &str| Target {
-            home: home.into(),
-            hot: vec![home.into()],
-            pids: vec![7, 8],
-            ..Target::default()
-        };
+        let target =
+            |home: &str| Target { home: home.into(), hot: vec![home.into()], pids: vec![7, 8], ..Target::default() };
         let mut scope = Scope { targets: vec![target("/a/b"), target("/a-b")], since: 5, ..Scope::default() };
         scope.targets[0].settings.evidence.units = vec!["crawl.service".into()];
         scope.units = vec!["crawl.service".into(), "replay.service".into()];
@@ -226,7 +228,8 @@ mod tests {
         let names: BTreeSet<&str> = all.iter().map(|probe| probe.file.as_str()).collect();
         assert_eq!(names.len(), all.len());
         assert!(all.iter().all(|probe| !probe.limit.is_zero() && probe.limit <= SLOW && !probe.argv.is_empty()));
-        for wanted in ["threads-a-b.txt", "unit-crawl.service.txt", "journal-replay.service.txt", "dmesg.txt", "ss.txt"] {
+        for wanted in ["threads-a-b.txt", "unit-crawl.service.txt", "journal-replay.service.txt", "dmesg.txt", "ss.txt"]
+        {
             assert!(names.contains(wanted), "{wanted}: {names:?}");
         }
         assert_eq!(all.iter().filter(|probe| probe.shown.contains("--unit=crawl.service")).count(), 1);

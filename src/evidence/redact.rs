@@ -34,7 +34,9 @@ fn around(found: &Captures) -> String {
 
 fn unless_plain(found: &Captures) -> String {
     let value = found.name("v").map_or("", |value| value.as_str());
-    if is_plain(value) { found[0].to_owned() } else { around(found) }
+    // How often ssh asks is none either.
+    let counts = found[0].to_ascii_lowercase().contains("numberofpasswordprompts");
+    if counts || is_plain(value) { found[0].to_owned() } else { around(found) }
 }
 
 /// Switches and marks that are no secrets.
@@ -59,12 +61,12 @@ fn rules() -> Vec<Rule> {
         // Commands among options: what follows the program's name may be anything. In a list of options they end at a
         // comma, elsewhere with the line.
         rule(
-            r#"(?im)(?P<a>\b(?:ssh_command|sftp_server|ProxyCommand|KnownHostsCommand|LocalCommand|RemoteCommand)(?:\s*=\s*|\s+)["']?[^\s,"'=\\]+)\s(?:\\.|[^,"'\\\n])*"#,
+            r#"(?im)(?P<a>(?:\b|-o)(?:ssh_command|sftp_server|ProxyCommand|KnownHostsCommand|LocalCommand|RemoteCommand)(?:\s*=\s*|\s+)["']?(?:\\.|[^\s,"'=\\])+)\s(?:\\.|[^,"'\\\n])*"#,
             around,
         ),
         rule(r"(?P<a>\bsshpass\s+(?:-\S+\s+)*?-p\s*)(?:'[^'\n]*'|\x22[^\x22\n]*\x22|\S+)", around),
         // The environment: names may stay.
-        rule(r#"(?im)(?P<a>\bSetEnv[\s=]+["']?[\w.-]+=)[^,\n]+"#, around),
+        rule(r#"(?im)(?P<a>(?:\b|-o)SetEnv[\s=]+["']?[\w.-]+=)[^,\n]+"#, around),
         rule(r"(?m)(?P<a>^\s*Environment=[\w.-]+=)[^\n]+", around),
         // Who asks for something on the web.
         rule(r"(?im)(?P<a>\b(?:proxy-)?authorization\s*[:=]\s*)[^\n]+", around),
@@ -130,6 +132,9 @@ mod tests {
             "sshpass -pHUNTER2 ssh box",
             "SSHPASS=HUNTER2",
             "SetEnv=FOO=HUNTER2",
+            "ssh -x -oSetEnv=FOO=HUNTER2 -a box",
+            "-oProxyCommand=nc HUNTER2",
+            r"'ssh_command=/run/a\\\\x2d/ssh -oSetEnv=FOO=HUNTER2' h:d /m",
             "  SetEnv FOO=HUNTER2 BAR=HUNTER2",
             "Environment=FOO=HUNTER2 BAR=HUNTER2",
             "AWS_SECRET_ACCESS_KEY=HUNTER2",
@@ -161,6 +166,7 @@ mod tests {
             "sshfs -f -o IdentityFile=/etc/keys/box,port=23,StrictHostKeyChecking=yes h:d /m",
             "-o PasswordAuthentication=no,PubkeyAuthentication=yes,BatchMode=yes",
             "-o password_stdin,port=23",
+            "-oNumberOfPasswordPrompts=0 -oConnectTimeout=10",
             "Permission denied (publickey,password).",
             "root@box's password:",
             "ssh_command=/tmp/x/ssh,guard=no",
@@ -182,7 +188,10 @@ mod tests {
         assert_eq!(redact("-o password=x,port=23"), "-o password=[redacted],port=23");
         assert_eq!(redact("ssh_command=w -p x,port=23"), "ssh_command=w[redacted],port=23");
         assert_eq!(redact("ftp://me:pw@box/d"), "ftp://me:[redacted]@box/d");
-        assert_eq!(redact("echo pw | sshfs -o password_stdin h: /m"), "echo [redacted] | sshfs -o password_stdin h: /m");
+        assert_eq!(
+            redact("echo pw | sshfs -o password_stdin h: /m"),
+            "echo [redacted] | sshfs -o password_stdin h: /m"
+        );
         assert_eq!(redact("{\"token\":\"a\\\"b\",\"x\":1}"), "{\"token\":[redacted],\"x\":1}");
     }
 

@@ -211,9 +211,16 @@ fn state(name: &str, status: &Value) -> Finding {
             let recover = format!("steadfs recover {name}");
             let next = match outage {
                 age if age < LONG_REPAIR => "wait: it repairs itself".to_owned(),
-                _ => format!("wait: it goes on trying; if the server is known to be back, {recover}; if not, look there"),
+                _ => {
+                    format!("wait: it goes on trying; if the server is known to be back, {recover}; if not, look there")
+                }
             };
             Finding::new("repairing", Urgency::Wait, what, next).until(next_at)
+        }
+        "held" => {
+            let next = "see steadfs recover, which tells the plan and what holds it back";
+            Finding::new("held", Urgency::Wait, format!("in an outage; the repair is held back{because}"), next)
+                .until(next_at)
         }
         "halted" => halted(name, why),
         "stopping" => Finding::new("stopping", Urgency::Wait, "it is being unmounted", "wait"),
@@ -246,10 +253,14 @@ fn worker(name: &str, status: &Value) -> Option<Finding> {
     let live = secs(&status["for_secs"]);
     let reason = text(&status["worker"], "reason");
     Some(if live < LEFT_PAUSED {
-        let what = format!("the worker has been paused since {since} ({reason}) and is let go when the backing is steady");
+        let what =
+            format!("the worker has been paused since {since} ({reason}) and is let go when the backing is steady");
         Finding::new("worker_resuming", Urgency::Wait, what, "wait")
     } else {
-        let what = format!("the worker is still paused since {since} ({reason}), though calls have succeeded for {}", round(live));
+        let what = format!(
+            "the worker is still paused since {since} ({reason}), though calls have succeeded for {}",
+            round(live)
+        );
         let next = format!("see on_recovery in the log; let it go by hand, or steadfs umount {name} and mount again");
         Finding::new("worker_left_paused", Urgency::Act, what, next)
     })
@@ -295,14 +306,18 @@ fn absent(seen: &Seen) -> Vec<Finding> {
             Mounted::Nothing { guarded: Some(true) } => Finding::new(
                 "not_mounted",
                 Urgency::Act,
-                format!("nothing is mounted at {shown}; it is guarded, so that programs fail there and write nowhere else"),
+                format!(
+                    "nothing is mounted at {shown}; it is guarded, so that programs fail there and write nowhere else"
+                ),
                 "mount it (mount, systemctl start, or steadfs mount)",
             ),
             Mounted::Nothing { guarded } => Finding::new(
                 "not_mounted_unguarded",
                 Urgency::Act,
                 match guarded {
-                    Some(_) => format!("nothing is mounted at {shown} and it is not guarded: programs write to the local disk"),
+                    Some(_) => {
+                        format!("nothing is mounted at {shown} and it is not guarded: programs write to the local disk")
+                    }
                     None => format!("nothing is mounted at {shown}, and whether it is guarded cannot be told"),
                 },
                 "stop what writes there, see what it has left in the directory, then mount it with guard",

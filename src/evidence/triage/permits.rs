@@ -39,13 +39,16 @@ impl Held {
         let Held { permit, detail, until } = self;
         // Time alone brings these; of the others somebody has to think.
         let (urgency, next) = match permit.as_str() {
-            "deploy_lock" => {
-                (Urgency::Wait, "finish the deploy: the repair begins when nobody holds the lock; steadfs recover tells who does")
+            "deploy_lock" => (
+                Urgency::Wait,
+                "finish the deploy: the repair begins when nobody holds the lock; steadfs recover tells who does",
+            ),
+            "enable_file" => {
+                (Urgency::Act, "repairs are switched off: make the enable file, or steadfs recover --apply once")
             }
-            "enable_file" => (Urgency::Act, "repairs are switched off: make the enable file, or steadfs recover --apply once"),
             "confirmations" | "min_age" => (Urgency::Wait, "wait: it is not old or certain enough to be repaired yet"),
             "cool_down" => (Urgency::Wait, "wait: the last repair was a moment ago"),
-            "max_per_hour" | "max_per_day" => (
+            "max_per_hour" | "max_per_day" | "hourly_limit" | "daily_limit" => (
                 Urgency::Act,
                 "find out why it dies so often (steadfs evidence, steadfs status); steadfs recover --apply repairs once more",
             ),
