@@ -149,6 +149,8 @@ fn a_bundle_ends_in_time_though_daemon_keeper_and_sshfs_are_frozen_and_calls_han
 fn a_call_that_cannot_be_killed_is_left_behind_and_the_bundle_says_so() {
     let lab = Lab::plain();
     // Read by sshfs and never answered: such a call waits in state D, and SIGKILL does not end it.
+    // It is mounted before it is connected.
+    lab::run_ok("stat", &["-f", lab.hot.to_str().expect("plain")]);
     lab.sshd.freeze_sftp();
     let thaw = Frozen(&lab);
     let (bundle, _, took) = evidence_of(&lab, "stuck");
