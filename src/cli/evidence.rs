@@ -60,9 +60,6 @@ struct TakeArgs {
     /// Keep so many of those that were taken by themselves.
     #[arg(long, hide = true)]
     keep: Option<u32>,
-    /// As HOT|NAME, as its daemon calls itself.
-    #[arg(long, hide = true, conflicts_with = "hot")]
-    home: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -98,10 +95,9 @@ pub fn run(args: EvidenceArgs) -> ExitCode {
 
 fn take(args: TakeArgs) -> ExitCode {
     // Whoever wants to know what is wrong stands in the middle of it.
-    let homes = match (args.home, &args.hot) {
-        (Some(home), _) => Ok(vec![home]),
-        (None, Some(hot)) => homes::named(hot).map(|home| vec![home]),
-        (None, None) => homes::all(),
+    let homes = match &args.hot {
+        Some(hot) => homes::named(hot).map(|home| vec![home]),
+        None => homes::all(),
     };
     let homes = match homes {
         Ok(homes) => homes,

@@ -35,6 +35,11 @@ pub fn named(given: &Path) -> Result<PathBuf, MountError> {
     if let Some(home) = known(&written)? {
         return Ok(home);
     }
+    // Nothing is resolved on a mount that may hang.
+    let below = written.parent().unwrap_or(Path::new("/"));
+    if mountinfo::covering(below).map_err(place::no_mountinfo)?.is_some_and(|entry| entry.may_hang()) {
+        return Ok(written);
+    }
     let real = place::resolve(given)?;
     Ok(known(&real)?.unwrap_or(real))
 }

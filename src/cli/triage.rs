@@ -147,12 +147,15 @@ fn mounted(hot: &Path, table: &[Entry]) -> Mounted {
 /// Whether nobody can write there; nothing if that cannot be told.
 fn guarded(directory: &Path) -> Option<bool> {
     let found = std::fs::symlink_metadata(directory).ok()?;
-    let closed = std::os::unix::fs::MetadataExt::mode(&found) & 0o7777 == 0;
+    // Where there are no attributes the guard takes the mode away.
+    if std::os::unix::fs::MetadataExt::mode(&found) & 0o7777 == 0 {
+        return Some(true);
+    }
     let directory = File::open(directory).ok()?;
     let mut flags: libc::c_int = 0;
     // SAFETY: the descriptor is open and the kernel writes one int, into `flags` (ioctl_iflags(2)).
     let asked = Errno::result(unsafe { libc::ioctl(directory.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) });
-    Some(closed || asked.is_ok_and(|_| flags & IMMUTABLE != 0))
+    Some(asked.is_ok_and(|_| flags & IMMUTABLE != 0))
 }
 
 /// How old a file is; nothing if it is missing.

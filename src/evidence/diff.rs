@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -123,7 +123,7 @@ fn fuse_mounts(files: &Files) -> usize {
 
 impl Comparison {
     /// For people.
-    pub fn text(&self, a: &PathBuf, b: &PathBuf) -> String {
+    pub fn text(&self, a: &Path, b: &Path) -> String {
         let mut text = format!("a: {}\nb: {}\n\n", a.display(), b.display());
         text.push_str(&format!("{:<18} {:>8} {:>8}\n", "", "a", "b"));
         for (name, a, b) in [
@@ -165,7 +165,7 @@ mod tests {
             list,
             [("gone.txt", "a", 0, 1), ("mountinfo.txt", "a", 0, 3), ("new.txt", "b", 1, 0), ("path.txt", "both", 1, 2)]
         );
-        let text = found.text(&"/a".into(), &"/b".into());
+        let text = found.text(Path::new("/a"), Path::new("/b"));
         assert!(text.contains("errno 107 lines           2        0"), "{text}");
         assert!(text.contains("--- a/path.txt\n+++ b/path.txt\n@@ "), "{text}");
         assert!(text.contains("--- a/gone.txt\n+++ /dev/null\n"), "{text}");

@@ -140,7 +140,8 @@ fn command(executable: &Path, config: &DaemonConfig) -> Option<Vec<OsString>> {
     let keep = if config.evidence.keep == 0 { KEEP } else { config.evidence.keep };
     let mut command: Vec<OsString> = vec![executable.into(), "evidence".into(), "--json".into()];
     command.extend(["--out".into(), root.into(), "--keep".into(), keep.to_string().into()]);
-    command.extend(["--home".into(), config.home.clone().into()]);
+    // An absolute path or a name that begins with @: never an option.
+    command.push(config.home.clone().into());
     Some(command)
 }
 

@@ -9,9 +9,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use parking_lot::Mutex;
 
 use crate::backing::mountinfo;
 
@@ -19,6 +22,10 @@ use crate::backing::mountinfo;
 const SHOWN: u64 = 256 << 10;
 /// Entries of a directory tree that are listed.
 const LISTED: usize = 2000;
+/// Threads that look at processes, of which some may have to wait.
+const LOOKERS: usize = 8;
+/// How long all of these looks may take; each is a file of /proc.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Names of programs that have to do with mounts like ours.
 const NAMES: [&str; 7] = ["steadfs", "steadfs-keeper", "sshfs", "ssh", "sftp-server", "fusermount3", "rclone"];
 /// How the names of metrics files begin that tell of hot paths.
@@ -219,14 +226,42 @@ impl Proc {
     }
 }
 
-/// All processes but the one that collects and what it started.
+/// All processes but the one that collects and what it started. Looking at one that is inside execve(2) may take as long as
+/// that does, and that may flush files on the very mount that hangs: others must not be missed for it.
 fn all(without: Option<i32>) -> Vec<Proc> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let mut all: Vec<Proc> = pids.filter_map(Proc::of).collect();
+    let pids: Vec<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut all = look_at_each(pids, Proc::of);
     let ours = descendants(&all, &without.into_iter().collect::<Vec<_>>());
     all.retain(|proc| !ours.contains(&proc.pid));
     all
+}
+
+/// What `look` finds out about each of them, in order of their numbers; without those that take too long.
+fn look_at_each(pids: Vec<i32>, look: impl Fn(i32) -> Option<Proc> + Copy + Send + 'static) -> Vec<Proc> {
+    let queue = Arc::new(Mutex::new(pids));
+    let (sender, results) = channel();
+    for _ in 0..LOOKERS {
+        let (queue, sender) = (Arc::clone(&queue), sender.clone());
+        let each = move || {
+            loop {
+                let Some(pid) = queue.lock().pop() else { return };
+                if sender.send(look(pid)).is_err() {
+                    return;
+                }
+            }
+        };
+        // With fewer of them it takes longer.
+        _ = std::thread::Builder::new().spawn(each);
+    }
+    drop(sender);
+    let until = Instant::now() + PATIENCE;
+    let mut found = Vec::new();
+    while let Ok(proc) = results.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        found.extend(proc);
+    }
+    found.sort_by_key(|proc| proc.pid);
+    found
 }
 
 /// These and all that descend from them.
@@ -247,16 +282,32 @@ fn named(names: &[&str], without: Option<i32>) -> Vec<Proc> {
     found
 }
 
-/// These processes, what they started, and who shares a process group with an sshfs among them: ssh is not its child.
+/// These processes and all that they started: strangers are not even looked at. ssh is no child of its sshfs, but the daemon
+/// adopts it. If nobody is known, all that are named like ours.
 fn family(pids: &[i32], without: Option<i32>) -> Vec<Proc> {
-    let all = all(without);
-    let named = |proc: &&Proc| OURS.contains(&proc.name.as_str());
-    let roots = if pids.is_empty() { all.iter().filter(named).map(|p| p.pid).collect() } else { pids.to_vec() };
-    let mut family = descendants(&all, &roots);
-    let groups: BTreeSet<i32> =
-        all.iter().filter(|proc| family.contains(&proc.pid) && proc.name == "sshfs").map(|proc| proc.group).collect();
-    family.extend(all.iter().filter(|proc| groups.contains(&proc.group)).map(|proc| proc.pid));
-    all.into_iter().filter(|proc| family.contains(&proc.pid)).collect()
+    if pids.is_empty() {
+        return named(&OURS, without);
+    }
+    let mut family: Vec<i32> = pids.to_vec();
+    let mut next = 0;
+    while let Some(&parent) = family.get(next) {
+        next += 1;
+        for child in children(parent) {
+            if !family.contains(&child) && Some(child) != without {
+                family.push(child);
+            }
+        }
+    }
+    look_at_each(family, Proc::of)
+}
+
+/// Its children (proc_tid_children(5)).
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>())
+        .collect()
 }
 
 fn threads(proc: &Proc) -> io::Result<()> {
@@ -407,6 +458,39 @@ mod tests {
         let all = [proc(5, 4, 1, "x"), proc(4, 3, 1, "x"), proc(3, 1, 1, "x"), proc(9, 1, 1, "x")];
         assert_eq!(descendants(&all, &[3]), BTreeSet::from([3, 4, 5]));
         assert_eq!(descendants(&all, &[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn one_that_cannot_be_looked_at_hides_no_other() {
+        let slow = |pid| {
+            if pid == 7 {
+                std::thread::sleep(Duration::from_secs(60));
+            }
+            Some(proc(pid, 1, 1, "x"))
+        };
+        let begun = Instant::now();
+        let found = look_at_each((0..200).collect(), slow);
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert_eq!(
+            found.iter().map(|proc| proc.pid).collect::<Vec<_>>(),
+            (0..200).filter(|pid| *pid != 7).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn the_family_of_a_process_is_it_and_what_it_started() {
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().expect("it runs");
+        let pid = shell.id().cast_signed();
+        let until = Instant::now() + Duration::from_secs(10);
+        let names = || family(&[pid], None).into_iter().map(|proc| proc.name).collect::<Vec<_>>();
+        while names() != ["sh", "sleep"] {
+            assert!(Instant::now() < until, "{:?}", names());
+        }
+        for proc in family(&[pid], None).iter().rev() {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(proc.pid), nix::sys::signal::Signal::SIGKILL)
+                .expect("ours");
+        }
+        shell.wait().expect("ours");
     }
 
     #[test]
