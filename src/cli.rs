@@ -5,7 +5,10 @@ pub mod check;
 pub mod daemon;
 pub mod daemons;
 pub mod demo;
+pub mod drill;
+pub mod evidence;
 pub mod file;
+mod homes;
 pub mod keeper;
 pub mod mount;
 pub mod options;
@@ -13,7 +16,9 @@ pub mod recover;
 pub mod run;
 pub mod source;
 pub mod spool;
+mod stage;
 pub mod status;
+pub mod triage;
 pub mod umount;
 pub mod upgrade;
 
@@ -52,6 +57,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Say what a repair would do and what holds it back, or do it now.
     Recover(recover::RecoverArgs),
+    /// Say what is wrong, and what to do next.
+    Triage(triage::TriageArgs),
     /// Serve mounts by the installed steadfs from now on, without unmounting.
     Upgrade(upgrade::UpgradeArgs),
     /// Look at, restore or drop what was written and could not be kept on the store.
@@ -60,6 +67,10 @@ enum Command {
     Check(check::CheckArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Do to a canary of its own what may happen to a mount, and see that it is mended.
+    Drill(drill::DrillArgs),
+    /// Write down what somebody needs who finds out later what happened; compare two such bundles.
+    Evidence(evidence::EvidenceArgs),
     /// Keep a daemon.
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -85,10 +96,13 @@ pub fn main() -> ExitCode {
         Command::Umount(args) => umount::run(&args),
         Command::Status(args) => status::run(args),
         Command::Recover(args) => recover::run(&args),
+        Command::Triage(args) => triage::run(&args),
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Drill(args) => drill::run(&args),
+        Command::Evidence(args) => evidence::run(args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),
     }

@@ -2,12 +2,14 @@
 //!
 //! Data flows one way: the kernel calls the [`overlay`] (FUSE protocol only), which submits calls to the [`gate`]
 //! (deadlines, admission, outage policy), whose workers run them against one generation of the [`backing`]. The
-//! [`supervisor`] owns generations and opens and closes the gate. The [`log`] keeps what is not committed yet. [`worker`], [`telemetry`] and [`cli`] watch.
+//! [`supervisor`] owns generations and opens and closes the gate. The [`log`] keeps what is not committed yet. [`worker`], [`telemetry`],
+//! [`evidence`] and [`cli`] watch.
 
 pub mod backing;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod evidence;
 pub mod gate;
 pub mod handover;
 pub mod keeper;

@@ -56,10 +56,19 @@ fn table_rows(text: &str) -> Vec<Vec<&str>> {
 
 #[test]
 fn every_line_of_the_semantics_names_tests_that_exist() {
+    names_tests_that_exist("docs/semantics.md", 20);
+}
+
+#[test]
+fn every_line_of_the_triage_names_tests_that_exist() {
+    names_tests_that_exist("docs/triage.md", 20);
+}
+
+fn names_tests_that_exist(file: &str, rows_at_least: usize) {
     let known = tests_in_source();
-    let text = read(&root().join("docs/semantics.md"));
+    let text = read(&root().join(file));
     let rows = table_rows(&text);
-    assert!(rows.len() > 20, "only {} rows were found", rows.len());
+    assert!(rows.len() > rows_at_least, "only {} rows were found", rows.len());
     let mut wrong = Vec::new();
     for row in rows {
         let named: Vec<&str> = row.last().map_or("", |cell| cell).split('`').skip(1).step_by(2).collect();
@@ -71,7 +80,7 @@ fn every_line_of_the_semantics_names_tests_that_exist() {
             named.iter().filter(|name| !known.contains(**name)).map(|name| format!("{}: no test {name}", row[0])),
         );
     }
-    assert!(wrong.is_empty(), "docs/semantics.md:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{file}:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -143,6 +143,12 @@ impl Entry {
         matches!(base, Some(b"fuse" | b"fuseblk"))
     }
 
+    /// True if a look at what is on it may wait for another machine or process.
+    pub fn may_hang(&self) -> bool {
+        let remote = ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs", "lustre"];
+        self.is_fuse() || remote.contains(&&*self.fstype.to_string_lossy())
+    }
+
     /// True if `name` is among the mount's own options.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.as_bytes().split(|&b| b == b',').any(|o| OsStr::from_bytes(o) == name)

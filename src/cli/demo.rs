@@ -3,19 +3,10 @@
 //! Everything is private and temporary: a store, a hot path, and sshfs over a local `sftp-server` in ssh's place. The
 //! mount is a real one, made by this very program; the server is real, the network between the two is not.
 
-mod cast;
-mod check;
 mod director;
 mod draw;
 mod faults;
-mod meter;
-mod procs;
 mod report;
-mod stage;
-mod status;
-mod tools;
-mod warc;
-mod writer;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,13 +15,13 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use cast::{Cast, WARC_ACTORS, warc_name};
+use super::stage::cast::{self, Cast, warc_name};
+use super::stage::status::Poller;
+use super::stage::{Setup, Stage, check, tools};
 use director::Director;
 use draw::Screen;
 use faults::Fault;
 use report::Report;
-use stage::Stage;
-use status::Poller;
 
 /// Something this machine lacks: EX_UNAVAILABLE of sysexits(3).
 const UNAVAILABLE: u8 = 69;
@@ -64,7 +55,7 @@ pub fn run(args: DemoArgs) -> ExitCode {
         }
     }
     let mut screen = Screen::new(args.json);
-    let mut stage = match Stage::set(&server, &interrupted) {
+    let mut stage = match Stage::set(&Setup::named("demo"), &server, &interrupted) {
         Ok(stage) => stage,
         Err(problem) if interrupted.load(SeqCst) => return complain(&problem, INTERRUPTED),
         Err(problem) => return complain(&problem, 1),
@@ -148,15 +139,7 @@ fn perform(
 fn inspect(stage: &Stage, cast: &Cast, report: &mut Report) {
     let job = stage.store().join(cast::JOB);
     let promises = &cast.promises;
-    for writer in WARC_ACTORS {
-        let name = warc_name(writer);
-        let acknowledged = promises.warc_records[writer].load(SeqCst);
-        report.files.push(check::warc_file(&job.join(&name), &name, writer, acknowledged));
-    }
-    let lines = promises.log_lines.load(SeqCst);
-    report.files.push(check::log_file(&job.join(cast::LOG_NAME), cast::LOG_NAME, lines));
-    let state = promises.state.load(SeqCst);
-    report.files.push(check::state_file(&job.join(cast::STATE_NAME), cast::STATE_NAME, state));
+    report.files = cast.inspect(&stage.store());
     report.reader_bytes = promises.read_bytes.load(SeqCst);
     let crc = check::prefix_crc(&job.join(warc_name(0)), report.reader_bytes);
     report.reader_agrees = report.reader_bytes > 0 && crc.map(u64::from) == Some(promises.read_crc.load(SeqCst));

@@ -68,7 +68,7 @@ pub fn check_source(path: &Path, mountpoint: &Path) -> Result<(), MountError> {
     let shown = path.display();
     let covering = mountinfo::covering(path).map_err(no_mountinfo)?;
     // A dead server would make every look at it hang; the first generation looks, under a deadline.
-    let local = covering.is_none_or(|entry| !may_hang(&entry));
+    let local = covering.is_none_or(|entry| !entry.may_hang());
     let real = match std::fs::canonicalize(path) {
         _ if !local => path.to_owned(),
         Ok(real) if real.is_dir() => real,
@@ -85,13 +85,6 @@ pub fn check_source(path: &Path, mountpoint: &Path) -> Result<(), MountError> {
         )));
     }
     Ok(())
-}
-
-/// Filesystems whose calls wait for another machine or process.
-fn may_hang(entry: &Entry) -> bool {
-    let fstype = entry.fstype.to_string_lossy();
-    let remote = ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "glusterfs", "lustre"];
-    entry.is_fuse() || remote.contains(&&*fstype)
 }
 
 fn already(path: &Path, entry: &Entry) -> String {

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::cast::{BUSY_ACTORS, Cast};
 use super::draw::{Screen, View};
 use super::faults::Fault;
-use super::meter::{Totals, Window};
 use super::report::{FaultReport, Sample, count_by_name};
-use super::stage::Stage;
-use super::status::Poller;
+use crate::cli::stage::Stage;
+use crate::cli::stage::cast::{BUSY_ACTORS, Cast, longest_stall};
+use crate::cli::stage::meter::Totals;
+use crate::cli::stage::status::Poller;
 
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(250);
@@ -182,13 +182,6 @@ fn outcome(index: usize, fault: &FaultReport) -> String {
     format!("{number} {name}: back {back}, errors {}", count_by_name(&fault.errors))
 }
 
-/// Length and end of the longest stall of a busy program. The end is that of the last long one, so that a program that
-/// came back later than the others counts.
-fn longest_stall(window: &Window) -> (Duration, Duration) {
-    let gaps = BUSY_ACTORS.filter_map(|actor| window.gaps.get(actor));
-    gaps.fold(Default::default(), |(length, end), gap| (length.max(gap.0), end.max(gap.1)))
-}
-
 /// Bytes a second over the last second.
 fn recent_rate(samples: &[Sample]) -> f64 {
     let Some(now) = samples.last().map(|s| s.at_seconds) else { return 0.0 };
@@ -208,14 +201,5 @@ mod tests {
     fn the_rate_is_that_of_the_last_second() {
         assert_eq!(recent_rate(&[sample(0.0, 900), sample(1.5, 100), sample(2.0, 200)]), 300.0);
         assert_eq!(recent_rate(&[]), 0.0);
-    }
-
-    #[test]
-    fn the_stall_is_the_longest_and_ends_with_the_last() {
-        let seconds = Duration::from_secs;
-        let mut window = Window { gaps: vec![Default::default(); super::super::cast::ACTORS], ..Default::default() };
-        window.gaps[0] = (seconds(3), seconds(10));
-        window.gaps[1] = (seconds(2), seconds(11));
-        assert_eq!(longest_stall(&window), (seconds(3), seconds(11)));
     }
 }

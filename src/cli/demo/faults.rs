@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::stage::Stage;
+use crate::cli::stage::Stage;
 
 /// Something bad that is done to the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

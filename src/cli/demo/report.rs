@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::check::FileReport;
-use super::stage::Identity;
+use crate::cli::stage::Identity;
+use crate::cli::stage::check::FileReport;
 
 /// One fault and what it did to the programs.
 #[derive(Debug, Clone, Serialize)]
@@ -191,8 +191,14 @@ mod tests {
             back_after_lifted_seconds: None,
             errors: BTreeMap::from([("EIO".into(), 2)]),
         };
-        let file =
-            FileReport { name: "a.warc.gz".into(), bytes: 10, records: 3, acknowledged: 2, problems: Vec::new() };
+        let file = FileReport {
+            name: "a.warc.gz".into(),
+            bytes: 10,
+            records: 3,
+            sound_bytes: 10,
+            acknowledged: 2,
+            problems: Vec::new(),
+        };
         Report {
             faults: vec![fault],
             files: vec![file],

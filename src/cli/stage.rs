@@ -1,4 +1,14 @@
-//! The private place in which the demo plays: directories, a local "server", the daemon, and the way to be rid of them.
+//! The private place in which demo and drills play: directories, a local "server", the daemon, and the way to be rid of
+//! them; and what is needed there: programs that use the mount, and those who look on.
+
+pub mod cast;
+pub mod check;
+pub mod meter;
+pub mod procs;
+pub mod status;
+pub mod tools;
+pub mod warc;
+pub mod writer;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -19,8 +29,8 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::procs::{self, Proc};
-use super::status::Question;
+use procs::Proc;
+use status::Question;
 
 /// How long the daemon may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(8);
@@ -34,8 +44,25 @@ pub struct Identity {
     pub device: u64,
 }
 
+/// Which stage it is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup {
+    /// For the names of directories and for messages.
+    pub name: &'static str,
+    /// Metrics are written for node_exporter too, into the directory `metrics`.
+    pub textfile: bool,
+}
+
+impl Setup {
+    /// As simple as can be.
+    pub fn named(name: &'static str) -> Setup {
+        Setup { name, textfile: false }
+    }
+}
+
 /// The stage; dropping it ends everything on it.
 pub struct Stage {
+    setup: Setup,
     dir: Option<TempDir>,
     daemon: Option<Child>,
     exe: PathBuf,
@@ -44,13 +71,13 @@ pub struct Stage {
 
 impl Stage {
     /// Makes the directories and starts the daemon. `server` is the local sftp-server.
-    pub fn set(server: &Path, interrupted: &AtomicBool) -> Result<Stage, String> {
+    pub fn set(setup: &Setup, server: &Path, interrupted: &AtomicBool) -> Result<Stage, String> {
         let exe = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
         let root = private_root();
-        let dir = tempfile::Builder::new().prefix("steadfs_demo_").tempdir_in(&root);
+        let dir = tempfile::Builder::new().prefix(&format!("steadfs_{}_", setup.name)).tempdir_in(&root);
         let dir = dir.map_err(|e| format!("{}: {e}", root.display()))?;
         let metrics = free_port().map_err(|e| format!("no free port on loopback: {e}"))?;
-        let mut stage = Stage { dir: Some(dir), daemon: None, exe, metrics };
+        let mut stage = Stage { setup: *setup, dir: Some(dir), daemon: None, exe, metrics };
         stage.furnish(server).map_err(|e| format!("{}: {e}", stage.path("").display()))?;
         // What the daemon might leave behind becomes a child of ours and can be seen.
         prctl::set_child_subreaper(true).map_err(|e| format!("prctl: {e}"))?;
@@ -60,7 +87,7 @@ impl Stage {
     }
 
     fn furnish(&self, server: &Path) -> io::Result<()> {
-        for name in ["store", "hot", "run"] {
+        for name in ["store", "hot", "run", "state", "metrics"] {
             fs::create_dir(self.path(name))?;
         }
         // The server gets a session of its own: it stands at the other end of the link, where steadfs cannot see it.
@@ -76,18 +103,22 @@ impl Stage {
     }
 
     fn start(&self) -> io::Result<Child> {
-        let options =
+        let mut options =
             format!("ssh_command={},guard=no,backoff_max=2s,metrics={}", self.path("ssh").display(), self.metrics);
+        if self.setup.textfile {
+            options.push_str(&format!(",textfile={}", self.path("metrics").display()));
+        }
         let log = File::create(self.path("daemon.log"))?;
         let mut command = Command::new(&self.exe);
         command
             .env("STEADFS_RUNTIME_DIR", self.path("run"))
+            .env("STEADFS_STATE_DIR", self.path("state"))
             .args(["mount", "-f", &self.source(), "-o", &options])
             .arg(self.hot())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C is for the demo, which then ends the daemon in its own time.
+            // Ctrl-C is for us, who then ends the daemon in its own time.
             .process_group(0);
         // SAFETY: prctl(2) is async-signal-safe and the closure allocates nothing.
         unsafe {
@@ -208,6 +239,13 @@ impl Stage {
         Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_string()).unwrap_or_default())
     }
 
+    /// Text of the metrics that are written for node_exporter, if there are some.
+    pub fn textfile(&self) -> Option<String> {
+        let entries = fs::read_dir(self.path("metrics")).ok()?.flatten().map(|entry| entry.path());
+        let file = entries.into_iter().find(|path| path.extension().is_some_and(|end| end == "prom"))?;
+        fs::read_to_string(file).ok()
+    }
+
     /// Unmounts and waits for the end of all processes; returns what was left over and had to be removed by force.
     pub fn unmount(&mut self) -> Vec<String> {
         let Some(mut daemon) = self.daemon.take() else { return Vec::new() };
@@ -259,7 +297,7 @@ impl Drop for Stage {
         if !self.mounts().is_empty() {
             // Removing the tree now would reach through the mount.
             if let Some(path) = self.keep() {
-                eprintln!("steadfs demo: {} is still mounted; left as it is", path.display());
+                eprintln!("steadfs {}: {} is still mounted; left as it is", self.setup.name, path.display());
             }
         }
     }
@@ -319,7 +357,13 @@ mod tests {
 
     fn bare() -> Stage {
         let dir = tempfile::Builder::new().prefix("steadfs_demo_").tempdir_in(private_root()).unwrap();
-        Stage { dir: Some(dir), daemon: None, exe: "/nonexistent".into(), metrics: ([127, 0, 0, 1], 1).into() }
+        Stage {
+            setup: Setup::named("demo"),
+            dir: Some(dir),
+            daemon: None,
+            exe: "/nonexistent".into(),
+            metrics: ([127, 0, 0, 1], 1).into(),
+        }
     }
 
     #[test]

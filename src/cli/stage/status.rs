@@ -1,4 +1,4 @@
-//! What `steadfs status --json` says, as far as the demo shows it.
+//! What `steadfs status --json` says, as far as demo and drills go by it.
 
 use std::io::{self, BufReader};
 use std::os::unix::process::CommandExt;
@@ -27,11 +27,15 @@ pub struct Question {
 impl Question {
     /// Runs `steadfs status --json` once.
     pub fn ask(&self) -> Status {
+        self.ask_all().and_then(|answer| Status::read(&answer)).unwrap_or_else(Status::silent)
+    }
+
+    /// The same with all that was answered; nothing if nobody did.
+    pub fn ask_all(&self) -> Option<Value> {
         let mut command = Command::new(&self.exe);
         command.args(["status", "--json"]).arg(&self.hot).env("STEADFS_RUNTIME_DIR", &self.run);
         let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
-        let answer = output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok());
-        answer.and_then(|answer| Status::read(&answer)).unwrap_or_else(Status::silent)
+        output.ok().and_then(|output| serde_json::from_slice(&output.stdout).ok())
     }
 }
 
@@ -124,6 +128,8 @@ pub struct Status {
     pub state: String,
     /// Number of the newest generation.
     pub generation: u64,
+    /// Process id of the daemon, 0 if it was not told.
+    pub pid: u64,
     /// Why it is in that state.
     pub why: String,
     /// What it will do next.
@@ -144,7 +150,8 @@ impl Status {
             return None;
         }
         let generation = value.get("generation").and_then(Value::as_u64)?;
-        Some(Status { state, generation, why: text("why"), next: text("next") })
+        let pid = value.get("pid").and_then(Value::as_u64).unwrap_or(0);
+        Some(Status { state, generation, pid, why: text("why"), next: text("next") })
     }
 
     /// Calls succeed as far as the supervisor knows.
@@ -163,7 +170,7 @@ mod tests {
     fn absent_words_are_empty_and_an_absent_state_is_no_status() {
         let read = |text: &str| Status::read(&serde_json::from_str(text).unwrap());
         let status = read(r#"{"state":"live","generation":3,"why":null,"next":"probe"}"#);
-        let wanted = Status { state: "live".into(), generation: 3, why: String::new(), next: "probe".into() };
+        let wanted = Status { state: "live".into(), generation: 3, pid: 0, why: String::new(), next: "probe".into() };
         assert_eq!(status, Some(wanted));
         assert_eq!(read("{}"), None);
         assert_eq!(read("null"), None);

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use flate2::Crc;
 
-use super::meter::{Actor, Meter};
+use super::check::{self, FileReport};
+use super::meter::{Actor, Meter, Window};
 use super::writer::{RECORDS_PER_COMMIT, Step, WarcWriter};
 
 /// WARCs that grow at once.
@@ -42,6 +43,13 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Name of a writer's WARC.
 pub fn warc_name(writer: usize) -> String {
     format!("crawl-{writer:05}.warc.gz")
+}
+
+/// Length and end of the longest stall of a busy program. The end is that of the last long one, so that a program that
+/// came back later than the others counts.
+pub fn longest_stall(window: &Window) -> (Duration, Duration) {
+    let gaps = BUSY_ACTORS.filter_map(|actor| window.gaps.get(actor));
+    gaps.fold(Default::default(), |(length, end), gap| (length.max(gap.0), end.max(gap.1)))
 }
 
 /// What fsync has promised.
@@ -121,6 +129,20 @@ impl Cast {
         }
         // A program of the demo that panicked is a fault of the demo; its file will not pass the check.
         threads.into_iter().all(|thread| thread.join().is_ok())
+    }
+
+    /// Looks at what lies on the store itself, and holds it against what fsync promised: WARCs, log, state.
+    pub fn inspect(&self, store: &Path) -> Vec<FileReport> {
+        let (job, promises) = (store.join(JOB), &self.promises);
+        let mut files = Vec::new();
+        for writer in WARC_ACTORS {
+            let name = warc_name(writer);
+            let acknowledged = promises.warc_records[writer].load(SeqCst);
+            files.push(check::warc_file(&job.join(&name), &name, writer, acknowledged));
+        }
+        files.push(check::log_file(&job.join(LOG_NAME), LOG_NAME, promises.log_lines.load(SeqCst)));
+        files.push(check::state_file(&job.join(STATE_NAME), STATE_NAME, promises.state.load(SeqCst)));
+        files
     }
 
     fn stopping(&self) -> bool {
@@ -288,7 +310,6 @@ impl Cast {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::check;
     use super::*;
 
     #[test]
@@ -314,5 +335,14 @@ mod tests {
         let crc = check::prefix_crc(&job.join(warc_name(0)), read).map(u64::from);
         assert!(read > 0 && crc == Some(cast.promises.read_crc.load(SeqCst)));
         assert_eq!(cast.meter.totals().errors, 0);
+    }
+
+    #[test]
+    fn the_stall_is_the_longest_and_ends_with_the_last() {
+        let seconds = Duration::from_secs;
+        let mut window = Window { gaps: vec![Default::default(); ACTORS], ..Default::default() };
+        window.gaps[0] = (seconds(3), seconds(10));
+        window.gaps[1] = (seconds(2), seconds(11));
+        assert_eq!(longest_stall(&window), (seconds(3), seconds(11)));
     }
 }

@@ -1,7 +1,7 @@
 //! Checks what lies on the store after the run against what fsync promised.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use flate2::Crc;
@@ -21,13 +21,15 @@ pub struct FileReport {
     pub records: u64,
     /// How many of them a successful fsync had acknowledged.
     pub acknowledged: u64,
+    /// Bytes of it up to the end of the last sound record; of WARCs only.
+    pub sound_bytes: u64,
     /// What is wrong with it, in words; empty is good.
     pub problems: Vec<String>,
 }
 
 impl FileReport {
     fn new(name: &str, acknowledged: u64) -> FileReport {
-        FileReport { name: name.to_string(), bytes: 0, records: 0, acknowledged, problems: Vec::new() }
+        FileReport { name: name.to_string(), bytes: 0, records: 0, sound_bytes: 0, acknowledged, problems: Vec::new() }
     }
 }
 
@@ -63,6 +65,7 @@ fn read_records(path: &Path, writer: usize, report: &mut FileReport) -> Result<(
             return Err(format!("record {number} has other bytes than were written"));
         }
         report.records += 1;
+        report.sound_bytes = input.stream_position().map_err(|e| e.to_string())?;
     }
 }
 

@@ -1,0 +1,120 @@
+//! Which daemon somebody means, found without touching any mount: a hot path, the name of a configuration, or all there are.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use crate::backing::mountinfo;
+use crate::daemon::MountError;
+use crate::evidence::Settings;
+use crate::mountpoint::{claim, place};
+use crate::rundir;
+
+/// What the directories of the daemon are named after that is called `given`: `@NAME`, `NAME`, its hot path, or one of its
+/// hot paths.
+pub fn named(given: &Path) -> Result<PathBuf, MountError> {
+    let bytes = given.as_os_str().as_bytes();
+    if bytes.first() == Some(&b'@') {
+        return Ok(given.to_owned());
+    }
+    if !bytes.contains(&b'/') {
+        let name = PathBuf::from(OsString::from_vec([b"@", bytes].concat()));
+        if claim::is_own(&name)? {
+            return Ok(name);
+        }
+    }
+    // As written it may be one that is known: then nothing has to be resolved, on whatever it lies.
+    let written: PathBuf = std::path::absolute(given)
+        .unwrap_or_else(|_| given.to_owned())
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .collect();
+    let known =
+        |path: &Path| Ok::<_, MountError>(if claim::is_own(path)? { Some(path.to_owned()) } else { owner(path)? });
+    if let Some(home) = known(&written)? {
+        return Ok(home);
+    }
+    // Nothing is resolved on a mount that may hang.
+    let below = written.parent().unwrap_or(Path::new("/"));
+    if mountinfo::covering(below).map_err(place::no_mountinfo)?.is_some_and(|entry| entry.may_hang()) {
+        return Ok(written);
+    }
+    let real = place::resolve(given)?;
+    Ok(known(&real)?.unwrap_or(real))
+}
+
+/// The daemon among whose overlays that one is.
+fn owner(hot: &Path) -> Result<Option<PathBuf>, MountError> {
+    let has = |home: &PathBuf| Settings::read(home).overlays.iter().any(|overlay| overlay == hot);
+    Ok(running()?.into_iter().find(has))
+}
+
+/// Those of all daemons of this user, and of overlays that somebody who is dead has left.
+pub fn all() -> Result<Vec<PathBuf>, MountError> {
+    let mut found: BTreeSet<PathBuf> = running()?.into_iter().collect();
+    let served: BTreeSet<PathBuf> = found.iter().flat_map(|home| Settings::read(home).overlays).collect();
+    let table = mountinfo::entries().map_err(place::no_mountinfo)?;
+    let left = table.into_iter().filter(|entry| entry.fstype == "fuse.steadfs").map(|entry| entry.mountpoint);
+    found.extend(left.filter(|path| !served.contains(path)));
+    Ok(found.into_iter().collect())
+}
+
+/// Those that have a runtime directory.
+fn running() -> Result<Vec<PathBuf>, MountError> {
+    let base = rundir::base();
+    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
+    claim::own(&base)?;
+    let names = entries.flatten().map(|entry| entry.file_name());
+    // A name that does not lead back is that of a long path, or no name of ours.
+    let homes = names.map(|name| unescape(name.as_bytes()));
+    let mut homes: Vec<PathBuf> = homes.filter(|home| rundir::of(home).is_dir()).collect();
+    homes.retain(|home| claim::own(&rundir::of(home)).is_ok());
+    homes.sort();
+    Ok(homes)
+}
+
+/// Undoes what [`rundir::name`] does to a path or to `@NAME`.
+fn unescape(name: &[u8]) -> PathBuf {
+    let (mut out, mut rest) = (Vec::new(), name);
+    while let Some((&byte, tail)) = rest.split_first() {
+        let hex = |b: u8| char::from(b).to_digit(16);
+        match (byte, tail) {
+            (b'\\', &[b'x', high, low, ..]) if hex(high).zip(hex(low)).is_some() => {
+                let value = hex(high).zip(hex(low)).map_or(0, |(high, low)| high * 16 + low);
+                out.push(u8::try_from(value).unwrap_or(b'?'));
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(if byte == b'-' { b'/' } else { byte });
+                rest = tail;
+            }
+        }
+    }
+    if out.first() != Some(&b'@') {
+        out.insert(0, b'/');
+    }
+    OsString::from_vec(out).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_directories_lead_back() {
+        for home in ["/srv/jobs", "/srv/a-b c/x.y", "/h\u{f6}t/new\nline", "@box", "@a-b", "/@odd"] {
+            let name = rundir::name(Path::new(home));
+            if home != "/@odd" {
+                assert_eq!(unescape(name.as_bytes()), Path::new(home), "{name}");
+            }
+        }
+        assert_eq!(unescape(b"a\\x"), Path::new("/a\\x"));
+        assert_eq!(unescape(b"a\\xzz"), Path::new("/a\\xzz"));
+    }
+
+    #[test]
+    fn a_name_with_its_mark_needs_no_daemon() {
+        assert_eq!(named(Path::new("@box")).expect("a name"), Path::new("@box"));
+    }
+}
