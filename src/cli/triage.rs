@@ -43,7 +43,7 @@ pub fn run(args: &TriageArgs) -> ExitCode {
         None => homes::all(),
     };
     let seen = homes.and_then(|homes| {
-        let table = mountinfo::entries().map_err(super::mount::place::no_mountinfo)?;
+        let table = mountinfo::entries().map_err(crate::mountpoint::place::no_mountinfo)?;
         Ok(homes.iter().map(|home| look(home, &table)).collect::<Vec<_>>())
     });
     let verdicts: Vec<Verdict> = match seen {
