@@ -1,0 +1,13 @@
+//! What holds a repair back at this moment (see [`crate::config::PermitConfig`]): one place for metrics, status and page.
+
+use crate::supervisor::Snapshot;
+
+/// The words for it: label values of `steadfs_repair_held`, and what `steadfs status` says.
+pub const GATES: [&str; 7] =
+    ["deploy_lock", "enable_file", "confirmations", "min_age", "cool_down", "max_per_hour", "max_per_day"];
+
+/// Which of [`GATES`] keeps the supervisor from a repair that is due; none as a rule.
+pub fn held(_snapshot: &Snapshot) -> Option<&'static str> {
+    // The supervisor asks nobody for permission yet.
+    None
+}

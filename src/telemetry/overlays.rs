@@ -1,0 +1,89 @@
+//! The overlays of a daemon as telemetry sees them: their figures, and what is mounted in their places.
+
+use std::path::PathBuf;
+
+use super::Observed;
+use crate::backing::mountinfo::{self, Entry};
+use crate::config::HotPath;
+use crate::overlay::Counts;
+
+/// What is mounted, uppermost, on a hot path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The overlay.
+    Overlay,
+    /// Something else: whoever uses the path uses that.
+    Other,
+    /// Nothing: whoever uses the path uses the local directory.
+    Nothing,
+}
+
+/// One overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The hot path.
+    pub mountpoint: PathBuf,
+    /// Its figures.
+    pub counts: Counts,
+    /// What is there.
+    pub place: Place,
+}
+
+/// All overlays of a daemon. The table of mounts is read, no mount is touched.
+pub fn look(observed: &Observed) -> Vec<Seen> {
+    let table = mountinfo::entries().inspect_err(|error| tracing::warn!(%error, "mountinfo cannot be read"));
+    let table = table.unwrap_or_default();
+    let hot = observed.config.overlays.iter().enumerate();
+    let seen = hot.map(|(number, hot)| Seen {
+        mountpoint: hot.mountpoint.clone(),
+        // The figures of all overlays together belong to the first one, as long as they are not counted apart.
+        counts: if number == 0 { (observed.counts)() } else { Counts::default() },
+        place: place(&table, hot),
+    });
+    seen.collect()
+}
+
+fn place(table: &[Entry], hot: &HotPath) -> Place {
+    let Some(entry) = mountinfo::at_in(table, &hot.mountpoint) else { return Place::Nothing };
+    let (kind, ours) = (entry.fstype.to_string_lossy(), format!("fuse.{}", hot.overlay.subtype));
+    if kind == ours { Place::Overlay } else { Place::Other }
+}
+
+/// All figures of `overlays` together; the log's limit is the daemon's.
+pub fn total(overlays: &[Seen]) -> Counts {
+    let mut all = Counts::default();
+    for Seen { counts, .. } in overlays {
+        all.open_files += counts.open_files;
+        all.open_dirs += counts.open_dirs;
+        all.nodes += counts.nodes;
+        all.log_bytes += counts.log_bytes;
+        all.log_limit = all.log_limit.max(counts.log_limit);
+        all.dirty_files += counts.dirty_files;
+        all.replayed_bytes += counts.replayed_bytes;
+        all.spooled_files += counts.spooled_files;
+        all.lost_files += counts.lost_files;
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::OverlayConfig;
+
+    #[test]
+    fn a_hot_path_is_the_overlays_only_if_that_is_uppermost() {
+        let table = "1 1 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / /a rw - fuse.steadfs s rw\n\
+                     3 1 0:3 / /b rw - fuse.sshfs s rw\n4 1 0:4 / /c rw - fuse.steadfs s rw\n5 4 0:5 / /c rw - tmpfs t rw\n";
+        let table = mountinfo::parse(table.as_bytes());
+        let at = |path: &str, subtype: &str| {
+            let overlay = OverlayConfig { subtype: subtype.into(), ..OverlayConfig::default() };
+            place(&table, &HotPath { mountpoint: Path::new(path).into(), path: PathBuf::new(), overlay })
+        };
+        assert_eq!(at("/a", "steadfs"), Place::Overlay);
+        assert_eq!((at("/b", "steadfs"), at("/b", "sshfs")), (Place::Other, Place::Overlay));
+        assert_eq!((at("/c", "steadfs"), at("/d", "steadfs")), (Place::Other, Place::Nothing));
+    }
+}
