@@ -10,6 +10,7 @@ pub mod spool;
 pub mod status;
 pub mod umount;
 pub mod upgrade;
+pub mod watch;
 
 use std::process::ExitCode;
 
