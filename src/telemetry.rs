@@ -120,12 +120,12 @@ pub struct Bound {
 pub fn bind(config: &DaemonConfig, watch: &Watch) -> Result<Bound, String> {
     let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::bind(dir, &config.home)).transpose()?;
     let compat = Compat::bind(config, watch)?;
+    let journal_file = journal::file::follow(&config.telemetry, &config.home, watch)?;
     let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
     rundir::create(&config.home).map_err(|error| format!("{}: {error}", rundir::of(&config.home).display()))?;
     let path = rundir::control_socket(&config.home);
     let control = OwnSocket::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let journal = Journal::follow(watch).map_err(|error| error.to_string())?;
-    let journal_file = journal::file::follow(&config.telemetry, &config.home, watch)?;
     let (textfile, compat) = (textfile.map(Arc::new), compat.map(Arc::new));
     Ok(Bound { control, metrics, textfile, compat, journal, journal_file })
 }

@@ -72,9 +72,14 @@ impl Site {
             snapshot.next = "start generation 3".into();
             snapshot.next_at = Some(SystemTime::now() + Duration::from_secs(20));
         });
-        for (began, reason) in [(1300, "process_exit"), (700, "probe_late"), (7, "<script>alert(1)</script>")] {
+        for (began, reason, lasted) in
+            [(820, "process_exit", 2.3), (700, "probe_late", 4500.0), (350, "call_late", 61.0)]
+        {
             watch.publish(Event::OutageBegan { since: ago(began), reason: reason.into(), detail: "silence".into() });
+            watch.publish(Event::Recovered { generation: 2, outage_secs: lasted });
         }
+        let reason = "<script>alert(1)</script>".into();
+        watch.publish(Event::OutageBegan { since: ago(7), reason, detail: "silence".into() });
         let detail = "<script>document.title='owned'</script>".into();
         watch.publish(Event::StartFailed { generation: 3, detail, halted: false, retry_in_secs: Some(20.0) });
         self.rig.wait(|| self.get("/").1.contains("start_failed"));
@@ -189,7 +194,7 @@ fn a_browser_shows_an_outage_and_no_name_becomes_markup() {
     site.is_in_an_outage();
     let dom = dom(&site);
     for text in
-        [r#"<span class="state down">waiting</span>"#, "Outage for 7m", "No route to host", "goes on", "3 outages"]
+        [r#"<span class="state down">waiting</span>"#, "Outage for 7m", "No route to host", "goes on", "5 outages"]
     {
         assert!(dom.contains(text), "{text} is not in {dom}");
     }

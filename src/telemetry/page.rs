@@ -85,6 +85,9 @@ fn head(status: &Status) -> Markup {
             @if let Some(outage) = &status.outage {
                 p .bad { "Outage for " (seconds(outage.secs)) ", since " (clock_of(&outage.since)) }
             }
+            @for overlay in status.overlays.iter().filter(|overlay| overlay.mounted != "yes") {
+                p .bad { "Not mounted: " bdi { (printable(&overlay.mountpoint)) } }
+            }
             @if let Some(why) = &status.why { p { "Why: " bdi { (printable(why)) } } }
             @if let Some(gate) = &status.held { p .warn { "The repair is held back by " (gate) } }
             p { "Next: " (printable(&status.next)) @if let Some(at) = &status.next_at { ", at " (clock_of(at)) } }
@@ -212,7 +215,7 @@ fn events(events: &[Value]) -> Markup {
     html! {
         section {
             h2 { "Latest events" }
-            @if events.is_empty() { p .dim { "none yet" } } @else { div .scroll { table {
+            @if events.is_empty() { p .dim { "none yet" } } @else { div .scroll { table .events {
                 thead { tr { th scope="col" { "When" } th scope="col" { "Event" } th scope="col" { "Details" } } }
                 tbody { @for event in events.iter().rev().take(EVENTS) { tr {
                     td .time { (clock_of(event["at"].as_str().unwrap_or_default())) }

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::cli::status::Found;
 use crate::telemetry::page::details;
-use crate::telemetry::page::words::{bytes, seconds};
+use crate::telemetry::page::words::{bytes, moment, seconds};
 use crate::telemetry::printable::printable;
 use crate::telemetry::status::{Calls, Status};
 
@@ -104,8 +104,7 @@ fn rate(before: &Calls, now: &Calls, took: f64) -> Option<Rate> {
 
 /// The lines for a screen of that many columns and rows: all there is of one mount, the essence of several.
 pub fn frame(found: &Found, rates: &Rates, now: SystemTime, (columns, rows): (usize, usize)) -> Vec<Line> {
-    let clock = humantime::format_rfc3339_seconds(now).to_string().replace('T', " ").replace('Z', " UTC");
-    let right = format!("{clock}   q quits");
+    let right = format!("{}   q quits", moment(now));
     let title = "steadfs status";
     let gap = columns.saturating_sub(title.len() + right.len()).max(2);
     let mut lines = vec![line(Tone::Dim, format!("{title}{}{right}", " ".repeat(gap)))];

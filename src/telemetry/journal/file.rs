@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::config::TelemetryConfig;
@@ -24,11 +25,11 @@ const KEEP: u32 = 5;
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The thread that writes; waits a moment for its last line on drop.
-pub struct Writing(Receiver<()>);
+pub struct Writing(Mutex<Receiver<()>>);
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        if self.0.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+        if self.0.get_mut().recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("the journal file is still being written");
         }
     }
@@ -53,7 +54,7 @@ pub fn follow(config: &TelemetryConfig, daemon: &Path, watch: &Watch) -> Result<
         drop(alive);
     };
     std::thread::Builder::new().name("journal-file".into()).spawn(write).map_err(|error| error.to_string())?;
-    Ok(Some(Writing(ended)))
+    Ok(Some(Writing(Mutex::new(ended))))
 }
 
 /// A file that is appended to line by line.

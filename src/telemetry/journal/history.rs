@@ -1,7 +1,7 @@
 //! When there were outages, as the events tell. Pure: time comes with the events.
 
 use std::collections::VecDeque;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::supervisor::Event;
 
@@ -35,7 +35,12 @@ impl History {
                 }
                 self.0.push_back(Outage { since: *since, until: None, reason: reason.clone() });
             }
-            Event::Recovered { .. } => self.end(at),
+            // As long as it says, whatever became of the clock meanwhile.
+            Event::Recovered { outage_secs, .. } => {
+                let since = self.0.back().map_or(at, |last| last.since);
+                let lasted = Duration::try_from_secs_f64(*outage_secs).unwrap_or_default();
+                self.end(since.checked_add(lasted).unwrap_or(at));
+            }
             _ => {}
         }
     }
@@ -54,15 +59,13 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn outages_begin_and_end() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let began = |seconds| Event::OutageBegan { since: at(seconds), reason: "asked".into(), detail: String::new() };
-        let recovered = Event::Recovered { generation: 1, outage_secs: 1.0 };
+        let recovered = Event::Recovered { generation: 1, outage_secs: 5.0 };
         let mut history = History::default();
         history.fold(at(5), &recovered);
         history.fold(at(11), &began(10));

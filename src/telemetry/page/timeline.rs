@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-use super::words::{clock, length};
+use super::words::{clock, length, moment};
 use crate::telemetry::journal::history::Outage;
 use crate::telemetry::printable::printable;
 
@@ -41,13 +41,14 @@ pub fn timeline(outages: &[Outage], known: SystemTime, now: SystemTime) -> Marku
         section {
             h2 { "Last 24 hours: " (words) }
             svg viewBox="0 0 1440 40" preserveAspectRatio="none" role="img" aria-label={ "Timeline of the last 24 hours: " (words) } {
-                rect .unknown x="0" y="0" width="1440" height="40" {}
-                rect .up x=(round(left)) y="0" width=(round(1440.0 - left)) height="40" {}
+                rect .unknown x="0" y="14" width=(round(left)) height="26" {}
+                // Lower than an outage, for those to whom the colours look alike.
+                rect .up x=(round(left)) y="14" width=(round(1440.0 - left)) height="26" {}
                 @for outage in &recent {
                     @let (begin, end) = (minute(outage.since, now), minute(outage.until.unwrap_or(now), now));
                     @let width = (end - begin).max(NARROWEST);
                     rect .out x=(round(begin.min(1440.0 - width))) y="0" width=(round(width)) height="40" {
-                        title { (clock(outage.since)) ", " (length(outage.until.unwrap_or(now).duration_since(outage.since).unwrap_or_default())) }
+                        title { (moment(outage.since)) ", " (length(outage.until.unwrap_or(now).duration_since(outage.since).unwrap_or_default())) }
                     }
                 }
                 @for hour in 1..24 { line .hour x1=(hour * 60) x2=(hour * 60) y1="0" y2=(if hour % 6 == 0 { 40 } else { 8 }) {} }
@@ -97,7 +98,7 @@ mod tests {
         assert!(text.contains(r#"class="out" x="1436.0" y="0" width="4.0""#), "one of a second is seen: {text}");
         assert!(text.contains(r#"class="up" x="0.0""#), "{text}");
         let text = timeline(&[outage(0, Some(5))], at(90_000), at(90_000)).into_string();
-        assert!(text.contains("no outage") && text.contains(r#"class="up" x="1440.0" y="0" width="0.0""#), "{text}");
+        assert!(text.contains("no outage") && text.contains(r#"class="up" x="1440.0" y="14" width="0.0""#), "{text}");
         // Clocks are set now and then.
         let text = timeline(&[outage(50, Some(40)), outage(100_000, None)], at(200_000), at(100)).into_string();
         assert!(!text.contains("NaN") && !text.contains("=\"-"), "{text}");

@@ -6,9 +6,12 @@ use maud::{Markup, html};
 
 /// A moment, in UTC to the second.
 pub fn clock(at: SystemTime) -> Markup {
-    let machine = humantime::format_rfc3339_seconds(at).to_string();
-    let shown = machine.replace('T', " ").replace('Z', " UTC");
-    html! { time datetime=(machine) { (shown) } }
+    html! { time datetime=(humantime::format_rfc3339_seconds(at)) { (moment(at)) } }
+}
+
+/// The same without markup.
+pub fn moment(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC")
 }
 
 /// The same of RFC 3339 text; what is no such text is shown as it is.
