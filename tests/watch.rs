@@ -56,7 +56,8 @@ impl Terminal {
         let text = self.text();
         let Some((frames, _)) = text.rsplit_once("\x1b[?2026l") else { return Vec::new() };
         let frame = frames.rsplit_once("\x1b[H").map_or("", |(_, frame)| frame);
-        frame.split("\r\n").map(|line| without_escapes(line)).collect()
+        // The terminal adds a return to each line.
+        frame.split('\n').map(|line| without_escapes(line.trim_end_matches('\r'))).collect()
     }
 
     fn echoes(&self) -> bool {
@@ -125,6 +126,7 @@ fn the_screen_follows_the_daemon_and_is_given_back() {
     rig.wait(|| shows(&terminal, "outage_began detail: a\\u{1b}[2Jb"));
     let screen = terminal.screen();
     assert!(screen.len() <= 24 && screen.iter().all(|line| line.chars().count() <= 80), "{screen:#?}");
+    assert!(screen[0].ends_with("q quits"), "the last column is not erased: {screen:#?}");
     assert!(!terminal.text().contains("\x1b[2J"), "nothing is cleared, so that nothing flickers");
     terminal.master.write_all(b"xq").expect("typed");
     assert_eq!(terminal.ends(), Some(1), "as `steadfs status` in an outage");

@@ -166,13 +166,13 @@ fn calls(status: &Status, rate: Option<Rate>) -> Line {
             s => format!("{s:.1} s"),
         };
         let latency = match (rate.mean, rate.most) {
-            (Some(mean), Some(most)) => format!(", mean {}, 99 % within {}", time(mean), time(most)),
+            (Some(mean), Some(most)) => format!(", mean {}, 99 % in {}", time(mean), time(most)),
             _ => String::new(),
         };
         format!("{:.1}/s{latency}", rate.per_second)
     });
     let tone = if calls.waiting > 0 && !status.is_up() { Tone::Warn } else { Tone::Plain };
-    line(tone, format!("  calls      {rate}; {} waiting, {late} late or failed", calls.waiting))
+    line(tone, format!("  calls      {rate}; {} waiting, {late} late", calls.waiting))
 }
 
 fn essence(status: &Status, rate: Option<Rate>) -> Vec<Line> {

@@ -76,7 +76,9 @@ impl Screen {
             Tone::Dim => "\x1b[2m",
         };
         let end = if code.is_empty() { "" } else { "\x1b[0m" };
-        format!("{code}{text}{end}\x1b[K")
+        // At the edge the cursor stays on the last column, which would be erased.
+        let rest = if text.chars().count() < columns { "\x1b[K" } else { "" };
+        format!("{code}{text}{end}{rest}")
     }
 
     /// Waits for a key, a signal, or the end of `time`.
