@@ -38,7 +38,8 @@ fn metrics_keep_the_rules_of_the_format_in_every_state() {
     rig.overdue();
     rig.wait(|| page(&rig).value("steadfs_hook_runs_total", &[("hook", "on_outage")]).is_some());
     let early = ["adopting", "reaching", "starting", "restoring"];
-    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "halted", "stopping"]).copied() {
+    for state in early.iter().chain(&["live", "suspect", "retiring", "waiting", "held", "halted", "stopping"]).copied()
+    {
         rig.observed.watch.update(|snapshot| {
             snapshot.state = state;
             snapshot.repairs.insert(("probe_late".into(), "ok".into()), 1);

@@ -221,7 +221,7 @@ fn describe(status: &Status) -> String {
         format!("  state       {} for {} (since {})", status.state, round(status.for_secs), status.since),
     ];
     lines.extend(status.why.as_ref().map(|why| format!("  why         {why}")));
-    lines.extend(status.held.as_ref().map(|gate| format!("  held back   by {gate}")));
+    lines.extend(status.held.as_ref().map(|by| format!("  held back   by {by}")));
     lines.extend(missing);
     lines.push(format!(
         "  next        {}{}",

@@ -3,10 +3,10 @@
 use crate::supervisor::Snapshot;
 
 /// The words for it: label values of `steadfs_repair_held`, and what `steadfs status` says.
-pub const GATES: [&str; 7] =
-    ["deploy_lock", "enable_file", "confirmations", "min_age", "cool_down", "max_per_hour", "max_per_day"];
+pub const PERMITS: [&str; 7] =
+    ["deploy_lock", "enable_file", "confirmations", "min_age", "cool_down", "hourly_limit", "daily_limit"];
 
-/// Which of [`GATES`] keeps the supervisor from a repair that is due; none as a rule.
+/// Which of [`PERMITS`] keeps the supervisor from a repair that is due; none as a rule.
 pub fn held(_snapshot: &Snapshot) -> Option<&'static str> {
     // The supervisor asks nobody for permission yet.
     None

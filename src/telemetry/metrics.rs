@@ -1,5 +1,7 @@
 //! All metrics, with their names, help and units, made from what is counted elsewhere at the moment of the scrape.
 
+mod repairs;
+
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
@@ -7,19 +9,31 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, TextEncoder};
 
 use super::overlays::{self, Place, Seen};
-use super::{Observed, held, status};
+use super::{Observed, status};
 use crate::gate::stats::LATENCY_BOUNDS;
 use crate::gate::{Op, Outcome};
 use crate::overlay::Counts;
 
 /// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
-const STATES: [&str; 10] =
-    ["adopting", "reaching", "starting", "restoring", "live", "suspect", "retiring", "waiting", "halted", "stopping"];
+const STATES: [&str; 11] = [
+    "adopting",
+    "reaching",
+    "starting",
+    "restoring",
+    "live",
+    "suspect",
+    "retiring",
+    "waiting",
+    "held",
+    "halted",
+    "stopping",
+];
 
 /// The exposition in Prometheus's text format.
 pub fn render(observed: &Observed) -> String {
     let mut page = Page { overlay: observed.config.home.display().to_string(), families: Vec::new() };
     supervisor(&mut page, observed);
+    repairs::families(&mut page, observed);
     calls(&mut page, observed);
     let overlays = overlays::look(observed);
     by_overlay(&mut page, &overlays);
@@ -131,9 +145,6 @@ fn supervisor(page: &mut Page, observed: &Observed) {
     page.counter("steadfs_probe_failures_total", "Probes that failed or were late.", snapshot.probes_failed as f64);
     let at = epoch(snapshot.probe_ok_at);
     page.gauge("steadfs_last_probe_timestamp_seconds", "When the last probe was answered; 0 if none was.", at);
-    let held = held::held(&snapshot);
-    let gates = held::GATES.iter().map(|gate| page.gauge_of(&[("gate", gate)], flag(held == Some(gate)))).collect();
-    page.family("steadfs_repair_held", "1 for what holds a repair back.", MetricType::GAUGE, gates);
     let took = snapshot.probe_took.unwrap_or_default().as_secs_f64();
     page.gauge("steadfs_last_probe_duration_seconds", "How long the last answered probe took.", took);
 }

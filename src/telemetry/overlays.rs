@@ -1,10 +1,9 @@
 //! The overlays of a daemon as telemetry sees them: their figures, and what is mounted in their places.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Observed;
 use crate::backing::mountinfo::{self, Entry};
-use crate::config::HotPath;
 use crate::overlay::Counts;
 
 /// What is mounted, uppermost, on a hot path.
@@ -38,15 +37,17 @@ pub fn look(observed: &Observed) -> Vec<Seen> {
         mountpoint: hot.mountpoint.clone(),
         // The figures of all overlays together belong to the first one, as long as they are not counted apart.
         counts: if number == 0 { (observed.counts)() } else { Counts::default() },
-        place: place(&table, hot),
+        place: place(&table, &hot.mountpoint, &hot.overlay.subtype),
     });
     seen.collect()
 }
 
-fn place(table: &[Entry], hot: &HotPath) -> Place {
-    let Some(entry) = mountinfo::at_in(table, &hot.mountpoint) else { return Place::Nothing };
-    let (kind, ours) = (entry.fstype.to_string_lossy(), format!("fuse.{}", hot.overlay.subtype));
-    if kind == ours { Place::Overlay } else { Place::Other }
+fn place(table: &[Entry], mountpoint: &Path, subtype: &str) -> Place {
+    match mountinfo::at_in(table, mountpoint) {
+        None => Place::Nothing,
+        Some(entry) if entry.fstype.to_string_lossy() == format!("fuse.{subtype}") => Place::Overlay,
+        Some(_) => Place::Other,
+    }
 }
 
 /// All figures of `overlays` together; the log's limit is the daemon's.
@@ -68,20 +69,14 @@ pub fn total(overlays: &[Seen]) -> Counts {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::config::OverlayConfig;
 
     #[test]
     fn a_hot_path_is_the_overlays_only_if_that_is_uppermost() {
         let table = "1 1 0:1 / / rw - ext4 /dev/vda rw\n2 1 0:2 / /a rw - fuse.steadfs s rw\n\
                      3 1 0:3 / /b rw - fuse.sshfs s rw\n4 1 0:4 / /c rw - fuse.steadfs s rw\n5 4 0:5 / /c rw - tmpfs t rw\n";
         let table = mountinfo::parse(table.as_bytes());
-        let at = |path: &str, subtype: &str| {
-            let overlay = OverlayConfig { subtype: subtype.into(), ..OverlayConfig::default() };
-            place(&table, &HotPath { mountpoint: Path::new(path).into(), path: PathBuf::new(), overlay })
-        };
+        let at = |path: &str, subtype: &str| place(&table, Path::new(path), subtype);
         assert_eq!(at("/a", "steadfs"), Place::Overlay);
         assert_eq!((at("/b", "steadfs"), at("/b", "sshfs")), (Place::Other, Place::Overlay));
         assert_eq!((at("/c", "steadfs"), at("/d", "steadfs")), (Place::Other, Place::Nothing));

@@ -89,7 +89,7 @@ fn head(status: &Status) -> Markup {
                 p .bad { "Not mounted: " bdi { (printable(&overlay.mountpoint)) } }
             }
             @if let Some(why) = &status.why { p { "Why: " bdi { (printable(why)) } } }
-            @if let Some(gate) = &status.held { p .warn { "The repair is held back by " (gate) } }
+            @if let Some(by) = &status.held { p .warn { "The repair is held back by " (printable(by)) } }
             p { "Next: " (printable(&status.next)) @if let Some(at) = &status.next_at { ", at " (clock_of(at)) } }
         }
     }

@@ -47,7 +47,7 @@ pub struct Status {
     pub next: String,
     /// When, if a time is set, RFC 3339.
     pub next_at: Option<String>,
-    /// What holds a repair back, as in [`super::held::GATES`].
+    /// What holds a repair back, as in [`super::held::PERMITS`].
     #[serde(default)]
     pub held: Option<String>,
     /// The newest generation.

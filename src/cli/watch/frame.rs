@@ -149,7 +149,7 @@ fn head(status: &Status) -> Vec<Line> {
         }),
     );
     lines.extend(status.why.as_ref().map(|why| line(Tone::Plain, format!("  why        {why}"))));
-    lines.extend(status.held.as_ref().map(|gate| line(Tone::Warn, format!("  held back  by {gate}"))));
+    lines.extend(status.held.as_ref().map(|by| line(Tone::Warn, format!("  held back  by {by}"))));
     for overlay in status.overlays.iter().filter(|overlay| overlay.mounted != "yes") {
         lines.push(line(Tone::Bad, format!("  overlay    {} is not mounted", overlay.mountpoint)));
     }

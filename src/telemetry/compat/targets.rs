@@ -61,7 +61,9 @@ mod tests {
             assert_eq!(errno(state, Place::Nothing, 0), Some(Errno::ENOTCONN), "the empty directory below");
             assert_eq!(errno(state, Place::Other, 0), Some(Errno::ESTALE), "a wrong filesystem");
         }
-        for state in ["adopting", "reaching", "starting", "restoring", "retiring", "waiting", "halted", "stopping"] {
+        for state in
+            ["adopting", "reaching", "starting", "restoring", "retiring", "waiting", "held", "halted", "stopping"]
+        {
             assert_eq!(errno(state, Place::Overlay, 4), Some(Errno::ETIMEDOUT), "{state}: callers hang");
             assert_eq!(errno(state, Place::Overlay, 5), Some(Errno::EIO), "{state}: callers fail");
         }

@@ -51,7 +51,7 @@ pub fn timeline(outages: &[Outage], known: SystemTime, now: SystemTime) -> Marku
                         title { (moment(outage.since)) ", " (length(outage.until.unwrap_or(now).duration_since(outage.since).unwrap_or_default())) }
                     }
                 }
-                @for hour in 1..24 { line .hour x1=(hour * 60) x2=(hour * 60) y1="0" y2=(if hour % 6 == 0 { 40 } else { 8 }) {} }
+                @for hour in 1..24 { line .hour x1=(hour * 60) x2=(hour * 60) y1="14" y2=(if hour % 6 == 0 { 40 } else { 20 }) {} }
             }
             div .scale aria-hidden="true" { span { "24 h ago" } span { "18 h" } span { "12 h" } span { "6 h" } span { "now" } }
             p .dim aria-hidden="true" {
