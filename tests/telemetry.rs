@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use exposition::Page;
 use rig::Rig;
 use serde_json::json;
-use steadfs::config::{CompatConfig, MetricsListen};
+use steadfs::config::{CompatConfig, HotPath, MetricsListen};
 use steadfs::supervisor::Event;
 use steadfs::telemetry::UmountRefused;
 
@@ -126,6 +126,37 @@ fn the_manual_names_every_metric_and_no_other() {
     let words = manual.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let named: BTreeSet<String> = words.filter(|word| word.starts_with("steadfs_")).map(String::from).collect();
     assert_eq!(exported, named);
+}
+
+#[test]
+fn each_overlay_of_a_daemon_has_series_of_its_own() {
+    let hot = |rig: &Rig, number: usize| rig.observed.config.overlays[number].mountpoint.display().to_string();
+    let rig = Rig::new(|config| {
+        let second = HotPath { mountpoint: config.home.with_file_name("second"), ..config.overlays[0].clone() };
+        config.overlays.push(second);
+        config.home = format!("@several-{}", std::process::id()).into();
+    });
+    let page = page(&rig);
+    assert_eq!(page.complaints(), Vec::<String>::new());
+    let of =
+        |name: &str| -> Vec<String> { page.samples(name).map(|sample| sample.labels["overlay"].clone()).collect() };
+    let both = vec![hot(&rig, 0), hot(&rig, 1)];
+    for name in ["overlay_mounted", "open_files", "log_bytes", "lost_files_total"] {
+        assert_eq!(of(&format!("steadfs_{name}")), both, "{name}");
+    }
+    for name in ["up", "generation", "worker_paused", "spool_entries", "log_limit_bytes"] {
+        assert_eq!(of(&format!("steadfs_{name}")), [rig.mountpoint()], "{name}");
+    }
+    let overlays = rig.ask(&json!({"request": "status"}))["overlays"].clone();
+    let shown: Vec<_> = overlays
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|overlay| (&overlay["mountpoint"], &overlay["mounted"]))
+        .collect();
+    assert_eq!(shown, [(&json!(both[0]), &json!("no")), (&json!(both[1]), &json!("no"))]);
+    let (_, html) = rig.get("/");
+    assert!(html.contains(&format!("<bdi>{}</bdi>", both[1])) && html.contains("Not mounted: "), "{html}");
 }
 
 #[test]
@@ -306,7 +337,7 @@ fn the_field_cases_metrics_go_on_in_an_outage_and_say_if_the_state_cannot_be_wri
     let refused = rig.bind_error(|config| {
         config.telemetry.compat = Some(CompatConfig::Healtharchive { state: "/no/such/state.json".into() });
     });
-    assert_eq!(refused, "compat: /no/such: there is no such directory; make it first");
+    assert_eq!(refused, "compat_state: /no/such: there is no such directory; make it first");
 }
 
 #[test]

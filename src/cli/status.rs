@@ -52,7 +52,8 @@ impl Found {
     }
 }
 
-/// Prints it. Exit codes as [`Found::code`].
+/// Prints it. Exit code 0: calls succeed; 1: at least one mount is in an outage, or its daemon is there and does not
+/// answer; 3: there is no such mount.
 pub fn run(args: StatusArgs) -> ExitCode {
     let (json, one) = (args.json, args.mountpoint.is_some());
     if args.watch {

@@ -44,7 +44,7 @@ impl Compat {
         let Some(CompatConfig::Healtharchive { state: path }) = &config.telemetry.compat else { return Ok(None) };
         let parent = path.parent().filter(|parent| parent.is_dir());
         if parent.is_none() {
-            return Err(format!("compat: {}: there is no such directory; make it first", shown_parent(path)));
+            return Err(format!("compat_state: {}: there is no such directory; make it first", shown_parent(path)));
         }
         let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::named(dir, FILE)).transpose()?;
         let state = State::read(path);

@@ -26,7 +26,7 @@ pub struct Observation {
     pub errno: i32,
     /// The hot path.
     pub path: String,
-    /// [`KIND`].
+    /// `tiering_hot_path`.
     pub kind: String,
 }
 
