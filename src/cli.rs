@@ -21,6 +21,7 @@ pub mod status;
 pub mod triage;
 pub mod umount;
 pub mod upgrade;
+pub mod watch;
 
 use std::process::ExitCode;
 

@@ -175,6 +175,7 @@ impl DaemonConfig {
         DaemonConfig {
             home: mountpoint.clone(),
             source,
+            expected: vec![mountpoint.clone()],
             overlays: vec![HotPath { mountpoint, path: PathBuf::new(), slot: 0, overlay }],
             calls: CallPolicy::default(),
             repair: RepairPolicy::default(),
@@ -230,6 +231,9 @@ pub struct DaemonConfig {
     pub source: Source,
     /// The overlays: one of a `steadfs mount`, any number of a `steadfs run`.
     pub overlays: Vec<HotPath>,
+    /// Hot paths that the file names: one of them on which nothing is mounted is told of, whoever unmounted it.
+    #[serde(default)]
+    pub expected: Vec<PathBuf>,
     /// Deadlines.
     #[serde(default)]
     pub calls: CallPolicy,

@@ -280,8 +280,8 @@ fn reload(
         supervisor.set_permit(permit_of(wanted));
     }
     let taken_over = hots.configure(|config| {
-        let DaemonConfig { calls, repair, permit, worker, soft_start, file, .. } = wanted.clone();
-        *config = DaemonConfig { calls, repair, permit, worker, soft_start, file, ..config.clone() };
+        let DaemonConfig { expected, calls, repair, permit, worker, soft_start, file, .. } = wanted.clone();
+        *config = DaemonConfig { expected, calls, repair, permit, worker, soft_start, file, ..config.clone() };
     });
     taken_over.map_err(|error| error.to_string())?;
     Ok(done)
@@ -445,7 +445,7 @@ impl Core {
             configured: Arc::new(move || configured.config()),
             reload: Arc::new(move |wanted, nonempty| reload(&reloaded, &gate, told.get(), &wanted, &nonempty)),
             attach: Arc::new(move |at, nonempty| attached.attach(at, nonempty).map_err(|error| error.to_string())),
-            detach: Arc::new(move |path, lazy| detached.detach(path, lazy)),
+            detach: Arc::new(move |path, lazy| detached.dismiss(path, lazy)),
             stop: Arc::new(move |lazy| {
                 let mounted = stopped.views().iter().any(|view| view.mounted);
                 if mounted {

@@ -1,10 +1,16 @@
-//! Metrics, status, health (promise P8). Reads what others count; nobody calls it.
+//! Metrics, status, health, events (promise P8). Reads what others count; nobody calls it.
 
+pub mod compat;
 pub mod control;
+pub mod held;
 pub mod http;
 pub mod journal;
 pub mod metrics;
+pub mod overlays;
+pub mod page;
+pub mod printable;
 pub mod recovery;
+pub mod replace;
 pub mod sockets;
 pub mod status;
 pub mod textfile;
@@ -22,8 +28,10 @@ use crate::overlay::Counts;
 use crate::rundir;
 use crate::supervisor::Watch;
 use crate::worker::Worker;
+use compat::Compat;
 use control::Pending;
 use journal::Journal;
+use journal::file::Writing;
 use sockets::OwnSocket;
 use textfile::Textfile;
 
@@ -90,6 +98,14 @@ pub struct View {
     pub counts: Counts,
 }
 
+impl View {
+    /// One that should be there and is not.
+    pub fn missing(mountpoint: PathBuf) -> View {
+        let (path, subtype, counts) = (PathBuf::new(), "steadfs".into(), Counts::default());
+        View { mountpoint, path, subtype, read_only: false, mounted: false, counts }
+    }
+}
+
 /// Mounts one more overlay, though its directory be not empty if so asked; the error is for the user.
 pub type Attach = Arc<dyn Fn(HotPath, bool) -> Result<(), String> + Send + Sync>;
 /// Unmounts one, lazily if so asked.
@@ -142,19 +158,24 @@ pub struct Bound {
     control: OwnSocket,
     metrics: Option<(http::Listener, Option<OwnSocket>)>,
     textfile: Option<Arc<Textfile>>,
+    compat: Option<Arc<Compat>>,
     journal: Arc<Journal>,
+    journal_file: Option<Writing>,
 }
 
 /// Binds what the configuration asks for, and begins the journal: to be called before the supervisor starts, so that no
 /// event is missed. The error names the option and the remedy.
 pub fn bind(config: &DaemonConfig, watch: &Watch) -> Result<Bound, String> {
     let textfile = config.telemetry.textfile.as_ref().map(|dir| Textfile::bind(dir, &config.home)).transpose()?;
+    let compat = Compat::bind(config, watch)?;
+    let journal_file = journal::file::follow(&config.telemetry, &config.home, watch)?;
     let metrics = config.telemetry.listen.as_ref().map(http::bind).transpose()?;
     rundir::create(&config.home).map_err(|error| format!("{}: {error}", rundir::of(&config.home).display()))?;
     let path = rundir::control_socket(&config.home);
     let control = OwnSocket::bind(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let journal = Journal::follow(watch).map_err(|error| error.to_string())?;
-    Ok(Bound { control, metrics, textfile: textfile.map(Arc::new), journal })
+    let (textfile, compat) = (textfile.map(Arc::new), compat.map(Arc::new));
+    Ok(Bound { control, metrics, textfile, compat, journal, journal_file })
 }
 
 /// Everything that observes; ends, and removes its files, when dropped.
@@ -162,6 +183,8 @@ pub struct Guard {
     runtime: Option<tokio::runtime::Runtime>,
     pending: Pending,
     textfile: Option<Arc<Textfile>>,
+    compat: Option<Arc<Compat>>,
+    _journal_file: Option<Writing>,
     _sockets: Vec<OwnSocket>,
 }
 
@@ -178,13 +201,23 @@ impl Bound {
         runtime.spawn(control::serve(control, observed.clone(), journal, pending.clone()));
         let mut sockets = vec![self.control];
         if let Some((listener, socket)) = self.metrics {
-            runtime.spawn(http::serve(listener, observed.clone()));
+            runtime.spawn(http::serve(listener, observed.clone(), Arc::clone(&self.journal)));
             sockets.extend(socket);
         }
         if let Some(textfile) = &self.textfile {
-            runtime.spawn(textfile::keep(Arc::clone(textfile), observed, self.journal));
+            runtime.spawn(textfile::keep(Arc::clone(textfile), observed.clone(), Arc::clone(&self.journal)));
         }
-        Ok(Guard { runtime: Some(runtime), pending, textfile: self.textfile, _sockets: sockets })
+        if let Some(compat) = &self.compat {
+            runtime.spawn(compat::keep(Arc::clone(compat), observed, self.journal));
+        }
+        Ok(Guard {
+            runtime: Some(runtime),
+            pending,
+            textfile: self.textfile,
+            compat: self.compat,
+            _journal_file: self.journal_file,
+            _sockets: sockets,
+        })
     }
 }
 
@@ -196,6 +229,9 @@ impl Drop for Guard {
         }
         if let Some(textfile) = &self.textfile {
             textfile.end();
+        }
+        if let Some(compat) = &self.compat {
+            compat.end();
         }
     }
 }

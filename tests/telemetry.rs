@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use exposition::Page;
 use rig::Rig;
 use serde_json::json;
-use steadfs::config::MetricsListen;
+use steadfs::config::{CompatConfig, HotPath, MetricsListen};
 use steadfs::supervisor::Event;
 use steadfs::supervisor::permit::HeldBy;
 use steadfs::supervisor::report::{HeldBack, RepairLog};
@@ -171,6 +171,37 @@ fn the_manual_names_every_metric_and_no_other() {
 }
 
 #[test]
+fn each_overlay_of_a_daemon_has_series_of_its_own() {
+    let hot = |rig: &Rig, number: usize| rig.observed.config.overlays[number].mountpoint.display().to_string();
+    let rig = Rig::new(|config| {
+        let second = HotPath { mountpoint: config.home.with_file_name("second"), ..config.overlays[0].clone() };
+        config.overlays.push(second);
+        config.home = format!("@several-{}", std::process::id()).into();
+    });
+    let page = page(&rig);
+    assert_eq!(page.complaints(), Vec::<String>::new());
+    let of =
+        |name: &str| -> Vec<String> { page.samples(name).map(|sample| sample.labels["overlay"].clone()).collect() };
+    let both = vec![hot(&rig, 0), hot(&rig, 1)];
+    for name in ["overlay_mounted", "open_files", "log_bytes", "lost_files_total"] {
+        assert_eq!(of(&format!("steadfs_{name}")), both, "{name}");
+    }
+    for name in ["up", "generation", "worker_paused", "spool_entries", "log_limit_bytes"] {
+        assert_eq!(of(&format!("steadfs_{name}")), [rig.mountpoint()], "{name}");
+    }
+    let overlays = rig.ask(&json!({"request": "status"}))["overlays"].clone();
+    let shown: Vec<_> = overlays
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|overlay| (&overlay["mountpoint"], &overlay["mounted"]))
+        .collect();
+    assert_eq!(shown, [(&json!(both[0]), &json!("no")), (&json!(both[1]), &json!("no"))]);
+    let (_, html) = rig.get("/");
+    assert!(html.contains(&format!("<bdi>{}</bdi>", both[1])) && html.contains("Not mounted: "), "{html}");
+}
+
+#[test]
 fn health_is_ok_while_calls_succeed_and_names_the_state_otherwise() {
     let rig = Rig::served();
     for (state, expected) in [("live", (200, "ok\n")), ("suspect", (200, "ok\n")), ("waiting", (503, "waiting\n"))] {
@@ -228,6 +259,176 @@ fn the_textfile_follows_events_and_goes_at_the_end() {
     assert_eq!(read(&rig).complaints(), Vec::<String>::new());
     rig.end();
     assert_eq!(names(), Vec::<String>::new());
+}
+
+/// What is in the field case's state file and metrics now.
+fn compat(rig: &Rig) -> (serde_json::Value, Page) {
+    let state = std::fs::read_to_string(rig.path("watchdog.json")).unwrap_or_default();
+    let metrics = rig.path("textfiles").join("healtharchive_storage_hotpath_auto_recover.prom");
+    let metrics = std::fs::read_to_string(metrics).unwrap_or_default();
+    (serde_json::from_str(&state).unwrap_or_default(), Page::parse(&metrics))
+}
+
+fn with_compat(known: &str) -> Rig {
+    Rig::new(|config| {
+        let directory = config.home.parent().map(Path::to_owned).expect("it has one");
+        let state = directory.join("watchdog.json");
+        if !known.is_empty() {
+            std::fs::write(&state, known).expect("written");
+        }
+        config.permit.deploy_lock = Some(directory.join("deploy.lock"));
+        config.permit.enable_file = Some(directory.join("enabled"));
+        config.telemetry.compat = Some(CompatConfig::Healtharchive { state });
+    })
+}
+
+#[test]
+fn the_field_cases_watchdog_is_played_from_events_and_survives_a_restart() {
+    const PREFIX: &str = "healtharchive_storage_hotpath_auto_recover_";
+    let mut rig = with_compat("");
+    let value = |rig: &Rig, name: &str| compat(rig).1.value(&format!("{PREFIX}{name}"), &[]);
+    rig.wait(|| value(&rig, "metrics_ok") == Some(1.0));
+    let (state, page) = compat(&rig);
+    assert_eq!(page.complaints(), Vec::<String>::new());
+    let names: BTreeSet<String> = page.families().map(String::from).collect();
+    let expected = [
+        "metrics_ok",
+        "last_run_timestamp_seconds",
+        "last_healthy_timestamp_seconds",
+        "enabled",
+        "deploy_lock_active",
+        "deploy_lock_age_seconds",
+        "detected_targets",
+        "last_apply_timestamp_seconds",
+        "last_apply_ok",
+        "apply_total",
+        "apply_24h",
+        "apply_1h",
+    ];
+    let mut expected: BTreeSet<String> = expected.iter().map(|name| format!("{PREFIX}{name}")).collect();
+    expected.extend(
+        ["storagebox_mount_ok", "tiering_hot_path_ok", "tiering_hot_path_errno"]
+            .map(|name| format!("healtharchive_{name}")),
+    );
+    assert_eq!(names, expected);
+    let is_plain = |sample: &&exposition::Sample| !sample.name.starts_with(PREFIX) || sample.labels.is_empty();
+    assert!(page.all().all(|sample| is_plain(&sample)), "they have no labels");
+    // Nothing is mounted in this test: although the directory could be read, its path counts.
+    let hot = rig.mountpoint();
+    assert_eq!((value(&rig, "detected_targets"), value(&rig, "enabled")), (Some(1.0), Some(0.0)));
+    assert_eq!(page.value("healtharchive_tiering_hot_path_ok", &[("hot", &hot)]), Some(0.0));
+    assert_eq!(page.value("healtharchive_tiering_hot_path_errno", &[("hot", &hot)]), Some(107.0));
+    let observation = &state["observations"][format!("hot:{hot}")];
+    assert_eq!((&observation["errno"], &observation["kind"]), (&json!(107), &json!("tiering_hot_path")));
+    assert_eq!((value(&rig, "deploy_lock_age_seconds"), value(&rig, "apply_total")), (Some(-1.0), Some(0.0)));
+    // An outage that is repaired, and one whose repair fails, while somebody deploys.
+    std::fs::write(rig.path("enabled"), "").expect("written");
+    std::fs::write(rig.path("deploy.lock"), "").expect("written");
+    let lock = std::fs::File::open(rig.path("deploy.lock")).expect("it is there");
+    let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno);
+    let watch = &rig.observed.watch;
+    let began = || Event::OutageBegan { since: SystemTime::now(), reason: "call_error".into(), detail: "EIO".into() };
+    for event in [began(), Event::Recovered { generation: 2, outage_secs: 1.0 }, began()] {
+        watch.publish(event);
+    }
+    watch.publish(Event::StartFailed { generation: 3, detail: "refused".into(), halted: true, retry_in_secs: None });
+    rig.wait(|| value(&rig, "apply_total") == Some(2.0));
+    let figures =
+        ["apply_1h", "apply_24h", "last_apply_ok", "deploy_lock_active", "enabled"].map(|name| value(&rig, name));
+    assert_eq!(figures, [Some(2.0), Some(2.0), Some(0.0), Some(1.0), Some(1.0)]);
+    let state = compat(&rig).0;
+    assert_eq!(
+        (&state["last_apply_ok"], &state["last_apply_errors"], &state["last_skip_reason"]),
+        (&json!(0), &json!(["refused"]), &json!("deploy_lock"))
+    );
+    assert!(state["last_apply_utc"].as_str().is_some_and(|text| text.ends_with("+00:00")), "{state}");
+    drop(lock);
+    // The next daemon knows what this one knew; only the metrics go with it.
+    rig.end();
+    assert_eq!(compat(&rig).1.all().count(), 0);
+    let known = std::fs::read_to_string(rig.path("watchdog.json")).expect("it stays");
+    drop(rig);
+    let next = with_compat(&known);
+    next.wait(|| value(&next, "apply_total") == Some(2.0));
+    assert_eq!(value(&next, "apply_24h"), Some(2.0));
+    next.observed.watch.publish(began());
+    next.observed.watch.publish(Event::Recovered { generation: 2, outage_secs: 1.0 });
+    next.wait(|| value(&next, "apply_total") == Some(3.0) && value(&next, "last_apply_ok") == Some(1.0));
+}
+
+#[test]
+fn the_field_cases_metrics_go_on_in_an_outage_and_say_if_the_state_cannot_be_written() {
+    let rig = with_compat("");
+    let run = || compat(&rig).1.value("healtharchive_storage_hotpath_auto_recover_last_run_timestamp_seconds", &[]);
+    rig.wait(|| run().is_some());
+    rig.freeze();
+    rig.submit_read();
+    rig.observed.watch.update(|snapshot| snapshot.state = "waiting");
+    // Its place is taken by a directory.
+    std::fs::remove_file(rig.path("watchdog.json")).expect("removed");
+    std::fs::create_dir(rig.path("watchdog.json")).expect("made");
+    let before = run();
+    rig.wait(|| {
+        rig.observed.watch.publish(Event::Notice { detail: "x".into() });
+        run() > before
+    });
+    let page = compat(&rig).1;
+    let ok = page.value("healtharchive_storage_hotpath_auto_recover_metrics_ok", &[]);
+    assert_eq!((ok, page.value("healtharchive_storagebox_mount_ok", &[])), (Some(0.0), Some(0.0)));
+    rig.thaw();
+    let refused = rig.bind_error(|config| {
+        config.telemetry.compat = Some(CompatConfig::Healtharchive { state: "/no/such/state.json".into() });
+    });
+    assert_eq!(refused, "compat_state: /no/such: there is no such directory; make it first");
+}
+
+#[test]
+fn events_are_appended_to_the_journal_file() {
+    let rig = Rig::new(|config| config.telemetry.journal = config.home.parent().map(|parent| parent.join("journal")));
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(rig.path("journal")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("each line is an object")).collect()
+    };
+    rig.observed.watch.publish(Event::Recovered { generation: 1, outage_secs: 1.5 });
+    rig.wait(|| lines().len() == 2);
+    assert_eq!((&lines()[0]["event"], &lines()[1]["event"]), (&json!("outage_began"), &json!("recovered")));
+    assert_eq!((&lines()[1]["daemon"], &lines()[1]["outage_secs"]), (&json!(rig.mountpoint()), &json!(1.5)));
+    assert!(lines()[1]["at"].as_str().is_some_and(|at| humantime::parse_rfc3339(at).is_ok()));
+    let refused = rig.bind_error(|config| config.telemetry.journal = Some("/dev".into()));
+    assert!(refused.starts_with("journal=/dev: ") && refused.ends_with("; give another path"), "{refused}");
+    let refused = rig.bind_error(|config| config.telemetry.journal = Some("/dev/null".into()));
+    assert_eq!(refused, "journal=/dev/null: it is no regular file; give another path");
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_whole_lines() {
+    use steadfs::telemetry::journal::file::JournalFile;
+    // Gone with the test's last descriptor on it, however the test ends.
+    struct Small(tempfile::TempDir);
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+    let small = Small(tempfile::tempdir().expect("a directory"));
+    let none = None::<&str>;
+    nix::mount::mount(none, small.0.path(), Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=8k"))
+        .expect("mounted");
+    let (path, ballast) = (small.0.path().join("journal"), small.0.path().join("ballast"));
+    std::fs::write(&ballast, [0; 4096]).expect("one page of two");
+    let mut file = JournalFile::new(path.clone(), 1 << 20, 2);
+    let long = "x".repeat(1000);
+    (0..10).for_each(|_| file.note(SystemTime::now(), "/hot", &Event::Notice { detail: long.clone() }));
+    let lines = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        text.lines().map(|line| serde_json::from_str(line).expect("no line is torn")).collect()
+    };
+    assert_eq!(lines().len(), 3, "what fits into a page");
+    std::fs::remove_file(&ballast).expect("removed");
+    file.note(SystemTime::now(), "/hot", &Event::Cleared { generation: 9 });
+    let kinds: Vec<_> = lines().iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(kinds[3..], ["journal_gap", "cleared"]);
+    assert_eq!(lines()[3]["lost"], 7);
 }
 
 #[test]

@@ -160,6 +160,7 @@ pub(super) fn resolved(mut config: DaemonConfig) -> Result<DaemonConfig, MountEr
         crate::daemon::overlaps(&done, &hot)?;
         done.push(hot);
     }
+    config.expected = done.iter().map(|hot| hot.mountpoint.clone()).collect();
     config.overlays = done;
     Ok(config)
 }

@@ -26,66 +26,97 @@ pub struct StatusArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Show it again each second, until q is typed. Without a terminal it is printed again and again.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// What the daemons said at one look.
+pub(super) struct Found {
+    /// Those that answered.
+    pub statuses: Vec<Status>,
+    /// Those that are there and do not answer, in words.
+    pub silent: Vec<String>,
+    /// What else is to be said.
+    pub complaints: Vec<String>,
+}
+
+impl Found {
+    /// 0: calls succeed; 1: at least one mount is in an outage, or its daemon is there and does not answer; 3: there is no
+    /// such mount.
+    pub fn code(&self) -> u8 {
+        match (self.statuses.is_empty(), self.silent.is_empty()) {
+            (true, true) => 3,
+            (_, false) => 1,
+            (false, true) => u8::from(!self.statuses.iter().all(Status::is_up)),
+        }
+    }
 }
 
 /// Prints it. Exit code 0: calls succeed; 1: at least one mount is in an outage, or its daemon is there and does not
 /// answer; 3: there is no such mount.
 pub fn run(args: StatusArgs) -> ExitCode {
-    let sockets = match &args.mountpoint {
+    let (json, one) = (args.json, args.mountpoint.is_some());
+    if args.watch {
+        return super::watch::run(|| look(args.mountpoint.as_deref()), |found| text(found, json, one), json);
+    }
+    let found = match look(args.mountpoint.as_deref()) {
+        Ok(found) => found,
+        Err(error) => return failed(&error.to_string()),
+    };
+    found.silent.iter().chain(&found.complaints).for_each(|complaint| super::complain(complaint));
+    let text = match text(&found, json, one) {
+        Ok(text) => text,
+        Err(error) => return failed(&error),
+    };
+    // A reader that went away (a pager, `head`) is no error.
+    let _ = io::stdout().write_all(text.as_bytes());
+    if found.code() == 3 && !one && !json {
+        super::complain("nothing is mounted");
+    }
+    ExitCode::from(found.code())
+}
+
+/// Asks the daemon of `mountpoint`, or all of this user.
+fn look(mountpoint: Option<&Path>) -> Result<Found, MountError> {
+    let sockets = match mountpoint {
         Some(mountpoint) => {
             let home = daemons::named(mountpoint);
             claim::is_own(&home).map(|_| vec![rundir::control_socket(&home)])
         }
         None => all_sockets(),
     };
-    let sockets = match sockets {
-        Ok(sockets) => sockets,
-        Err(error) => return failed(&error.to_string()),
-    };
-    let mut found = Vec::new();
-    let mut silent = false;
-    for socket in &sockets {
+    let mut found = Found { statuses: Vec::new(), silent: Vec::new(), complaints: Vec::new() };
+    for socket in &sockets? {
         match ask(socket, &Request::Status, PATIENCE) {
-            Ok(Reply::Status(status)) => found.push(*status),
-            Ok(other) => super::complain(&format!("{}: unexpected answer: {other:?}", socket.display())),
+            Ok(Reply::Status(status)) => found.statuses.push(*status),
+            Ok(other) => found.complaints.push(format!("{}: unexpected answer: {other:?}", socket.display())),
             Err(error) if is_absent(&error) => {
                 // A socket without a daemon is what a killed one leaves behind.
-                if let Some(mountpoint) = &args.mountpoint {
-                    super::complain(&format!("no steadfs serves {}", mountpoint.display()));
-                }
+                found.complaints.extend(mountpoint.map(|path| format!("no steadfs serves {}", path.display())));
             }
-            Err(error) => {
-                silent = true;
-                super::complain(&format!(
-                    "{}: the daemon does not answer: {}",
-                    socket.display(),
-                    words(&error, PATIENCE)
-                ));
-            }
+            Err(error) => found.silent.push(format!(
+                "{}: the daemon does not answer: {}",
+                socket.display(),
+                words(&error, PATIENCE)
+            )),
         }
     }
-    let text = if args.json {
-        let json = if args.mountpoint.is_some() {
-            found.first().map(serde_json::to_string)
-        } else {
-            Some(serde_json::to_string(&found))
-        };
-        match json.transpose() {
-            Ok(json) => json.map(|json| json + "\n").unwrap_or_default(),
-            Err(error) => return failed(&error.to_string()),
-        }
+    Ok(found)
+}
+
+/// For people, or as JSON: an object if one mount was asked for, else an array.
+fn text(found: &Found, json: bool, one: bool) -> Result<String, String> {
+    if !json {
+        return Ok(found.statuses.iter().map(describe).collect::<Vec<_>>().join("\n"));
+    }
+    let json = if one {
+        found.statuses.first().map(serde_json::to_string)
     } else {
-        found.iter().map(describe).collect::<Vec<_>>().join("\n")
+        Some(serde_json::to_string(&found.statuses))
     };
-    // A reader that went away (a pager, `head`) is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
-    if found.is_empty() && !silent {
-        if args.mountpoint.is_none() && !args.json {
-            super::complain("nothing is mounted");
-        }
-        return ExitCode::from(3);
-    }
-    ExitCode::from(u8::from(silent || !found.iter().all(Status::is_up)))
+    let json = json.transpose().map_err(|error| error.to_string())?;
+    Ok(json.map(|json| json + "\n").unwrap_or_default())
 }
 
 /// The source that the daemon of `mountpoint` serves there.
@@ -161,12 +192,21 @@ pub(super) fn ask(socket: &Path, request: &Request, patience: Duration) -> io::R
 }
 
 fn describe(status: &Status) -> String {
+    let not_mounted = status.overlays.iter().filter(|overlay| overlay.mounted != "yes");
+    let missing: Vec<_> = not_mounted
+        .map(|overlay| match overlay.mounted.as_str() {
+            "other" => format!("  overlay     something else is mounted on {}", overlay.mountpoint),
+            _ => format!("  overlay     nothing is mounted on {}", overlay.mountpoint),
+        })
+        .collect();
     let round = |secs: f64| humantime::format_duration(Duration::from_secs(secs.max(0.0) as u64)).to_string();
     let mut lines = vec![
         format!("{} on {}", status.source, status.mountpoint),
         format!("  state       {} for {} (since {})", status.state, round(status.for_secs), status.since),
     ];
     lines.extend(status.why.as_ref().map(|why| format!("  why         {why}")));
+    lines.extend(status.held.as_ref().map(|by| format!("  held back   by {by}")));
+    lines.extend(missing);
     lines.push(format!(
         "  next        {}{}",
         status.next,

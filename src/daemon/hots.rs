@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -300,7 +300,12 @@ impl Hots {
             mounted: hot.mount.get().is_some_and(|mount| mount.is_at_its_place()),
             counts: hot.overlay.counts(),
         };
-        self.all().iter().map(view).collect()
+        let mut views: Vec<View> = self.all().iter().map(view).collect();
+        // Whoever unmounted them: jobs there write to the local disk, if nothing keeps them from it.
+        let missing = |path: &&PathBuf| !views.iter().any(|view| view.mountpoint == **path);
+        let missing: Vec<PathBuf> = self.config.lock().expected.iter().filter(missing).cloned().collect();
+        views.extend(missing.into_iter().map(View::missing));
+        views
     }
 
     /// What is kept for a successor.
@@ -427,6 +432,13 @@ impl Hots {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Unmounts one that is not wanted any more.
+    pub fn dismiss(&self, mountpoint: &Path, lazy: bool) -> Result<(), UmountRefused> {
+        self.detach(mountpoint, lazy)?;
+        let forget = |config: &mut DaemonConfig| config.expected.retain(|path| path != mountpoint);
+        self.configure(forget).map_err(|error| UmountRefused::Other(error.to_string()))
     }
 
     /// Unmounts all of them, as far as that is possible.
@@ -622,8 +634,6 @@ fn spool_of(config: &DaemonConfig, at: &HotPath) -> Spool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
     use crate::config::{OverlayConfig, Source};
 

@@ -1,13 +1,17 @@
-//! The events of a mount, in memory and in the log.
+//! The events of a mount: in memory, in the log, and in a file if one is configured.
+
+pub mod file;
+pub mod history;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::supervisor::{Event, Watch};
+use history::{History, Outage};
 
 /// What the lines of events are marked with in the log.
 pub const TARGET: &str = "steadfs::event";
@@ -18,8 +22,9 @@ const KEPT: usize = 200;
 #[derive(Default)]
 pub struct Journal {
     events: Mutex<VecDeque<(SystemTime, Event)>>,
-    /// Told of each event.
-    pub changed: Notify,
+    history: Mutex<History>,
+    /// How many events there were.
+    count: watch::Sender<u64>,
 }
 
 impl Journal {
@@ -30,6 +35,7 @@ impl Journal {
         std::thread::Builder::new().name("journal".into()).spawn(move || {
             for (at, event) in events {
                 log(&event);
+                written.history.lock().fold(at, &event);
                 let mut kept = written.events.lock();
                 if kept.len() == KEPT {
                     kept.pop_front();
@@ -37,7 +43,7 @@ impl Journal {
                 let last = event == Event::Stopping;
                 kept.push_back((at, event));
                 drop(kept);
-                written.changed.notify_one();
+                written.count.send_modify(|count| *count += 1);
                 if last {
                     break;
                 }
@@ -49,6 +55,16 @@ impl Journal {
     /// The events, oldest first.
     pub fn events(&self) -> Vec<(SystemTime, Event)> {
         self.events.lock().iter().cloned().collect()
+    }
+
+    /// The outages, oldest first, the present one last.
+    pub fn outages(&self) -> Vec<Outage> {
+        self.history.lock().outages()
+    }
+
+    /// Changes with each event, as long as the journal lives.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.count.subscribe()
     }
 }
 

@@ -8,9 +8,11 @@ use std::time::SystemTime;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use super::Observed;
+use super::overlays::{self, Place, Seen};
+use super::{Observed, status};
 use crate::gate::stats::LATENCY_BOUNDS;
 use crate::gate::{Op, Outcome};
+use crate::overlay::Counts;
 
 /// States in `steadfs_state`, as in [`crate::supervisor::Snapshot::state`].
 const STATES: [&str; 11] = [
@@ -33,7 +35,9 @@ pub fn render(observed: &Observed) -> String {
     supervisor(&mut page, observed);
     repairs::families(&mut page, observed);
     calls(&mut page, observed);
-    rest(&mut page, observed);
+    let overlays = overlays::look(observed);
+    by_overlay(&mut page, &overlays);
+    rest(&mut page, observed, &overlays::total(&overlays));
     let mut text = Vec::new();
     if let Err(error) = TextEncoder::new().encode(&page.families, &mut text) {
         tracing::error!(%error, "metrics cannot be encoded");
@@ -62,14 +66,7 @@ impl Page {
     }
 
     fn labelled(&self, labels: Labels<'_>) -> Metric {
-        let pair = |(name, value): (&str, &str)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.into());
-            pair.set_value(value.into());
-            pair
-        };
-        let overlay = std::iter::once(("overlay", self.overlay.as_str()));
-        Metric::from_label(overlay.chain(labels.iter().copied()).map(pair).collect())
+        labelled(&self.overlay, labels)
     }
 
     fn gauge_of(&self, labels: Labels<'_>, value: f64) -> Metric {
@@ -97,6 +94,17 @@ impl Page {
         let metric = self.counter_of(&[], value);
         self.family(name, help, MetricType::COUNTER, vec![metric]);
     }
+}
+
+fn labelled(overlay: &str, labels: Labels<'_>) -> Metric {
+    let pair = |(name, value): (&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.into());
+        pair.set_value(value.into());
+        pair
+    };
+    let overlay = std::iter::once(("overlay", overlay));
+    Metric::from_label(overlay.chain(labels.iter().copied()).map(pair).collect())
 }
 
 fn epoch(at: Option<SystemTime>) -> f64 {
@@ -191,29 +199,50 @@ fn calls(page: &mut Page, observed: &Observed) {
     page.gauge("steadfs_window_bytes", "Most bytes that may be in flight at present.", load.window as f64);
 }
 
-fn rest(page: &mut Page, observed: &Observed) {
-    let counts = (observed.counts)();
-    page.gauge("steadfs_open_files", "Open files.", counts.open_files as f64);
-    page.gauge("steadfs_open_directories", "Open directories.", counts.open_dirs as f64);
-    page.gauge("steadfs_cached_inodes", "Inodes that the kernel holds.", counts.nodes as f64);
-    page.gauge("steadfs_log_bytes", "Bytes that the write log keeps until a commit.", counts.log_bytes as f64);
-    page.gauge("steadfs_log_limit_bytes", "Most bytes that it may keep (log_size).", counts.log_limit as f64);
-    page.gauge("steadfs_uncommitted_files", "Files with changes that are not committed.", counts.dirty_files as f64);
-    page.counter(
-        "steadfs_replayed_bytes_total",
-        "Bytes that were written again after repairs.",
-        counts.replayed_bytes as f64,
+/// What is told of each overlay, with its hot path as the label; everything else has the name of the daemon.
+fn by_overlay(page: &mut Page, overlays: &[Seen]) {
+    let mut family = |name: &str, help: &str, kind: MetricType, value: fn(&Seen) -> f64| {
+        let metrics = overlays.iter().map(|seen| {
+            let mut metric = labelled(&seen.mountpoint.display().to_string(), &[]);
+            if kind == MetricType::COUNTER {
+                let mut counter = Counter::default();
+                counter.set_value(value(seen));
+                metric.set_counter(counter);
+            } else {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value(seen));
+                metric.set_gauge(gauge);
+            }
+            metric
+        });
+        page.family(name, help, kind, metrics.collect());
+    };
+    let (gauge, counter) = (MetricType::GAUGE, MetricType::COUNTER);
+    let help = "1 if the overlay is what is mounted, uppermost, on the hot path.";
+    family("steadfs_overlay_mounted", help, gauge, |seen| flag(seen.place == Place::Overlay));
+    family("steadfs_open_files", "Open files.", gauge, |seen| seen.counts.open_files as f64);
+    family("steadfs_open_directories", "Open directories.", gauge, |seen| seen.counts.open_dirs as f64);
+    family("steadfs_cached_inodes", "Inodes that the kernel holds.", gauge, |seen| seen.counts.nodes as f64);
+    let help = "Bytes that the write log keeps until a commit.";
+    family("steadfs_log_bytes", help, gauge, |seen| seen.counts.log_bytes as f64);
+    let help = "Files with changes that are not committed.";
+    family("steadfs_uncommitted_files", help, gauge, |seen| seen.counts.dirty_files as f64);
+    let help = "Bytes that were written again after repairs.";
+    family("steadfs_replayed_bytes_total", help, counter, |seen| seen.counts.replayed_bytes as f64);
+    let help = "Files whose uncommitted changes were saved to the spool because they could not be written.";
+    family("steadfs_spooled_files_total", help, counter, |seen| seen.counts.spooled_files as f64);
+    let help = "Files whose uncommitted changes could not even be saved to the spool.";
+    family("steadfs_lost_files_total", help, counter, |seen| seen.counts.lost_files as f64);
+}
+
+fn rest(page: &mut Page, observed: &Observed, counts: &Counts) {
+    page.gauge(
+        "steadfs_log_limit_bytes",
+        "Most bytes that the write log may keep (log_size).",
+        counts.log_limit as f64,
     );
-    page.counter(
-        "steadfs_spooled_files_total",
-        "Files whose uncommitted changes were saved to the spool because they could not be written.",
-        counts.spooled_files as f64,
-    );
-    page.counter(
-        "steadfs_lost_files_total",
-        "Files whose uncommitted changes could not even be saved to the spool.",
-        counts.lost_files as f64,
-    );
+    let entries = status::spool_entries(observed);
+    page.gauge("steadfs_spool_entries", "Entries of the spool, for somebody to look at.", entries as f64);
     keeper(page, observed);
     let worker = observed.worker.report();
     let is = |paused: bool| f64::from(u8::from(paused));
@@ -248,6 +277,9 @@ fn rest(page: &mut Page, observed: &Observed) {
     );
     // Not process_*: in a textfile those names are node_exporter's own.
     page.gauge("steadfs_resident_memory_bytes", "Resident memory of the daemon (proc_pid_statm(5)).", resident_bytes());
+    let limit = status::memory_limit(&observed.gate.load(), counts, &(observed.kept)());
+    let help = "What that should stay under: write log, window, calls that wait, what is noted, and the rest.";
+    page.gauge("steadfs_resident_memory_limit_bytes", help, limit as f64);
     let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     page.gauge(
         "steadfs_open_descriptors",

@@ -4,10 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::Observed;
 use super::journal::Journal;
+use super::overlays::{self, Place};
+use super::{Kept, Observed, held};
 use crate::daemon::link::Upgraded;
-use crate::gate::Outcome;
+use crate::gate::stats::LATENCY_BOUNDS;
+use crate::gate::{Load, Op, Outcome};
+use crate::overlay::Counts;
+use crate::spool;
 
 /// Version of the JSON.
 pub const VERSION: u32 = 1;
@@ -43,6 +47,9 @@ pub struct Status {
     pub next: String,
     /// When, if a time is set, RFC 3339.
     pub next_at: Option<String>,
+    /// What holds a repair back, as in [`super::held::PERMITS`].
+    #[serde(default)]
+    pub held: Option<String>,
     /// The newest generation.
     pub generation: u64,
     /// The present outage.
@@ -73,8 +80,14 @@ pub struct Status {
     pub open_dirs: usize,
     /// Nodes.
     pub nodes: usize,
+    /// The overlays.
+    #[serde(default)]
+    pub overlays: Vec<Overlay>,
     /// The write log.
     pub log: Log,
+    /// Entries of the spool.
+    #[serde(default)]
+    pub spool_entries: u64,
     /// Resident memory of the daemon in bytes.
     pub resident_bytes: u64,
     /// What it should stay under: what the log, the window and the calls that wait may take, and the rest.
@@ -169,7 +182,7 @@ pub struct Log {
 }
 
 /// Calls by result.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calls {
     /// Not answered yet.
     pub waiting: usize,
@@ -183,12 +196,94 @@ pub struct Calls {
     pub outage: u64,
     /// Run again in a later generation.
     pub retried: u64,
+    /// Answered calls by how long they took: up to each of [`Calls::latency_bounds_secs`], and longer than all of them.
+    #[serde(default)]
+    pub latency_counts: Vec<u64>,
+    /// See [`Calls::latency_counts`].
+    #[serde(default)]
+    pub latency_bounds_secs: Vec<f64>,
+    /// All these latencies together.
+    #[serde(default)]
+    pub latency_secs_total: f64,
+}
+
+/// One overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// The hot path.
+    pub mountpoint: String,
+    /// `yes`, `no`, or `other` if something else is mounted there.
+    pub mounted: String,
+    /// Open files.
+    pub open_files: usize,
+    /// Open directories.
+    pub open_dirs: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Bytes that the write log keeps of it.
+    pub log_bytes: u64,
+    /// Files with something uncommitted.
+    pub uncommitted_files: usize,
+}
+
+impl From<&overlays::Seen> for Overlay {
+    fn from(seen: &overlays::Seen) -> Overlay {
+        Overlay {
+            mountpoint: seen.mountpoint.display().to_string(),
+            mounted: match seen.place {
+                Place::Overlay => "yes",
+                Place::Other => "other",
+                Place::Nothing => "no",
+            }
+            .into(),
+            open_files: seen.counts.open_files,
+            open_dirs: seen.counts.open_dirs,
+            nodes: seen.counts.nodes,
+            log_bytes: seen.counts.log_bytes,
+            uncommitted_files: seen.counts.dirty_files,
+        }
+    }
+}
+
+impl Calls {
+    fn of(observed: &Observed) -> Calls {
+        let (load, stats) = (observed.gate.load(), observed.gate.stats());
+        let mut counts = vec![0; LATENCY_BOUNDS.len() + 1];
+        for op in Op::ALL {
+            counts.iter_mut().zip(stats.latency(op).counts()).for_each(|(sum, count)| *sum += count);
+        }
+        Calls {
+            waiting: load.waiting,
+            ok: stats.total(Outcome::Ok),
+            error: stats.total(Outcome::Error),
+            deadline: stats.total(Outcome::Deadline),
+            outage: stats.total(Outcome::Outage),
+            retried: stats.retries.load(std::sync::atomic::Ordering::Relaxed),
+            latency_counts: counts,
+            latency_bounds_secs: LATENCY_BOUNDS.to_vec(),
+            latency_secs_total: Op::ALL.iter().map(|&op| stats.latency(op).sum_seconds()).sum(),
+        }
+    }
 }
 
 /// The log's entries and the allocator add to its bytes; a call that waits holds a request of up to 128 KiB and a thread; a
 /// node is its name and its place in three tables; the rest is code, stacks and tables.
 fn resident_limit(log: u64, window: u64, waiting: usize, nodes: usize) -> u64 {
     log + log / 4 + window + waiting as u64 * (192 << 10) + nodes as u64 * 512 + (64 << 20)
+}
+
+/// What the daemon's resident memory should stay under. What is noted for a successor counts as the daemon's, since that
+/// has it mapped.
+pub(super) fn memory_limit(load: &Load, counts: &Counts, kept: &Kept) -> u64 {
+    resident_limit(counts.log_limit, load.window, load.waiting, counts.nodes) + kept.resident
+}
+
+/// Entries that lie in the spool: files that somebody has to look at.
+pub(super) fn spool_entries(observed: &Observed) -> u64 {
+    let config = &observed.config;
+    let directory = config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&config.home));
+    let names = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.as_encoded_bytes().ends_with(b".spool")).count() as u64
 }
 
 fn rfc3339(at: SystemTime) -> String {
@@ -204,7 +299,10 @@ impl Status {
     pub fn of(observed: &Observed, journal: &Journal) -> Status {
         let snapshot = observed.watch.snapshot();
         let kept = (observed.kept)();
-        let (load, stats, counts) = (observed.gate.load(), observed.gate.stats(), (observed.counts)());
+        let (load, seen) = (observed.gate.load(), overlays::look(observed));
+        let counts = overlays::total(&seen);
+        let limit = memory_limit(&load, &counts, &kept);
+        let held = held::held(&snapshot).map(String::from);
         let events = journal.events().into_iter().filter_map(|(at, event)| {
             let mut value = serde_json::to_value(event).ok()?;
             value.as_object_mut()?.insert("at".into(), rfc3339(at).into());
@@ -224,6 +322,7 @@ impl Status {
             why: snapshot.why,
             next: snapshot.next,
             next_at: snapshot.next_at.map(rfc3339),
+            held,
             generation: snapshot.generation,
             outage: snapshot.outage_since.map(|at| Outage { since: rfc3339(at), secs: age(at).as_secs_f64() }),
             outages_total: snapshot.outages,
@@ -237,14 +336,7 @@ impl Status {
                 .probe_ok_at
                 .map(|at| Probe { at: rfc3339(at), took_secs: snapshot.probe_took.unwrap_or_default().as_secs_f64() }),
             probes: (snapshot.probes, snapshot.probes_failed),
-            calls: Calls {
-                waiting: load.waiting,
-                ok: stats.total(Outcome::Ok),
-                error: stats.total(Outcome::Error),
-                deadline: stats.total(Outcome::Deadline),
-                outage: stats.total(Outcome::Outage),
-                retried: stats.retries.load(std::sync::atomic::Ordering::Relaxed),
-            },
+            calls: Calls::of(observed),
             threads: load.threads,
             threads_stuck: load.stuck,
             bytes_in_flight: load.bytes_in_flight,
@@ -252,6 +344,8 @@ impl Status {
             open_files: counts.open_files,
             open_dirs: counts.open_dirs,
             nodes: counts.nodes,
+            overlays: seen.iter().map(Overlay::from).collect(),
+            spool_entries: spool_entries(observed),
             log: Log {
                 bytes: counts.log_bytes,
                 limit_bytes: counts.log_limit,
@@ -261,9 +355,7 @@ impl Status {
                 lost_files_total: counts.lost_files,
             },
             resident_bytes: super::metrics::resident_bytes() as u64,
-            // What is noted for a successor counts as the daemon's, since that has it mapped.
-            resident_limit_bytes: resident_limit(counts.log_limit, load.window, load.waiting, counts.nodes)
-                + kept.resident,
+            resident_limit_bytes: limit,
             keeper: Keeper {
                 pid: kept.keeper,
                 can_succeed: kept.possible,

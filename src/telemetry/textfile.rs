@@ -1,8 +1,6 @@
 //! The same metrics as a file for node_exporter's textfile collector.
 
-use std::fs::{OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +9,7 @@ use nix::unistd::{AccessFlags, access};
 use parking_lot::Mutex;
 
 use super::journal::Journal;
+use super::replace::{remove, replace};
 use super::{Observed, metrics};
 use crate::rundir;
 
@@ -29,13 +28,22 @@ pub struct Textfile {
 impl Textfile {
     /// Looks whether it can be written; the error names the option and the remedy.
     pub fn bind(directory: &Path, mountpoint: &Path) -> Result<Textfile, String> {
+        Textfile::at(directory, path(directory, mountpoint))
+    }
+
+    /// The same for a file of another name.
+    pub fn named(directory: &Path, name: &str) -> Result<Textfile, String> {
+        Textfile::at(directory, directory.join(name))
+    }
+
+    fn at(directory: &Path, path: PathBuf) -> Result<Textfile, String> {
         let shown = directory.display();
         if !directory.is_dir() {
             return Err(format!("textfile={shown}: there is no such directory; make it first"));
         }
         access(directory, AccessFlags::W_OK | AccessFlags::X_OK)
             .map_err(|errno| format!("textfile={shown}: {}; allow this user to write there", errno.desc()))?;
-        Ok(Textfile { path: path(directory, mountpoint), ended: Mutex::new(false) })
+        Ok(Textfile { path, ended: Mutex::new(false) })
     }
 
     /// Readers see the old text or the new one, never a part of it.
@@ -44,17 +52,7 @@ impl Textfile {
         if *ended {
             return Ok(());
         }
-        // Always the same name, and not one that the collector reads: what a killed daemon left is replaced.
-        let new = self.path.with_extension("prom.new");
-        remove(&new)?;
-        let written = (|| {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.set_permissions(Permissions::from_mode(0o644))?;
-            file.sync_all()?;
-            std::fs::rename(&new, &self.path)
-        })();
-        written.inspect_err(|_| _ = remove(&new))
+        replace(&self.path, text)
     }
 
     /// Removes the file; nothing is written after that.
@@ -80,6 +78,7 @@ pub fn path(directory: &Path, mountpoint: &Path) -> PathBuf {
 
 /// Writes it again and again.
 pub async fn keep(textfile: Arc<Textfile>, observed: Observed, journal: Arc<Journal>) {
+    let mut changes = journal.changes();
     loop {
         let (target, text) = (Arc::clone(&textfile), metrics::render(&observed));
         // The directory may lie on a slow disk.
@@ -87,19 +86,14 @@ pub async fn keep(textfile: Arc<Textfile>, observed: Observed, journal: Arc<Jour
             tracing::warn!(path = %textfile.path.display(), %error, "the textfile cannot be written");
         }
         // Neither outcome matters: both mean that it is time.
-        let _ = tokio::time::timeout(EVERY, journal.changed.notified()).await;
-    }
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        let _ = tokio::time::timeout(EVERY, changes.changed()).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

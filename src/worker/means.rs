@@ -45,7 +45,8 @@ impl Job<'_> {
             Ended::Ok(output) => Ok(output),
             Ended::Failed(output) | Ended::Timeout(output) => {
                 let mut words = format!("{words}: {}", output.trim());
-                words.truncate(words.floor_char_boundary(WORDS));
+                let end = (0..=WORDS).rev().find(|at| words.is_char_boundary(*at)).unwrap_or(0);
+                words.truncate(end);
                 Err(Failure { timeout, words })
             }
         }

@@ -148,6 +148,7 @@ impl<'d> Sections<'d> {
         let config = DaemonConfig {
             home: format!("@{}", name.unwrap_or_default()).into(),
             source: source?,
+            expected: Vec::new(),
             overlays: overlays.hot,
             calls: options.calls,
             repair: options.repair,

@@ -226,7 +226,7 @@ options! {
         "After this a command is killed.";
 
     "metrics" Telemetry Value("ADDR:PORT|unix:PATH", |o, v| value::listen(v).map(|l| o.telemetry.listen = Some(l))), "",
-        "Serve /metrics and /healthz there.";
+        "Serve /metrics, /healthz and a status page there.";
     "metrics_public" Telemetry Flag(|o| o.metrics_public = true), "",
         "Allow an address that is not loopback in metrics=.";
     "textfile" Telemetry Value("DIR", |o, v| value::directory(v).map(|d| o.telemetry.textfile = Some(d))), "",
