@@ -2,7 +2,7 @@
 //! ([`triage`]). Promise P8.
 //!
 //! A bundle is taken by a process of its own, never by the daemon: what may hang is looked at in children that can be left
-//! behind ([`guard`]), several at a time, and the whole ends within [`LONGEST`] however dead the link is. Nothing is changed,
+//! behind (`guard`), several at a time, and the whole ends within [`LONGEST`] however dead the link is. Nothing is changed,
 //! and secrets are left out of everything ([`redact`]). [`follow`] has bundles taken at each outage and recovery.
 
 mod bundle;

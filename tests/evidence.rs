@@ -64,6 +64,9 @@ fn a_live_mount_and_a_dead_one_differ_in_their_bundles_and_their_verdicts() {
         let text = std::fs::read_to_string(entry.path()).expect("text");
         assert!(text.starts_with("$ "), "{}: {text}", entry.path().display());
         assert!(!text.contains("HUNTER2"), "{}: {text}", entry.path().display());
+        let misspoken = ["invalid", "unrecognized", "unknown option", "Usage:", "usage:"];
+        let first = text.lines().nth(1).unwrap_or_default();
+        assert!(!misspoken.iter().any(|word| first.contains(word)), "{}: {text}", entry.path().display());
     }
     let status = file(&live, "status-");
     let answer: Value = serde_json::from_str(status.split_once('\n').expect("two lines").1).expect("JSON");

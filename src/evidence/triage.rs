@@ -316,7 +316,7 @@ fn absent(seen: &Seen) -> Vec<Finding> {
                 Urgency::Act,
                 match guarded {
                     Some(_) => {
-                        format!("nothing is mounted at {shown} and it is not guarded: programs write to the local disk")
+                        format!("nothing is mounted at {shown} and it is not guarded: what is written there goes to the local disk")
                     }
                     None => format!("nothing is mounted at {shown}, and whether it is guarded cannot be told"),
                 },
