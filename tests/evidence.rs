@@ -56,6 +56,11 @@ fn a_live_mount_and_a_dead_one_differ_in_their_bundles_and_their_verdicts() {
     let mut lab = Lab::new("SetEnv=LAB_WORD=HUNTER2");
     let (code, verdicts) = triage(&lab);
     assert_eq!((code, first(&verdicts)), (Some(0), "healthy"), "{verdicts:#}");
+    // Who asks with other directories is not told that it is dead.
+    let mut stranger = lab.steadfs(&["triage", "--json", lab.hot.to_str().expect("plain")]);
+    let output = stranger.env("STEADFS_RUNTIME_DIR", lab.path("other")).output().expect("it runs");
+    let verdicts = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((output.status.code(), first(&verdicts)), (Some(2), "elsewhere"), "{verdicts:#}");
     let (live, _, took) = evidence_of(&lab, "live");
     assert!(took < LIMIT, "{took:?}");
     let mode = |path: &Path| path.metadata().expect("there").permissions().mode() & 0o777;
