@@ -2,7 +2,7 @@
 //! ([`triage`]). Promise P8.
 //!
 //! A bundle is taken by a process of its own, never by the daemon: what may hang is looked at in children that can be left
-//! behind ([`guard`]), several at a time, and the whole ends within [`LONGEST`] however dead the link is. Nothing is changed,
+//! behind (`guard`), several at a time, and the whole ends within [`LONGEST`] however dead the link is. Nothing is changed,
 //! and secrets are left out of everything ([`redact`]). [`follow`] has bundles taken at each outage and recovery.
 
 mod bundle;
@@ -15,13 +15,14 @@ pub mod redact;
 mod settings;
 pub mod triage;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::backing::mountinfo;
 use crate::statedir;
 pub use follow::{Follower, follow, follow_by};
-pub use guard::{End, Seen, run as guarded};
+use guard::{End, Seen};
 use plan::{Probe, Scope, Target};
 pub use settings::Settings;
 
@@ -31,6 +32,8 @@ pub const LONGEST: Duration = Duration::from_secs(30);
 const COMMANDS: Duration = Duration::from_secs(24);
 /// When the first answers must be there, on which the rest depends.
 const STATUSES: Duration = Duration::from_secs(4);
+/// How long a dead mount may take to say so; it says so at once.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Commands at a time.
 const WIDTH: usize = 6;
 /// Bundles that are kept where nobody says how many.
@@ -134,6 +137,15 @@ pub fn collect(request: &Request) -> Result<Collected, Error> {
         unfinished: written.unfinished,
         seconds: begun.elapsed().as_secs_f64(),
     })
+}
+
+/// True if a mount says that nobody serves it any more: asked by a child that can be left behind. One that is silent is alive.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    let words = [guard::SELF, "evidence", "look", "path", "--"].map(OsString::from);
+    let argv: Vec<OsString> = words.into_iter().chain([mountpoint.into()]).collect();
+    let output = guard::run(&argv, ANSWER).output;
+    let text = String::from_utf8_lossy(&output);
+    [libc::ENOTCONN, libc::ECONNABORTED].iter().any(|errno| text.contains(&format!("[errno {errno}]")))
 }
 
 fn target(home: &Path) -> Target {

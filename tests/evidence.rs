@@ -56,6 +56,11 @@ fn a_live_mount_and_a_dead_one_differ_in_their_bundles_and_their_verdicts() {
     let mut lab = Lab::new("SetEnv=LAB_WORD=HUNTER2");
     let (code, verdicts) = triage(&lab);
     assert_eq!((code, first(&verdicts)), (Some(0), "healthy"), "{verdicts:#}");
+    // Who asks with other directories is not told that it is dead.
+    let mut stranger = lab.steadfs(&["triage", "--json", lab.hot.to_str().expect("plain")]);
+    let output = stranger.env("STEADFS_RUNTIME_DIR", lab.path("other")).output().expect("it runs");
+    let verdicts = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((output.status.code(), first(&verdicts)), (Some(2), "elsewhere"), "{verdicts:#}");
     let (live, _, took) = evidence_of(&lab, "live");
     assert!(took < LIMIT, "{took:?}");
     let mode = |path: &Path| path.metadata().expect("there").permissions().mode() & 0o777;
@@ -64,6 +69,9 @@ fn a_live_mount_and_a_dead_one_differ_in_their_bundles_and_their_verdicts() {
         let text = std::fs::read_to_string(entry.path()).expect("text");
         assert!(text.starts_with("$ "), "{}: {text}", entry.path().display());
         assert!(!text.contains("HUNTER2"), "{}: {text}", entry.path().display());
+        let misspoken = ["invalid", "unrecognized", "unknown option", "Usage:", "usage:"];
+        let first = text.lines().nth(1).unwrap_or_default();
+        assert!(!misspoken.iter().any(|word| first.contains(word)), "{}: {text}", entry.path().display());
     }
     let status = file(&live, "status-");
     let answer: Value = serde_json::from_str(status.split_once('\n').expect("two lines").1).expect("JSON");

@@ -1,7 +1,7 @@
 //! `steadfs drill`: what may happen to a mount is done to a canary of its own, which has to be mended.
 //!
 //! The canary is a mount like any other, made by this very program over a local `sftp-server`, with directories of its own for
-//! everything ([`super::stage`]). Nothing of production is touched; its status is looked at before and after, to show it.
+//! everything, as that of `steadfs demo`. Nothing of production is touched; its status is looked at before and after, to show it.
 
 mod alerts;
 mod fault;

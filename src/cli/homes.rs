@@ -55,7 +55,13 @@ pub fn all() -> Result<Vec<PathBuf>, MountError> {
     let mut found: BTreeSet<PathBuf> = running()?.into_iter().collect();
     let served: BTreeSet<PathBuf> = found.iter().flat_map(|home| Settings::read(home).overlays).collect();
     let table = mountinfo::entries().map_err(place::no_mountinfo)?;
-    let left = table.into_iter().filter(|entry| entry.fstype == "fuse.steadfs").map(|entry| entry.mountpoint);
+    // Those of other users are theirs to look after.
+    let user = format!("user_id={}", nix::unistd::geteuid());
+    let is_own = |entry: &mountinfo::Entry| {
+        let mut options = entry.super_options.as_bytes().split(|&byte| byte == b',');
+        entry.fstype == "fuse.steadfs" && options.any(|option| option == user.as_bytes())
+    };
+    let left = table.into_iter().filter(is_own).map(|entry| entry.mountpoint);
     found.extend(left.filter(|path| !served.contains(path)));
     Ok(found.into_iter().collect())
 }

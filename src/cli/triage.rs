@@ -12,8 +12,8 @@ use nix::errno::Errno;
 
 use super::{complain, homes, status};
 use crate::backing::mountinfo::{self, Entry};
-use crate::evidence::Settings;
 use crate::evidence::triage::{Answer, Mounted, Seen, Urgency, Verdict, judge};
+use crate::evidence::{self, Settings};
 use crate::mountpoint::claim;
 use crate::telemetry::control::{Reply, Request};
 use crate::{rundir, spool, worker};
@@ -47,7 +47,12 @@ pub fn run(args: &TriageArgs) -> ExitCode {
         Ok(homes.iter().map(|home| look(home, &table)).collect::<Vec<_>>())
     });
     let verdicts: Vec<Verdict> = match seen {
-        Ok(seen) => seen.iter().map(judge).collect(),
+        Ok(mut seen) => {
+            // Who asks for all means one's own.
+            let stranger = |seen: &Seen| seen.hot.iter().all(|(_, mounted)| *mounted == Mounted::Elsewhere);
+            seen.retain(|seen| args.hot.is_some() || seen.hot.is_empty() || !stranger(seen));
+            seen.iter().map(judge).collect()
+        }
         Err(error) => {
             complain(&error.to_string());
             return ExitCode::from(2);
@@ -95,17 +100,21 @@ fn look(home: &Path, table: &[Entry]) -> Seen {
     hot.dedup();
     let spool = settings.spool_dir.clone().unwrap_or_else(|| spool::default_dir(home));
     let kept = |entry: &spool::Listed| entry.state == spool::State::Kept;
+    let held = claim::is_alive(home);
+    let unserved = answer == Answer::Absent && !held;
+    let hot = hot.into_iter().map(|path| {
+        let mounted = match mounted(&path, table) {
+            Mounted::Overlay if unserved && !evidence::is_dead(&path) => Mounted::Elsewhere,
+            mounted => mounted,
+        };
+        (path, mounted)
+    });
+    let hot = hot.collect();
     Seen {
         name: home.display().to_string(),
         answer,
-        held: claim::is_alive(home),
-        hot: hot
-            .into_iter()
-            .map(|path| {
-                let mounted = mounted(&path, table);
-                (path, mounted)
-            })
-            .collect(),
+        held,
+        hot,
         paused: worker::is_noted(home),
         spooled: spool::list(&spool).map_or(0, |entries| entries.iter().filter(|entry| kept(entry)).count()),
         metrics: settings.textfile.as_deref().map(age),

@@ -108,6 +108,8 @@ fn start(argv: &[OsString]) -> std::io::Result<(Child, std::fs::File)> {
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
+        // So that times can be compared, and said to dmesg(1), which takes no seconds since 1970.
+        .env("TZ", "UTC")
         .envs(HANDED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         // Ours may be on a mount that hangs.
         .current_dir("/")
@@ -276,7 +278,7 @@ mod tests {
         let text = String::from_utf8(seen.output).expect("text");
         let known = |line: &str| {
             let name = line.split('=').next().unwrap_or_default();
-            ["PATH", "LC_ALL", "PWD", "SHLVL", "_", "OLDPWD"].contains(&name) || HANDED_ON.contains(&name)
+            ["PATH", "LC_ALL", "TZ", "PWD", "SHLVL", "_", "OLDPWD"].contains(&name) || HANDED_ON.contains(&name)
         };
         assert!(text.lines().all(known), "{text}");
     }

@@ -1,6 +1,6 @@
 //! What a guarded child looks at by itself, and prints as it goes: when it hangs, the last line says where.
 //!
-//! Only to be called in such a child ([`super::guard`]). Nothing is changed, and of files only names and sizes are told,
+//! Only to be called in such a child. Nothing is changed, and of files only names and sizes are told,
 //! unless a file was asked for.
 
 use std::collections::BTreeSet;

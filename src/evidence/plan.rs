@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::bundle::plain;
 use super::guard::SELF;
@@ -186,6 +186,8 @@ fn logs(scope: &Scope, all: &mut Vec<Probe>) {
         all.push(Probe::run(format!("unit-steadfs-{name}.txt"), SLOW, &status));
     }
     all.push(Probe::run("units-failed.txt", SLOW, &["systemctl", "--no-pager", "--failed"]));
+    let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(scope.since)).to_string();
+    let since = format!("--since={}", since.replace('T', " ").trim_end_matches('Z'));
     all.push(Probe::run("dmesg.txt", SLOW, &["dmesg", "--time-format=iso", &since]));
 }
 

@@ -40,8 +40,10 @@ pub enum Mounted {
         /// The directory cannot be written to meanwhile ([`crate::overlay::mount`]'s guard); absent if nobody could tell.
         guarded: Option<bool>,
     },
-    /// An overlay of steadfs.
+    /// An overlay of steadfs: that daemon's, or one that nobody serves.
     Overlay,
+    /// An overlay that somebody serves, and not that daemon.
+    Elsewhere,
     /// Something else, by its type.
     Other(String),
 }
@@ -153,7 +155,7 @@ fn answered(seen: &Seen, status: &Value) -> Vec<Finding> {
     for (hot, mounted) in &seen.hot {
         let shown = hot.display();
         match mounted {
-            Mounted::Overlay => {}
+            Mounted::Overlay | Mounted::Elsewhere => {}
             Mounted::Nothing { .. } => findings.push(Finding::new(
                 "unmounted_under_daemon",
                 Urgency::Act,
@@ -297,6 +299,12 @@ fn absent(seen: &Seen) -> Vec<Finding> {
                 format!("{shown} holds an overlay that nobody serves: every call on it fails (ENOTCONN)"),
                 format!("steadfs umount {shown}, then mount it again"),
             ),
+            Mounted::Elsewhere => Finding::new(
+                "elsewhere",
+                Urgency::Unknown,
+                format!("{shown} is served by a steadfs of another user, or with another STEADFS_RUNTIME_DIR"),
+                "ask as that user, or with that directory",
+            ),
             Mounted::Other(kind) => Finding::new(
                 "not_ours",
                 Urgency::Unknown,
@@ -316,7 +324,7 @@ fn absent(seen: &Seen) -> Vec<Finding> {
                 Urgency::Act,
                 match guarded {
                     Some(_) => {
-                        format!("nothing is mounted at {shown} and it is not guarded: programs write to the local disk")
+                        format!("nothing is mounted at {shown} and it is not guarded: what is written there goes to the local disk")
                     }
                     None => format!("nothing is mounted at {shown}, and whether it is guarded cannot be told"),
                 },

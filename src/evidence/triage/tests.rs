@@ -73,6 +73,7 @@ fn rows() -> Vec<(Seen, &'static str, Urgency, &'static str)> {
         (seen(Answer::Silent), "silent", Act, "steadfs evidence /hot"),
         (seen(Answer::Absent), "no_daemon", Wait, "30 s"),
         (gone(Mounted::Overlay), "dead_overlay", Act, "steadfs umount /hot"),
+        (gone(Mounted::Elsewhere), "elsewhere", Unknown, "as that user"),
         (gone(nothing(Some(true))), "not_mounted", Act, "mount it"),
         (gone(nothing(Some(false))), "not_mounted_unguarded", Act, "stop what writes"),
         (gone(nothing(None)), "not_mounted_unguarded", Act, "stop what writes"),
