@@ -44,8 +44,7 @@ impl Job<'_> {
         match ended {
             Ended::Ok(output) => Ok(output),
             Ended::Failed(output) | Ended::Timeout(output) => {
-                let mut words = format!("{words}: {}", output.trim());
-                words.truncate(words.floor_char_boundary(WORDS));
+                let words = format!("{words}: {}", output.trim()).chars().take(WORDS).collect();
                 Err(Failure { timeout, words })
             }
         }
@@ -57,7 +56,7 @@ impl Job<'_> {
     }
 }
 
-/// Bytes of what a program said that failed.
+/// Characters of what a program said that failed.
 const WORDS: usize = 500;
 
 /// A step that did not succeed.
