@@ -231,6 +231,14 @@ mod tests {
     }
 
     #[test]
+    fn a_hook_does_not_outlive_who_waits_for_it() {
+        let begun = std::thread::spawn(|| start(&shell("exec sleep 1000"), &[], OUTPUT).map(|(child, _)| child));
+        let mut child = begun.join().expect("no panic").expect("it starts");
+        let status = child.wait().expect("it is waited for");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGKILL));
+    }
+
+    #[test]
     fn no_shell_looks_at_the_words() {
         let echo = HookCommand { argv: ["echo", "$HOME;", "a b"].map(String::from).into() };
         assert_eq!(run(&echo, &[], LONG, || false), Ended::Ok("$HOME; a b\n".into()));

@@ -44,9 +44,7 @@ impl Job<'_> {
         match ended {
             Ended::Ok(output) => Ok(output),
             Ended::Failed(output) | Ended::Timeout(output) => {
-                let mut words = format!("{words}: {}", output.trim());
-                let end = (0..=WORDS).rev().find(|at| words.is_char_boundary(*at)).unwrap_or(0);
-                words.truncate(end);
+                let words = format!("{words}: {}", output.trim()).chars().take(WORDS).collect();
                 Err(Failure { timeout, words })
             }
         }
@@ -58,7 +56,7 @@ impl Job<'_> {
     }
 }
 
-/// Bytes of what a program said that failed.
+/// Characters of what a program said that failed.
 const WORDS: usize = 500;
 
 /// A step that did not succeed.

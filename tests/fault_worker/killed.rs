@@ -83,8 +83,8 @@ impl Place {
             &path("bin/engine"),
             &format!(
                 r#"case "$*" in
-                pause*) [ -e {0} ] && exit 1; : > {0};; unpause*) rm {0};;
-                *status=running*) [ -e {0} ] || echo "{1} crawl";; *status=paused*) [ -e {0} ] && echo "{1} crawl";; esac; exit"#,
+                pause*) [ -e {0} ] && exit 1; : > {0};; unpause*) rm {0} || exit 1;;
+                *status=running*) [ -e {0} ] || echo "{1} crawl";; *status=paused*) [ -e {0} ] && echo "{1} crawl";; esac; exit 0"#,
                 paused.display(),
                 "a".repeat(64)
             ),
@@ -145,7 +145,7 @@ impl Place {
         Some(note["workers"].as_array()?.iter().map(|held| (word(held, "name"), word(held, "stage"))).collect())
     }
 
-    /// Starts the process and kills it when the note says so; true if it was paused to the end by then.
+    /// Starts the process and kills it when the note says so.
     fn kill_when(&self, what: &str, steady: bool, come: impl Fn(&[(String, String)]) -> bool) {
         let mut process = self.process().spawn().unwrap();
         let paused = |noted: &[(String, String)]| {
