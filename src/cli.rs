@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::daemon::MountError;
+use crate::plain::plain;
 
 /// A mount that outlives its sshfs.
 ///
@@ -114,7 +115,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn complain(text: &str) {
     use std::io::Write;
     // A closed stderr must not become a panic.
-    let _ = writeln!(std::io::stderr(), "steadfs: {text}");
+    let _ = writeln!(std::io::stderr(), "steadfs: {}", plain(text));
 }
 
 /// The exit code that mount(8) documents for this kind of failure.

@@ -13,6 +13,7 @@ pub mod handover;
 pub mod keeper;
 pub mod log;
 pub mod overlay;
+pub(crate) mod plain;
 pub mod rundir;
 pub mod spool;
 pub mod statedir;

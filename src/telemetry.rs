@@ -3,6 +3,7 @@
 pub mod control;
 pub mod http;
 pub mod journal;
+mod limited;
 pub mod metrics;
 pub mod sockets;
 pub mod status;

@@ -1,5 +1,6 @@
 //! `steadfs mount`.
 
+mod argv;
 mod background;
 pub(super) mod claim;
 mod dead;
@@ -85,6 +86,7 @@ struct Prepared {
 
 /// Mounts. In the background the process returns when the overlay answers.
 pub fn run(args: MountArgs) -> ExitCode {
+    argv::hide_options();
     let foreground = args.foreground || args.debug;
     // First of all, as these descriptors have fixed numbers.
     let kept = if foreground { notify::kept() } else { Vec::new() };
@@ -164,7 +166,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     if dead::clear(&mountpoint, &options.overlay.subtype)? {
         options.notes.push(format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
     }
-    place::check(&mountpoint, options.nonempty)?;
+    options.overlay.directory = Some(place::check(&mountpoint, options.nonempty)?);
     let claim = claim::Claim::take(&mountpoint)?;
     let notes = std::mem::take(&mut options.notes);
     let config = DaemonConfig {

@@ -4,6 +4,9 @@ use std::path::{Component, Path};
 
 use crate::config::Source;
 
+/// What a shell obeys, wherever it is.
+const SPECIAL: [char; 10] = ['\'', '"', '`', ';', '&', '<', '>', '|', '(', ')'];
+
 /// Reads a source; the error is a whole sentence.
 pub fn parse(text: &str) -> Result<Source, String> {
     if text.chars().any(char::is_control) {
@@ -24,6 +27,12 @@ pub fn parse(text: &str) -> Result<Source, String> {
     let host = host(text).ok_or_else(|| {
         format!("source '{text}' is neither [user@]host:[dir] nor dir:/path (an IPv6 address goes into brackets)")
     })?;
+    // For ssh they are words of commands: ProxyCommand, Match exec (%h, %r). Newer ones refuse the same (valid_hostname
+    // and valid_ruser of ssh.c).
+    let user = text.split_once(host).map_or("", |(user, _)| user);
+    if host.contains(SPECIAL) || host.contains(['$', '\\']) || user.contains(SPECIAL) {
+        return Err(format!("source '{text}': user and host must not contain characters that are special to a shell"));
+    }
     // ssh would take it for an option.
     if text.starts_with('-') || host.starts_with('-') {
         return Err(format!("source '{text}' starts with a dash"));
@@ -62,6 +71,17 @@ mod tests {
             assert_eq!(parse(text), Ok(Source::Sshfs { target: text.into() }));
         }
         assert_eq!(parse("sshfs#h:/d"), Ok(Source::Sshfs { target: "h:/d".into() }));
+    }
+
+    #[test]
+    fn what_a_shell_would_obey_is_no_host_and_no_user() {
+        for text in ["`id`:", "$(id):/d", "a;b:", "u;id@h:", "u@a|b:", "u'@h:", "h>f:", "me@$HOME:", "me@a\\b:"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+        // A directory may be named as it likes; a user of a domain has a backslash.
+        for text in ["h:/a;b`c`", "corp\\me@h:", "h:$(x)"] {
+            assert_eq!(parse(text), Ok(Source::Sshfs { target: text.into() }));
+        }
     }
 
     #[test]

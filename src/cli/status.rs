@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::mount::claim;
 use crate::daemon::MountError;
+use crate::plain::plain;
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::sockets;
@@ -252,5 +253,6 @@ fn describe(status: &Status) -> String {
         status.pid,
         round(status.uptime_secs)
     ));
-    lines.join("\n") + "\n"
+    // Names and a server's words are among them.
+    lines.iter().map(|line| plain(line) + "\n").collect()
 }

@@ -6,6 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::limited::Limited;
 use super::sockets::OwnSocket;
 use super::{Observed, metrics};
 use crate::config::MetricsListen;
@@ -40,11 +41,11 @@ pub async fn serve(listener: Listener, observed: Observed) {
     let router = Router::new().route("/metrics", get(scrape)).route("/healthz", get(health)).with_state(observed);
     let result = match listener {
         Listener::Tcp(listener) => match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => axum::serve(Limited::new(listener), router).await,
             Err(error) => Err(error),
         },
         Listener::Unix(listener) => match tokio::net::UnixListener::from_std(listener) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => axum::serve(Limited::new(listener), router).await,
             Err(error) => Err(error),
         },
     };

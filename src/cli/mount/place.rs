@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::backing::mountinfo::{self, Entry};
@@ -41,8 +43,8 @@ pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
     Err(MountError::Mount(format!("{}: too many symbolic links", given.display())))
 }
 
-/// Whether a mount can be made at this resolved path.
-pub fn check(path: &Path, nonempty: bool) -> Result<(), MountError> {
+/// Whether a mount can be made at this resolved path; st_dev and st_ino of the directory that was found fit for it.
+pub fn check(path: &Path, nonempty: bool) -> Result<(u64, u64), MountError> {
     let shown = path.display();
     if let Some(entry) = mountinfo::at(path).map_err(no_mountinfo)? {
         return Err(MountError::Mount(already(path, &entry)));
@@ -52,15 +54,20 @@ pub fn check(path: &Path, nonempty: bool) -> Result<(), MountError> {
         io::ErrorKind::PermissionDenied => MountError::Usage(format!("{shown}: permission denied")),
         _ => MountError::Mount(format!("{shown}: {error}")),
     };
-    if !std::fs::symlink_metadata(path).map_err(fail)?.is_dir() {
+    // All looks are at one directory, whatever is put in its place meanwhile.
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let directory = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
+    let found = directory.metadata().map_err(fail)?;
+    if !found.is_dir() {
         return Err(MountError::Mount(format!("{shown} is not a directory")));
     }
-    if !nonempty && std::fs::read_dir(path).map_err(fail)?.next().is_some() {
+    let held = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    if !nonempty && std::fs::read_dir(held).map_err(fail)?.next().is_some() {
         return Err(MountError::Mount(format!(
             "{shown} is not empty: empty it first, or add -o nonempty to hide what is there"
         )));
     }
-    Ok(())
+    Ok((found.dev(), found.ino()))
 }
 
 /// Whether the directory of `dir:` is there and apart from the mountpoint.
