@@ -8,6 +8,9 @@ pub mod backing;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gate;
 pub mod handover;
 pub mod keeper;

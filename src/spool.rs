@@ -35,7 +35,7 @@
 mod directory;
 mod entry;
 mod error;
-mod header;
+pub(crate) mod header;
 mod list;
 mod restore;
 mod save;

@@ -48,7 +48,11 @@ pub fn exactly(entry: &Entry, flags: MntFlags) -> nix::Result<()> {
 fn mount_id(descriptor: &OwnedFd) -> nix::Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd()));
     let info = info.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()).ok_or(Errno::EIO)
+    mount_id_in(&info).ok_or(Errno::EIO)
+}
+
+pub(crate) fn mount_id_in(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ fn getdents(fd: &OwnedFd, buffer: &mut [u8]) -> nix::Result<usize> {
 }
 
 /// Adds the records in `bytes`; `None` if they do not add up.
-fn parse(mut bytes: &[u8], entries: &mut Vec<DirEntry>) -> Option<()> {
+pub(crate) fn parse(mut bytes: &[u8], entries: &mut Vec<DirEntry>) -> Option<()> {
     while !bytes.is_empty() {
         let length = usize::from(u16::from_ne_bytes([*bytes.get(16)?, *bytes.get(17)?]));
         let record = bytes.get(..length)?;
