@@ -1,5 +1,6 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
+use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::journal::Journal;
@@ -102,23 +103,39 @@ pub async fn serve(listener: UnixListener, observed: Observed, journal: Arc<Jour
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the control socket cannot be served"),
     };
-    let (room, others) = (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_OTHERS)));
+    let (mut own, mut others) = (Room::new(MOST), Room::new(MOST_OTHERS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let allowed = is_allowed(&stream);
-                // Who finds no room is hung up on.
-                let Ok(place) = Arc::clone(if allowed { &room } else { &others }).try_acquire_owned() else { continue };
-                if !allowed {
-                    _ = tokio::spawn(async move { (refuse(stream).await, drop(place)).0 });
-                    continue;
-                }
-                let (observed, journal, pending) = (observed.clone(), Arc::clone(&journal), pending.clone());
-                _ = tokio::spawn(async move { (converse(stream, observed, journal, pending).await, drop(place)).0 });
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let talk = converse(stream, observed.clone(), Arc::clone(&journal), pending.clone());
+                own.admit(tokio::spawn(talk).abort_handle());
             }
+            Ok((stream, _)) => others.admit(tokio::spawn(refuse(stream)).abort_handle()),
             // Out of descriptors, say: worth another try, but not at full speed.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
+    }
+}
+
+/// Conversations that go on, so many at a time: the oldest is broken off for one more, and it is the most likely to be silent.
+struct Room {
+    most: usize,
+    talks: VecDeque<AbortHandle>,
+}
+
+impl Room {
+    fn new(most: usize) -> Room {
+        Room { most, talks: VecDeque::new() }
+    }
+
+    fn admit(&mut self, talk: AbortHandle) {
+        self.talks.retain(|talk| !talk.is_finished());
+        if self.talks.len() >= self.most
+            && let Some(oldest) = self.talks.pop_front()
+        {
+            oldest.abort();
+        }
+        self.talks.push_back(talk);
     }
 }
 
