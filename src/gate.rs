@@ -152,6 +152,8 @@ pub struct Inside {
     pub any: Option<Instant>,
     /// A call of class Sync.
     pub sync: Option<Instant>,
+    /// A call of class Meta.
+    pub meta: Option<Instant>,
 }
 
 /// See the module.
@@ -277,10 +279,8 @@ impl Gate {
         let state = self.state.lock();
         let live = state.live();
         let here = || state.running.values().filter(|running| Some(running.generation) == live);
-        Inside {
-            any: here().map(|running| running.since).min(),
-            sync: here().filter(|running| running.call.class == Class::Sync).map(|running| running.since).min(),
-        }
+        let oldest = |class| here().filter(|running| running.call.class == class).map(|running| running.since).min();
+        Inside { any: here().map(|running| running.since).min(), sync: oldest(Class::Sync), meta: oldest(Class::Meta) }
     }
 
     /// True when a call that needs the backing would fail at once.

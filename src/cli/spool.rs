@@ -9,7 +9,7 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::plain::plain;
+use crate::plain::{plain, plain_json};
 use crate::spool::SpoolError;
 
 /// Arguments of `steadfs spool`.
@@ -82,7 +82,7 @@ fn say(text: &str) {
 /// Prints it as a line of JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure { code: 2, text: error.to_string() })?;
-    say(&(text + "\n"));
+    say(&(plain_json(&text) + "\n"));
     Ok(())
 }
 

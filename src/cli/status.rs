@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::mount::claim;
 use crate::daemon::MountError;
-use crate::plain::plain;
+use crate::plain::{plain, plain_json};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::sockets;
@@ -71,7 +71,7 @@ pub fn run(args: StatusArgs) -> ExitCode {
             Some(serde_json::to_string(&found))
         };
         match json.transpose() {
-            Ok(json) => json.map(|json| json + "\n").unwrap_or_default(),
+            Ok(json) => json.map(|json| plain_json(&json) + "\n").unwrap_or_default(),
             Err(error) => return failed(&error.to_string()),
         }
     } else {

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::plain::plain_json;
 use crate::supervisor::{Event, Watch};
 
 /// What the lines of events are marked with in the log.
@@ -53,7 +54,8 @@ impl Journal {
 }
 
 fn log(event: &Event) {
-    let fields = serde_json::to_string(event).unwrap_or_default();
+    // Names and a server's words are in it.
+    let fields = plain_json(&serde_json::to_string(event).unwrap_or_default());
     match event {
         Event::OutageBegan { .. }
         | Event::OutageOverdue { .. }
