@@ -322,40 +322,69 @@ mod tests {
         println!("{name}: {runs} executions");
     }
 
-    macro_rules! smoke {
-        ($($name:ident: $test:ident),* $(,)?) => {
-            $(
-                #[test]
-                fn $test() {
-                    run(stringify!($name));
-                }
-            )*
-
-            #[test]
-            fn every_target_is_run_here_and_by_libfuzzer() {
-                let here = [$(stringify!($name)),*];
-                assert_eq!(here, TARGETS.map(|(name, _)| name));
-                let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("fuzz/Cargo.toml");
-                for name in here {
-                    assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is not in fuzz/Cargo.toml");
-                    let text = std::fs::read_to_string(root().join("fuzz_targets").join(format!("{name}.rs")));
-                    assert!(text.expect(name).contains(&format!("steadfs::fuzz::{name}(data)")), "{name}");
-                }
-            }
-        };
+    #[test]
+    fn no_request_on_the_control_socket_panics() {
+        run("control");
     }
 
-    smoke! {
-        control: no_request_on_the_control_socket_panics,
-        dirents: no_directory_of_the_kernel_panics,
-        handover: no_memory_of_a_predecessor_panics,
-        hidden_journal: no_journal_of_hidden_names_panics,
-        keeper: no_message_of_a_keeper_panics,
-        mountinfo: no_mount_table_panics,
-        options: no_option_panics,
-        source: no_source_panics_or_becomes_an_option,
-        spool: no_spool_file_panics,
-        ssh_output: no_word_of_a_server_panics,
-        tcp: no_table_of_connections_panics,
+    #[test]
+    fn no_directory_of_the_kernel_panics() {
+        run("dirents");
+    }
+
+    #[test]
+    fn no_memory_of_a_predecessor_panics() {
+        run("handover");
+    }
+
+    #[test]
+    fn no_journal_of_hidden_names_panics() {
+        run("hidden_journal");
+    }
+
+    #[test]
+    fn no_message_of_a_keeper_panics() {
+        run("keeper");
+    }
+
+    #[test]
+    fn no_mount_table_panics() {
+        run("mountinfo");
+    }
+
+    #[test]
+    fn no_option_panics() {
+        run("options");
+    }
+
+    #[test]
+    fn no_source_panics_or_becomes_an_option() {
+        run("source");
+    }
+
+    #[test]
+    fn no_spool_file_panics() {
+        run("spool");
+    }
+
+    #[test]
+    fn no_word_of_a_server_panics() {
+        run("ssh_output");
+    }
+
+    #[test]
+    fn no_table_of_connections_panics() {
+        run("tcp");
+    }
+
+    #[test]
+    fn every_target_is_run_here_and_by_libfuzzer() {
+        let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("fuzz/Cargo.toml");
+        for (name, _) in TARGETS {
+            assert!(include_str!("fuzz.rs").contains(&format!("run(\"{name}\")")), "{name} is not run here");
+            assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is not in fuzz/Cargo.toml");
+            let text = std::fs::read_to_string(root().join("fuzz_targets").join(format!("{name}.rs")));
+            assert!(text.expect(name).contains(&format!("steadfs::fuzz::{name}(data)")), "{name}");
+        }
     }
 }

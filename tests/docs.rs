@@ -56,9 +56,18 @@ fn table_rows(text: &str) -> Vec<Vec<&str>> {
 
 #[test]
 fn every_line_of_the_semantics_names_tests_that_exist() {
+    names_tests("docs/semantics.md", table_rows(&read(&root().join("docs/semantics.md"))));
+}
+
+#[test]
+fn every_threat_names_tests_that_exist() {
+    let text = read(&root().join("docs/threat-model.md"));
+    let threats = text.split("## What could be tried").nth(1).and_then(|rest| rest.split("\n## ").next());
+    names_tests("docs/threat-model.md", table_rows(threats.expect("there is that heading")));
+}
+
+fn names_tests(file: &str, rows: Vec<Vec<&str>>) {
     let known = tests_in_source();
-    let text = read(&root().join("docs/semantics.md"));
-    let rows = table_rows(&text);
     assert!(rows.len() > 20, "only {} rows were found", rows.len());
     let mut wrong = Vec::new();
     for row in rows {
@@ -71,7 +80,7 @@ fn every_line_of_the_semantics_names_tests_that_exist() {
             named.iter().filter(|name| !known.contains(**name)).map(|name| format!("{}: no test {name}", row[0])),
         );
     }
-    assert!(wrong.is_empty(), "docs/semantics.md:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{file}:\n{}", wrong.join("\n"));
 }
 
 #[test]
