@@ -152,8 +152,9 @@ pub struct Inside {
     pub any: Option<Instant>,
     /// A call of class Sync.
     pub sync: Option<Instant>,
-    /// A call of class Meta.
-    pub meta: Option<Instant>,
+    /// From when on an answer to a later question shows that the answer to one of them has been lost
+    /// ([`policy::lost_after`]).
+    pub lost_at: Option<Instant>,
 }
 
 /// See the module.
@@ -279,8 +280,13 @@ impl Gate {
         let state = self.state.lock();
         let live = state.live();
         let here = || state.running.values().filter(|running| Some(running.generation) == live);
-        let oldest = |class| here().filter(|running| running.call.class == class).map(|running| running.since).min();
-        Inside { any: here().map(|running| running.since).min(), sync: oldest(Class::Sync), meta: oldest(Class::Meta) }
+        Inside {
+            any: here().map(|running| running.since).min(),
+            sync: here().filter(|running| running.call.class == Class::Sync).map(|running| running.since).min(),
+            lost_at: here()
+                .filter_map(|running| Some(running.since + policy::lost_after(running.call.class, &self.policy)?))
+                .min(),
+        }
     }
 
     /// True when a call that needs the backing would fail at once.

@@ -129,13 +129,16 @@ mod tests {
         assert!(text.ends_with("here"), "{text}");
     }
 
-    #[tokio::test(flavor = "current_thread")]
-    async fn a_connection_ends() {
+    #[test]
+    fn a_connection_ends() {
         use tokio::io::AsyncReadExt;
-        let (ours, _theirs) = tokio::io::duplex(16);
-        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("room");
-        let mut timed = Timed { io: ours, end: Box::pin(sleep(Duration::from_millis(1))), _place: place };
-        let error = timed.read_u8().await.expect_err("it waits for nobody");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio");
+        let error = runtime.block_on(async {
+            let (ours, _theirs) = tokio::io::duplex(16);
+            let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("room");
+            let mut timed = Timed { io: ours, end: Box::pin(sleep(Duration::from_millis(1))), _place: place };
+            timed.read_u8().await.expect_err("it waits for nobody")
+        });
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

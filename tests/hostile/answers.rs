@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -77,7 +77,7 @@ fn absurd_figures_of_the_store_harm_nobody() {
         rig.server.tell(figures);
         let started = Instant::now();
         // Until a probe and a statfs have brought them.
-        while started.elapsed() < LIMIT / 2 {
+        while started.elapsed() < LIMIT / 4 {
             let hot = rig.hot.clone();
             let seen = within(figures, move || nix::sys::statvfs::statvfs(&hot));
             if seen.is_ok_and(|seen| seen.blocks() != 1000) {
@@ -164,6 +164,27 @@ fn wrong_answers_and_none_cost_an_error_each() {
         }
         rig.is_well_anew(&daemon);
     }
+    rig.end();
+}
+
+/// Reads that are never answered hold the threads that read, and the room for bytes in flight.
+#[test]
+fn reads_that_are_never_answered_do_not_stop_the_others_for_ever() {
+    let rig = Rig::hostile("sync_deadline=2s");
+    let daemon = rig.status()["pid"].clone();
+    let readers: Vec<_> = (0..24)
+        .map(|number| {
+            let path = rig.hot.join("mute");
+            // Of each one request, and no read-ahead.
+            let open = move || File::options().read(true).custom_flags(libc::O_DIRECT).open(path);
+            std::thread::spawn(move || open()?.read_at(&mut vec![0; 128 << 10], number << 20))
+        })
+        .collect();
+    for reader in readers {
+        assert!(within("mute", || reader.join().unwrap()).is_err());
+    }
+    println!("{} threads, {} stuck", rig.status()["threads"], rig.status()["threads_stuck"]);
+    rig.is_well_anew(&daemon);
     rig.end();
 }
 

@@ -256,7 +256,8 @@ impl Session {
         let turned = self.is_told("turn");
         Some(match path {
             "" | "names" | "endless" | "links" | "odd" | "grown" => Attrs::of(DIRECTORY, 0),
-            "mute" | "short" | "status" | "error" => file(REGULAR),
+            "mute" => Attrs::of(REGULAR, 100 << 20),
+            "short" | "status" | "error" => file(REGULAR),
             path if path.starts_with("good") => file(REGULAR),
             "long" => Attrs::of(REGULAR, 100),
             "odd/huge" => Attrs::of(REGULAR, 1 << 63),

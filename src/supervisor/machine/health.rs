@@ -47,7 +47,7 @@ impl Machine {
         }
         let inside = match &self.state {
             // What restores is not known to the gate; it commits what it has written again.
-            State::Restoring(service) => Inside { any: Some(service.since), sync: Some(service.since), meta: None },
+            State::Restoring(service) => Inside { any: Some(service.since), sync: Some(service.since), lost_at: None },
             State::Suspect(..) => sight.inside,
             _ => return,
         };
@@ -112,7 +112,7 @@ impl Machine {
         let Some(probe) = self.take_probe(generation, id) else { return };
         todo.push(Action::Settle(generation, probe.sent));
         let serves = matches!(self.state, State::Live(_) | State::Suspect(..));
-        if serves && verdict::has_lost_an_answer(&sight.inside, probe.sent, self.deadline) {
+        if serves && verdict::has_lost_an_answer(&sight.inside, probe.sent) {
             return self.pronounce_dead(Reason::CallLate, sight, todo);
         }
         // Evidence that came in after the probe was sent is not refuted by it.

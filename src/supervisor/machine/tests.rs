@@ -115,7 +115,7 @@ fn the_gate_opens_only_when_descriptors_are_back() {
 #[test]
 fn a_call_that_is_never_answered_ends_a_generation_that_answers_probes() {
     let mut rig = Rig::live();
-    rig.inside = Inside { any: Some(rig.now), meta: Some(rig.now), sync: None };
+    rig.inside = Inside { any: Some(rig.now), lost_at: Some(rig.now + 30 * S), sync: None };
     rig.put(Input::Evidence(1, Reason::CallLate));
     let mut waited = Duration::ZERO;
     while rig.machine.state().name() != "retiring" {
