@@ -26,8 +26,11 @@ use crate::spool::header::{self, Header};
 use crate::spool::text;
 use crate::telemetry::control::{Reply, Request};
 
+/// What is given arbitrary bytes.
+pub type Target = fn(&[u8]);
+
 /// All of them by name.
-pub const TARGETS: [(&str, fn(&[u8])); 11] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("control", control),
     ("dirents", dirents),
     ("handover", handover),
@@ -311,7 +314,7 @@ mod tests {
         let seconds = std::env::var("STEADFS_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
         let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
         let mut runs = 0_usize;
-        while until.map_or(runs < RUNS, |until| runs % 64 > 0 || Instant::now() < until) {
+        while until.map_or(runs < RUNS, |until| !runs.is_multiple_of(64) || Instant::now() < until) {
             let input = mutated(&seeds, &mut random);
             if let Err(panic) = std::panic::catch_unwind(|| target(&input)) {
                 eprintln!("{name}: {}", input.escape_ascii());

@@ -158,8 +158,7 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.log();
-            eprintln!("{}", &log[..log.floor_char_boundary(8000)]);
+            eprintln!("{}", self.log().chars().take(8000).collect::<String>());
         }
         let directory = self.directory().to_owned();
         let parts = self.parts();
