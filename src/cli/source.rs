@@ -34,7 +34,8 @@ pub fn parse(text: &str) -> Result<Source, String> {
         return Err(format!("source '{text}': user and host must not contain characters that are special to a shell"));
     }
     // ssh would take it for an option.
-    if text.starts_with('-') || host.starts_with('-') {
+    // Without the brackets, as sshfs gives it to ssh.
+    if text.starts_with('-') || host.trim_start_matches('[').starts_with('-') {
         return Err(format!("source '{text}' starts with a dash"));
     }
     Ok(Source::Sshfs { target: text.into() })
@@ -94,9 +95,23 @@ mod tests {
 
     #[test]
     fn what_is_no_source() {
-        for text in
-            ["", "host", ":", ":dir", "@:x", "@h:x", "/a/b", "./a:b", "[fe80::1", "[]:x", "-oX=y:z", "a@-b:", "h\n:"]
-        {
+        for text in [
+            "",
+            "host",
+            ":",
+            ":dir",
+            "@:x",
+            "@h:x",
+            "/a/b",
+            "./a:b",
+            "[fe80::1",
+            "[]:x",
+            "-oX=y:z",
+            "a@-b:",
+            "h\n:",
+            "[-oX=y::]:",
+            "me@[-:b]:",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -121,6 +121,7 @@ fn what_would_be_an_option_or_a_command_is_no_source() {
         "a;b:".into(),
         "-G@h:".into(),
         "me@-oX:".into(),
+        "[-oProxyCommand=touch::]:".into(),
         "h\nProxyCommand x:".into(),
     ] {
         let output = rig.steadfs(&["mount", "--", &source, &hot]).output().unwrap();
