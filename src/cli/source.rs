@@ -51,9 +51,14 @@ fn host(text: &str) -> Option<&str> {
             if !text[end..].starts_with(':') || (start > 0 && !text[..start].ends_with('@')) || end - start < 3 {
                 return None;
             }
+            // sshfs takes brackets away wherever they are, so that only what is an address may be in them.
+            let is_address = |c: char| c.is_ascii_alphanumeric() || ":.%_-".contains(c);
+            if text[..start].contains(']') || !text[start + 1..end - 1].chars().all(is_address) {
+                return None;
+            }
             end
         }
-        None => text.find(':')?,
+        None => text.find(':').filter(|&end| !text[..end].contains(']'))?,
     };
     let login = &text[..end];
     let host = login.rsplit_once('@').map_or(login, |(_, host)| host);
@@ -111,6 +116,8 @@ mod tests {
             "h\n:",
             "[-oX=y::]:",
             "me@[-:b]:",
+            "[-oX::@[f]:f]:",
+            "a]b:",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
