@@ -12,6 +12,7 @@ pub mod process;
 pub mod record;
 pub mod sshfs;
 pub mod types;
+pub(crate) mod unmount;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{BorrowedFd, OwnedFd};

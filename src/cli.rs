@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::daemon::MountError;
+use crate::plain::plain;
 
 /// A mount that outlives its sshfs.
 ///
@@ -148,7 +149,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn complain(text: &str) {
     use std::io::Write;
     // A closed stderr must not become a panic.
-    let _ = writeln!(std::io::stderr(), "steadfs: {text}");
+    let _ = writeln!(std::io::stderr(), "steadfs: {}", plain(text));
 }
 
 /// The exit code that mount(8) documents for this kind of failure.

@@ -128,6 +128,8 @@ pub struct OverlayConfig {
     pub statfs: StatfsFrom,
     /// mount(2) flags such as `nosuid`, `nodev`, `noexec`, `noatime`, by their option names.
     pub mount_flags: Vec<String>,
+    /// st_dev and st_ino of the directory that was checked: no other is mounted over. Any when absent.
+    pub directory: Option<(u64, u64)>,
 }
 
 /// The overlay answers root's calls and everybody's only if started by root.
@@ -147,6 +149,7 @@ impl Default for OverlayConfig {
             umask: None,
             statfs: StatfsFrom::Backing,
             mount_flags: Vec::new(),
+            directory: None,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::backing::Backing;
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
 use crate::config::{DaemonConfig, Source};
+use crate::evidence;
 use crate::gate::Gate;
 use crate::keeper::executable::Executable;
 use crate::rundir;
@@ -164,6 +165,7 @@ fn live(
     let start = if successor { Worker::succeed } else { Worker::start };
     let worker = start(&config.worker, &config.home, &watch).map_err(MountError::System)?;
     let worker = Arc::new(worker);
+    let evidence = evidence::follow(&config, &watch);
     let mut guard = None;
     let before = (&succession, bequests, &life);
     let result = serve(&config, before, (wakeups, inbox), (bound, &mut guard), &watch, &worker, started, ready);
@@ -172,6 +174,7 @@ fn live(
     }
     // However it ended: nobody would let the worker go later. Until then the status can be asked for.
     worker.stop();
+    drop(evidence);
     drop(guard);
     result
 }
@@ -268,16 +271,21 @@ fn permit_of(config: &DaemonConfig) -> PermitParts {
 /// Makes everything as another configuration says, as far as that is possible while it is in use.
 fn reload(
     hots: &Hots,
-    gate: &Gate,
-    supervisor: Option<&Arc<Supervisor>>,
+    (gate, supervisor, worker): (&Gate, Option<&Arc<Supervisor>>, &Worker),
     wanted: &DaemonConfig,
     nonempty: &BTreeSet<PathBuf>,
 ) -> Result<reload::Reloaded, String> {
+    // What can be refused comes first.
+    reload::plan(&hots.config(), wanted)?;
+    worker.reconfigure(&wanted.worker)?;
     let done = hots.reload(wanted, |path| nonempty.contains(path))?;
     gate.set_policy(wanted.calls);
     if let Some(supervisor) = supervisor {
         supervisor.set_policy(wanted.repair);
         supervisor.set_permit(permit_of(wanted));
+    }
+    if let Err(error) = evidence::Settings::of(&hots.config()).write(&wanted.home) {
+        tracing::warn!(%error, "steadfs evidence does not know of the new configuration");
     }
     let taken_over = hots.configure(|config| {
         let DaemonConfig { expected, calls, repair, permit, worker, soft_start, file, .. } = wanted.clone();
@@ -427,7 +435,7 @@ impl Core {
         let hots = || Arc::clone(&self.hots);
         let (counted, viewed, kept, attached, detached, stopped, upgraded, reloaded, configured) =
             (hots(), hots(), hots(), hots(), hots(), hots(), hots(), hots(), hots());
-        let gate = Arc::clone(&self.gate);
+        let (gate, told_worker) = (Arc::clone(&self.gate), Arc::clone(worker));
         let stays = self.stays;
         Observed {
             config: Arc::clone(config),
@@ -443,7 +451,9 @@ impl Core {
             upgrade: Arc::new(move |path| upgrade(&handed_on, &upgraded, path)),
             upgraded: Arc::new(move || link.upgraded()),
             configured: Arc::new(move || configured.config()),
-            reload: Arc::new(move |wanted, nonempty| reload(&reloaded, &gate, told.get(), &wanted, &nonempty)),
+            reload: Arc::new(move |wanted, nonempty| {
+                reload(&reloaded, (&gate, told.get(), &told_worker), &wanted, &nonempty)
+            }),
             attach: Arc::new(move |at, nonempty| attached.attach(at, nonempty).map_err(|error| error.to_string())),
             detach: Arc::new(move |path, lazy| detached.dismiss(path, lazy)),
             stop: Arc::new(move |lazy| {

@@ -152,6 +152,9 @@ pub struct Inside {
     pub any: Option<Instant>,
     /// A call of class Sync.
     pub sync: Option<Instant>,
+    /// From when on an answer to a later question shows that the answer to one of them has been lost
+    /// ([`policy::lost_after`]).
+    pub lost_at: Option<Instant>,
 }
 
 /// See the module.
@@ -290,6 +293,9 @@ impl Gate {
         Inside {
             any: here().map(|running| running.since).min(),
             sync: here().filter(|running| running.call.class == Class::Sync).map(|running| running.since).min(),
+            lost_at: here()
+                .filter_map(|running| Some(running.since + policy::lost_after(running.call.class, &self.policy())?))
+                .min(),
         }
     }
 

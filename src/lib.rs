@@ -10,12 +10,16 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod evidence;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gate;
 pub mod handover;
 pub mod keeper;
 pub mod log;
 pub mod mountpoint;
 pub mod overlay;
+pub(crate) mod plain;
 pub mod rundir;
 pub mod spool;
 pub mod statedir;

@@ -8,7 +8,7 @@ mod commit;
 mod convert;
 pub mod files;
 mod gather;
-mod hidden_journal;
+pub(crate) mod hidden_journal;
 mod inodes;
 pub mod mount;
 pub mod nodes;

@@ -26,7 +26,7 @@
 //! | `crc32` | always last: that of the line up to the comma in front of it |
 //!
 //! Checksums are CRC-32 (as in gzip) in eight lower-case hexadecimal digits. Paths may have any bytes: control characters,
-//! `%` and what is not UTF-8 are written as `%` and two hexadecimal digits. Readers ignore members that they do not know.
+//! those that turn the direction of writing round, `%` and what is not UTF-8 are written as `%` and two hexadecimal digits. Readers ignore members that they do not know.
 //! A file of another length than the line says, or with a checksum that does not hold, is damaged and is not restored.
 //!
 //! The name is the time, a hash and `.spool`; `.spool.part` while it is written, or after that was interrupted; `.restored`
@@ -35,7 +35,7 @@
 mod directory;
 mod entry;
 mod error;
-mod header;
+pub(crate) mod header;
 mod list;
 mod restore;
 mod save;

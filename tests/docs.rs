@@ -64,11 +64,22 @@ fn every_line_of_the_triage_names_tests_that_exist() {
     names_tests_that_exist("docs/triage.md", 20);
 }
 
+#[test]
+fn every_threat_names_tests_that_exist() {
+    let text = read(&root().join("docs/threat-model.md"));
+    let threats = text.split("## What could be tried").nth(1).and_then(|rest| rest.split("\n## ").next());
+    name_tests("docs/threat-model.md", table_rows(threats.expect("there is that heading")));
+}
+
 fn names_tests_that_exist(file: &str, rows_at_least: usize) {
-    let known = tests_in_source();
     let text = read(&root().join(file));
     let rows = table_rows(&text);
     assert!(rows.len() > rows_at_least, "only {} rows were found", rows.len());
+    name_tests(file, rows);
+}
+
+fn name_tests(file: &str, rows: Vec<Vec<&str>>) {
+    let known = tests_in_source();
     let mut wrong = Vec::new();
     for row in rows {
         let named: Vec<&str> = row.last().map_or("", |cell| cell).split('`').skip(1).step_by(2).collect();

@@ -9,7 +9,7 @@
 //! `/proc` must be mounted; attributes by descriptor go through `/proc/self/fd` where the kernel has nothing better.
 
 mod convert;
-mod dirents;
+pub(crate) mod dirents;
 mod file;
 mod nameless;
 mod resolve;

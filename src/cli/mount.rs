@@ -1,5 +1,6 @@
 //! `steadfs mount`.
 
+mod argv;
 mod background;
 pub(super) mod kept;
 pub(super) mod logging;
@@ -82,6 +83,7 @@ pub(super) struct Prepared {
 
 /// Mounts. In the background the process returns when the overlay answers.
 pub fn run(args: MountArgs) -> ExitCode {
+    argv::hide_options();
     if let Some((name, path)) = attach::of_source(&args.source) {
         let MountArgs { mountpoint, options, foreground, debug, .. } = args;
         if foreground || debug {
@@ -177,7 +179,7 @@ fn prepare(args: &MountArgs) -> Result<Prepared, MountError> {
     if dead::clear(&mountpoint, &options.overlay.subtype)? {
         options.notes.push(format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
     }
-    place::check(&mountpoint, options.nonempty)?;
+    options.overlay.directory = Some(place::check(&mountpoint, options.nonempty)?);
     let claim = claim::Claim::take(&mountpoint)?;
     let notes = std::mem::take(&mut options.notes);
     let config = DaemonConfig {

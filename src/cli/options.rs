@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::config::{
     CallPolicy, KeeperConfig, LogConfig, OverlayConfig, PermitConfig, RepairPolicy, TelemetryConfig, WorkerConfig,
 };
+use crate::plain::plain;
 use known::Fate;
 
 /// All that options say, checked.
@@ -118,6 +119,10 @@ impl Options {
             self.overlay.mount_flags.retain(|flag| flag != name);
             self.overlay.mount_flags.push(name.into());
             return Ok(());
+        }
+        // ssh reads lines, and so do those who read its command line.
+        if option.chars().any(char::is_control) {
+            return Err(format!("option '{}' contains a control character", plain(name)));
         }
         if let Some(fate) = known::sshfs(name) {
             return self.take_sshfs(option, name, value, fate);

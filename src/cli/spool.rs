@@ -9,6 +9,7 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::plain::{plain, plain_json};
 use crate::spool::SpoolError;
 
 /// Arguments of `steadfs spool`.
@@ -81,14 +82,8 @@ fn say(text: &str) {
 /// Prints it as a line of JSON.
 fn say_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|error| Failure { code: 2, text: error.to_string() })?;
-    say(&(text + "\n"));
+    say(&(plain_json(&text) + "\n"));
     Ok(())
-}
-
-/// The text without what a terminal would obey.
-fn plain(text: &str) -> String {
-    let escape = |c: char| if c.is_control() { c.escape_default().collect() } else { String::from(c) };
-    text.chars().map(escape).collect()
 }
 
 /// `1 byte`, `2 bytes`.

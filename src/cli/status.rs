@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::daemons;
 use crate::daemon::MountError;
 use crate::mountpoint::{claim, place};
+use crate::plain::{plain, plain_json};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 use crate::telemetry::sockets;
@@ -116,7 +117,7 @@ fn text(found: &Found, json: bool, one: bool) -> Result<String, String> {
         Some(serde_json::to_string(&found.statuses))
     };
     let json = json.transpose().map_err(|error| error.to_string())?;
-    Ok(json.map(|json| json + "\n").unwrap_or_default())
+    Ok(json.map(|json| plain_json(&json) + "\n").unwrap_or_default())
 }
 
 /// The source that the daemon of `mountpoint` serves there.
@@ -275,5 +276,6 @@ fn describe(status: &Status) -> String {
         status.pid,
         round(status.uptime_secs)
     ));
-    lines.join("\n") + "\n"
+    // Names and a server's words are among them.
+    lines.iter().map(|line| plain(line) + "\n").collect()
 }

@@ -70,14 +70,14 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
             "{shown} is not a mount of steadfs but {}: run umount {shown}",
             describe(&entry)
         ))),
-        (Some(_), Holder::Daemon) if args.lazy => sweep::detach(&path),
+        (Some(entry), Holder::Daemon) if args.lazy => sweep::detach(&entry),
         (Some(_), Holder::Daemon) => {
             let watching = Watching::of(&path);
             ask(&path)?;
             wait_for_end(&path, &watching)
         }
-        (Some(_), holder) => {
-            sweep::detach(&path)?;
+        (Some(entry), holder) => {
+            sweep::detach(&entry)?;
             let worker = if clean_up(&path, holder)? { ", and its worker let go" } else { "" };
             complain(&format!("the steadfs of {shown} was gone: its mount has been detached{worker}"));
             Ok(())

@@ -92,9 +92,33 @@ pub fn raises_doubt(errno: Errno) -> bool {
     )
 }
 
+/// A call on a name that is inside for so many deadlines, while questions that were asked later are answered, has lost its
+/// answer. Servers serve in order, as a rule; the rest is for those that do not and have a slow disk.
+const LOST: u32 = 6;
+
+/// How long a call may be inside before an answer to a later question shows that its own has been lost; `None` if that shows
+/// nothing. What is in flight is kept so small that data of twice the sync deadline would be a link of a kilobyte a second. A
+/// server's disk may take any time to sync.
+pub fn lost_after(class: Class, policy: &CallPolicy) -> Option<Duration> {
+    match class {
+        Class::Meta => Some(policy.deadline * LOST),
+        Class::Data => Some(policy.sync_deadline.max(policy.deadline * LOST) * 2),
+        Class::Sync => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_is_lost_when_much_later_questions_are_answered() {
+        let policy = CallPolicy::default();
+        let after = |class| lost_after(class, &policy).map(|limit| limit.as_secs());
+        assert_eq!([Class::Meta, Class::Data, Class::Sync].map(after), [Some(30), Some(60), None]);
+        let patient = CallPolicy { sync_deadline: Duration::from_secs(300), ..policy };
+        assert_eq!(lost_after(Class::Data, &patient), Some(Duration::from_secs(600)), "whoever waits longer means it");
+    }
 
     const S: Duration = Duration::from_secs(1);
 

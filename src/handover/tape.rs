@@ -108,7 +108,7 @@ pub struct Scan<'a> {
 
 impl<'a> Scan<'a> {
     /// A tape of that epoch, whose last record begins at `last`.
-    fn new(bytes: &'a [u8], last: u64, epoch: u64) -> Scan<'a> {
+    pub(crate) fn new(bytes: &'a [u8], last: u64, epoch: u64) -> Scan<'a> {
         Scan { bytes, last, number: epoch << EPOCH_SHIFT, at: 0, torn: None, failed: false }
     }
 
@@ -159,6 +159,22 @@ impl<'a> Iterator for Scan<'a> {
             }
         }
     }
+}
+
+/// A tape with these records, as they lie in memory, and where the last begins.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn laid_out(records: &[(u16, &[u8])]) -> (Vec<u8>, u64) {
+    let (mut bytes, mut last) = (Vec::new(), 0);
+    for (number, (kind, payload)) in records.iter().enumerate() {
+        last = bytes.len() as u64;
+        let (length, number, kind) = (payload.len() as u64, number as u64, u64::from(*kind));
+        for word in [length, number, kind, checked(length, number, kind, xxh3_64(payload))] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend_from_slice(payload);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    (bytes, last)
 }
 
 fn checked(length: u64, number: u64, kind: u64, payload: u64) -> u64 {

@@ -3,12 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::MntFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::backing::mountinfo::{self, Entry};
+use crate::backing::unmount;
 
 /// A mount. The kernel gives its device number to the next one when it is gone, so type and source count too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,26 +36,26 @@ impl Place {
         entry.dev == self.dev && entry.fstype == name(&self.fstype) && entry.source == name(&self.source)
     }
 
-    /// Where it is mounted and can be reached by path, last mounted first; and whether it is mounted at all.
-    fn mountpoints(&self) -> io::Result<(Vec<PathBuf>, bool)> {
+    /// Its mounts that can be reached by path, last mounted first; and whether it is mounted at all.
+    fn mounts(&self) -> io::Result<(Vec<Entry>, bool)> {
         let table = mountinfo::entries()?;
         let ours: Vec<&Entry> = table.iter().rev().filter(|entry| self.is(entry)).collect();
         let reachable = |entry: &&&Entry| {
             mountinfo::covering_in(&table, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
         };
-        Ok((ours.iter().filter(reachable).map(|entry| entry.mountpoint.clone()).collect(), !ours.is_empty()))
+        Ok((ours.iter().filter(reachable).map(|entry| (*entry).clone()).collect(), !ours.is_empty()))
     }
 
     /// Aborts the connection: whoever waits in it gets ECONNABORTED or ENOTCONN. The mount stays.
     pub fn abort(&self) -> io::Result<()> {
-        let (mountpoints, mounted) = self.mountpoints()?;
+        let (mounts, mounted) = self.mounts()?;
         if mounted {
             // Where fusectl is not mounted the other way has to do.
             let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
         }
-        for mountpoint in mountpoints {
+        for entry in mounts {
             // EBUSY is the usual answer, and the connection is aborted all the same.
-            let _ = umount2(&mountpoint, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = unmount::exactly(&entry, MntFlags::MNT_FORCE);
         }
         Ok(())
     }
@@ -62,15 +63,16 @@ impl Place {
     /// Aborts it and detaches it wherever it can be reached.
     pub fn abandon(&self) -> io::Result<()> {
         self.abort()?;
-        for mountpoint in self.mountpoints()?.0 {
-            detach(&mountpoint)?;
+        for entry in self.mounts()?.0 {
+            detach(&entry)?;
         }
         Ok(())
     }
 }
 
-fn detach(mountpoint: &Path) -> io::Result<()> {
-    match umount2(mountpoint, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+fn detach(entry: &Entry) -> io::Result<()> {
+    let mountpoint: &Path = &entry.mountpoint;
+    match unmount::exactly(entry, MntFlags::MNT_DETACH) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::EPERM) => {
             let status = std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(mountpoint).status()?;

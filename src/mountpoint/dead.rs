@@ -31,7 +31,7 @@ pub fn clear(mountpoint: &Path, subtype: &str) -> Result<bool, MountError> {
         if !ours || !is_dead(mountpoint) {
             break;
         }
-        sweep::detach(mountpoint)?;
+        sweep::detach(&entry)?;
         cleared = true;
     }
     Ok(cleared)

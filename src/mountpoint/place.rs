@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::backing::mountinfo::{self, Entry};
@@ -26,14 +28,15 @@ pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
             return Ok(path);
         }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return std::fs::canonicalize(&path).map_err(fail);
+            return walk(&path).map_err(fail);
         };
-        let real = std::fs::canonicalize(parent).map_err(fail)?.join(name);
+        let real = walk(parent).map_err(fail)?.join(name);
         if mountinfo::at_in(&table, &real).is_some() {
             return Ok(real);
         }
         match std::fs::read_link(&real) {
-            Ok(target) => path = real.parent().unwrap_or(Path::new("/")).join(target),
+            Ok(target) if trusted(&real).map_err(fail)? => path = real.parent().unwrap_or(Path::new("/")).join(target),
+            Ok(_) => return Err(fail(foreign_link(&real))),
             // Not a link, or not there: both are for others to find.
             Err(_) => return Ok(real),
         }
@@ -41,8 +44,50 @@ pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
     Err(MountError::Mount(format!("{}: too many symbolic links", given.display())))
 }
 
-/// Whether a mount can be made at this resolved path.
-pub fn check(path: &Path, nonempty: bool) -> Result<(), MountError> {
+/// As canonicalize(3), of an absolute path; but root follows no link of somebody else's, who could lead him anywhere.
+fn walk(path: &Path) -> io::Result<PathBuf> {
+    let parts = |path: &Path| {
+        let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        names.map(|part| part.as_os_str().to_owned()).rev().collect::<Vec<_>>()
+    };
+    let (mut reached, mut ahead, mut links) = (PathBuf::from("/"), parts(path), 0);
+    while let Some(name) = ahead.pop() {
+        if name == ".." {
+            reached.pop();
+            continue;
+        }
+        let next = reached.join(name);
+        if !std::fs::symlink_metadata(&next)?.is_symlink() {
+            reached = next;
+            continue;
+        }
+        links += 1;
+        if links > MAX_LINKS {
+            return Err(nix::errno::Errno::ELOOP.into());
+        }
+        if !trusted(&next)? {
+            return Err(foreign_link(&next));
+        }
+        let target = std::fs::read_link(&next)?;
+        if target.is_absolute() {
+            reached = PathBuf::from("/");
+        }
+        ahead.extend(parts(&target));
+    }
+    Ok(reached)
+}
+
+/// Whether a link was made by root, or by whoever asks; nobody but root has to be careful.
+fn trusted(link: &Path) -> io::Result<bool> {
+    Ok(!nix::unistd::geteuid().is_root() || std::fs::symlink_metadata(link)?.uid() == 0)
+}
+
+fn foreign_link(link: &Path) -> io::Error {
+    io::Error::other(format!("{} is a link that is not root's: give the path that it leads to", link.display()))
+}
+
+/// Whether a mount can be made at this resolved path; st_dev and st_ino of the directory that was found fit for it.
+pub fn check(path: &Path, nonempty: bool) -> Result<(u64, u64), MountError> {
     let shown = path.display();
     if let Some(entry) = mountinfo::at(path).map_err(no_mountinfo)? {
         return Err(MountError::Mount(already(path, &entry)));
@@ -52,15 +97,20 @@ pub fn check(path: &Path, nonempty: bool) -> Result<(), MountError> {
         io::ErrorKind::PermissionDenied => MountError::Usage(format!("{shown}: permission denied")),
         _ => MountError::Mount(format!("{shown}: {error}")),
     };
-    if !std::fs::symlink_metadata(path).map_err(fail)?.is_dir() {
+    // All looks are at one directory, whatever is put in its place meanwhile.
+    let flags = libc::O_PATH | libc::O_NOFOLLOW;
+    let directory = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(fail)?;
+    let found = directory.metadata().map_err(fail)?;
+    if !found.is_dir() {
         return Err(MountError::Mount(format!("{shown} is not a directory")));
     }
-    if !nonempty && std::fs::read_dir(path).map_err(fail)?.next().is_some() {
+    let held = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string());
+    if !nonempty && std::fs::read_dir(held).map_err(fail)?.next().is_some() {
         return Err(MountError::Mount(format!(
             "{shown} is not empty: empty it first, or add -o nonempty to hide what is there"
         )));
     }
-    Ok(())
+    Ok((found.dev(), found.ino()))
 }
 
 /// Whether the directory of `dir:` is there and apart from the mountpoint.
@@ -123,6 +173,21 @@ mod tests {
         assert_eq!(resolve(&base.join("a/..")), Ok(base.clone()));
         assert!(matches!(resolve(&base.join("loop")), Err(MountError::Mount(_))));
         assert!(matches!(resolve(&base.join("no/such")), Err(MountError::Mount(_))));
+    }
+
+    #[test]
+    fn root_follows_no_link_of_somebody_else() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base = dir.path().canonicalize().expect("real path");
+        std::fs::create_dir_all(base.join("a/hot")).expect("mkdir");
+        for (name, target) in [("theirs", "a"), ("last", "a/hot")] {
+            std::os::unix::fs::symlink(target, base.join(name)).expect("symlink");
+            std::os::unix::fs::lchown(base.join(name), Some(65534), None).expect("root may");
+        }
+        for given in ["theirs/hot", "last", "a/../theirs/hot"] {
+            let Err(MountError::Mount(text)) = resolve(&base.join(given)) else { panic!("{given} is followed") };
+            assert!(text.contains("is a link that is not root's"), "{text}");
+        }
     }
 
     #[test]

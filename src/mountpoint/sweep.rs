@@ -8,19 +8,19 @@ use std::path::Path;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::MntFlags;
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{claim, place};
-use crate::backing::mountinfo;
 use crate::backing::sshfs::{self, orphans};
+use crate::backing::{mountinfo, unmount};
 use crate::daemon::MountError;
 
 /// Detaches a mount whether it is in use or not.
-pub fn detach(path: &Path) -> Result<(), MountError> {
-    let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
-    let Err(errno) = umount2(path, flags) else { return Ok(()) };
+pub fn detach(entry: &mountinfo::Entry) -> Result<(), MountError> {
+    let path = entry.mountpoint.as_path();
+    let Err(errno) = unmount::exactly(entry, MntFlags::MNT_DETACH) else { return Ok(()) };
     if errno != Errno::EPERM {
         return Err(MountError::Mount(format!("{}: {}", path.display(), errno.desc())));
     }
@@ -60,7 +60,7 @@ pub fn contents(dir: &Path, spared: Option<u64>) -> Result<(), MountError> {
     let stays = |path: &Path| spared.iter().any(|name| path == real.join(name));
     let below = |entry: &&mountinfo::Entry| entry.mountpoint.starts_with(&real) && !stays(&entry.mountpoint);
     for entry in table.iter().rev().filter(below) {
-        detach(&entry.mountpoint)?;
+        detach(entry)?;
     }
     let names: Result<Vec<_>, Errno> = opened.iter().map(|entry| Ok(entry?.file_name().to_owned())).collect();
     let is_spared = |name: &CStr| {

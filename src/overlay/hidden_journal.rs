@@ -5,7 +5,7 @@
 //! write(2) has returned; it is not synced, so a power failure of this machine may cost the last lines, and the files that
 //! they name stay. Whoever changes a name on the backing writes the line, in the same thread of the pool.
 
-mod line;
+pub(crate) mod line;
 mod names;
 
 use std::ffi::OsStr;

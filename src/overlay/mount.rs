@@ -5,6 +5,7 @@
 
 mod guard;
 mod helper;
+mod spot;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,18 +14,21 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, mount};
 use nix::sys::stat::Mode;
 
-use crate::backing::mountinfo;
+use crate::backing::{mountinfo, unmount};
 use crate::config::OverlayConfig;
 use crate::daemon::MountError;
 use crate::keeper::abandon::Place;
+use spot::Spot;
 
 /// Most bytes of one read request. Buffered reads arrive in pieces of the mount's read-ahead.
 const MAX_READ: u32 = 128 << 10;
 /// Read-ahead of the mount in KiB, where it may be set (sysfs-class-bdi).
 const READ_AHEAD_KIB: u32 = 1024;
+/// How often an unmount looks again where the mount is, while somebody renames directories above it.
+const LOOKS: usize = 20;
 
 /// A mounted overlay.
 #[derive(Debug)]
@@ -41,20 +45,40 @@ impl Mount {
     /// Mounts at `mountpoint`, a canonical path, and returns the device to serve.
     pub fn attach(config: &OverlayConfig, label: &str, mountpoint: &Path) -> Result<(OwnedFd, Mount), MountError> {
         let root = nix::unistd::geteuid().is_root();
+        let spot = Spot::open(mountpoint, config.directory)?;
         if config.guard {
-            guard::protect(mountpoint);
+            guard::protect(&spot.name(), mountpoint);
         }
         let kind = format!("fuse.{}", config.subtype);
-        let before = devices_at(mountpoint, &kind).map_err(system)?;
-        let source = config.fsname.as_deref().unwrap_or(label);
-        let device =
-            if root { mount_as_root(config, source, mountpoint)? } else { helper::mount(config, source, mountpoint)? };
-        let dev = devices_at(mountpoint, &kind).map_err(system)?.into_iter().rfind(|dev| !before.contains(dev));
-        let Some(dev) = dev else {
-            return Err(MountError::System(format!("{} was unmounted again at once", mountpoint.display())));
+        let before = devices(&kind, |_| true).map_err(system)?;
+        let new_at = |place: &Path| {
+            let found = devices(&kind, |entry| entry.mountpoint == place).map_err(system)?;
+            Ok(found.into_iter().rfind(|dev| !before.contains(dev)))
         };
-        let (source, mountpoint) = (source.to_owned(), mountpoint.to_owned());
-        Ok((device, Mount { dev, fstype: kind, source, mountpoint, gone: AtomicBool::new(false) }))
+        let source = config.fsname.as_deref().unwrap_or(label);
+        // fusermount3 has checks of its own against the same.
+        let device = if root {
+            mount_as_root(config, source, &spot.name(), mountpoint)?
+        } else {
+            helper::mount(config, source, mountpoint)?
+        };
+        let attached = |dev| Mount {
+            dev,
+            fstype: kind.clone(),
+            source: source.to_owned(),
+            mountpoint: mountpoint.to_owned(),
+            gone: AtomicBool::new(false),
+        };
+        if let Some(dev) = new_at(mountpoint)? {
+            return Ok((device, attached(dev)));
+        }
+        // On the right directory, but that has been renamed meanwhile.
+        if let Some(dev) = spot.place().ok().map(|place| new_at(&place)).transpose()?.flatten() {
+            drop(device);
+            attached(dev).unmount(true).map_err(system)?;
+            return Err(spot::swapped(mountpoint));
+        }
+        Err(MountError::System(format!("{} was unmounted again at once", mountpoint.display())))
     }
 
     /// One that a predecessor has attached, by its st_dev.
@@ -108,7 +132,7 @@ impl Mount {
 
     /// Where it is mounted and can be reached, last mounted first; the flag says that there are others, over which
     /// somebody else has mounted: unmounting these by path would unmount the stranger's.
-    fn places(&self) -> io::Result<(Vec<PathBuf>, bool)> {
+    fn places(&self) -> io::Result<(Vec<mountinfo::Entry>, bool)> {
         if self.gone.load(Relaxed) {
             return Ok((Vec::new(), false));
         }
@@ -120,22 +144,30 @@ impl Mount {
         let (reachable, covered): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| {
             mountinfo::covering_in(&entries, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
         });
-        Ok((reachable.into_iter().map(|entry| entry.mountpoint.clone()).collect(), !covered.is_empty()))
+        Ok((reachable.into_iter().cloned().collect(), !covered.is_empty()))
     }
 
     /// Unmounts it wherever this namespace has it (bind mounts too). EBUSY if it is in use, unless `lazy`, or if
     /// something else is mounted over it.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
-        let flags = MntFlags::UMOUNT_NOFOLLOW | if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        let (places, covered) = self.places()?;
-        for place in places {
-            match umount2(place.as_path(), flags) {
-                Ok(()) | Err(Errno::EINVAL) => {}
-                Err(Errno::EPERM) => helper::unmount(&place, lazy)?,
-                Err(errno) => return Err(errno.into()),
+        let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+        let mut left = true;
+        for _ in 0..LOOKS {
+            let (places, covered) = self.places()?;
+            left = covered || !places.is_empty();
+            if places.is_empty() {
+                break;
+            }
+            for entry in places {
+                match unmount::exactly(&entry, flags) {
+                    // It is gone, or it is elsewhere: the next look says which.
+                    Ok(()) | Err(Errno::EINVAL) => {}
+                    Err(Errno::EPERM) => helper::unmount(&entry.mountpoint, lazy)?,
+                    Err(errno) => return Err(errno.into()),
+                }
             }
         }
-        if covered {
+        if left {
             return Err(Errno::EBUSY.into());
         }
         // The next mount of the same source may get the same st_dev within the millisecond.
@@ -150,9 +182,9 @@ impl Mount {
             // The name there is the whole device number; the major of such filesystems is 0.
             let _ = std::fs::write(format!("/sys/fs/fuse/connections/{}/abort", self.dev.1), "1");
         }
-        for place in places {
+        for entry in places {
             // EBUSY is the usual answer, and the connection is aborted all the same.
-            let _ = umount2(place.as_path(), MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
+            let _ = unmount::exactly(&entry, MntFlags::MNT_FORCE);
         }
     }
 
@@ -172,9 +204,9 @@ fn system(error: io::Error) -> MountError {
     MountError::System(format!("/proc/self/mountinfo: {error}"))
 }
 
-fn devices_at(mountpoint: &Path, kind: &str) -> io::Result<Vec<(u32, u32)>> {
+fn devices(kind: &str, of: impl Fn(&mountinfo::Entry) -> bool) -> io::Result<Vec<(u32, u32)>> {
     let entries = mountinfo::entries()?.into_iter();
-    Ok(entries.filter(|entry| entry.mountpoint == mountpoint && entry.fstype == kind).map(|entry| entry.dev).collect())
+    Ok(entries.filter(|entry| entry.fstype == kind && of(entry)).map(|entry| entry.dev).collect())
 }
 
 /// MS_NOSYMFOLLOW of include/uapi/linux/mount.h.
@@ -217,7 +249,8 @@ fn flags_of(config: &OverlayConfig) -> MsFlags {
     if config.read_only { flags | MsFlags::MS_RDONLY } else { flags }
 }
 
-fn mount_as_root(config: &OverlayConfig, source: &str, mountpoint: &Path) -> Result<OwnedFd, MountError> {
+/// Mounts on `place`, which is another name of `mountpoint`.
+fn mount_as_root(config: &OverlayConfig, source: &str, place: &Path, mountpoint: &Path) -> Result<OwnedFd, MountError> {
     let device = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| {
         MountError::System(format!(
             "/dev/fuse cannot be opened: {}; is the fuse module loaded (`modprobe fuse`)?",
@@ -235,7 +268,7 @@ fn mount_as_root(config: &OverlayConfig, source: &str, mountpoint: &Path) -> Res
         data.push_str(",allow_other");
     }
     let kind = format!("fuse.{}", config.subtype);
-    mount(Some(source), mountpoint, Some(kind.as_str()), flags_of(config), Some(data.as_str()))
+    mount(Some(source), place, Some(kind.as_str()), flags_of(config), Some(data.as_str()))
         .map_err(|errno| MountError::Mount(format!("mounting on {}: {}", mountpoint.display(), errno.desc())))?;
     Ok(device)
 }

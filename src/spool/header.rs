@@ -89,7 +89,7 @@ impl Header {
     }
 
     /// The line with its newline.
-    pub(super) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut line = serde_json::to_vec(self)?;
         line.pop();
         let tail = tail(&line);
@@ -99,7 +99,7 @@ impl Header {
     }
 
     /// Reads the line, without its newline, of the file at `path`.
-    pub(super) fn decode(line: &[u8], path: &Path) -> Result<Header, SpoolError> {
+    pub(crate) fn decode(line: &[u8], path: &Path) -> Result<Header, SpoolError> {
         let damaged = |what: &str| SpoolError::damaged(path, what);
         let (body, end) =
             line.split_at_checked(line.len().wrapping_sub(TAIL)).ok_or_else(|| damaged("its header is cut off"))?;
@@ -134,6 +134,6 @@ impl Header {
 }
 
 /// The end of the line whose beginning is `body`.
-fn tail(body: &[u8]) -> String {
+pub(crate) fn tail(body: &[u8]) -> String {
     format!(",\"crc32\":\"{:08x}\"}}", crc32fast::hash(body))
 }

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// The path with control characters, `%` and what is not UTF-8 as `%XX`.
+use crate::plain::obeyed;
+
+/// The path with what a terminal obeys, `%` and what is not UTF-8 as `%XX`.
 pub fn encode(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let mut text = String::new();
     let escape = |text: &mut String, bytes: &[u8]| bytes.iter().for_each(|b| text.push_str(&format!("%{b:02x}")));
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() || c == '%' {
+            if obeyed(c) || c == '%' {
                 escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes());
             } else {
                 text.push(c);

@@ -11,6 +11,10 @@
 //! | nothing else was inside before the probe | `probe_deadline` |
 //! | a call was inside before the probe, the link acknowledges | `BUSY` |
 //! | an fsync was inside before the probe, the link acknowledges | `SYNCING` |
+//!
+//! A server that answers probes may still have lost the answer to a call. That holds a thread of ours and its bytes
+//! of the window, and with sshfs every other name of its directory, for ever: such a generation is of no use either
+//! (`has_lost_an_answer`).
 
 use std::time::{Duration, Instant};
 
@@ -24,6 +28,11 @@ pub const STOPPED: Duration = Duration::from_millis(800);
 pub const BUSY: Duration = Duration::from_millis(3500);
 /// Silence allowed to a server that is busy with an fsync.
 pub const SYNCING: Duration = Duration::from_secs(6);
+
+/// True if nothing will ever come of one of the calls inside: by the answer to a probe that was sent at `probe_sent`.
+pub fn has_lost_an_answer(inside: &Inside, probe_sent: Instant) -> bool {
+    inside.lost_at.is_some_and(|at| probe_sent >= at)
+}
 
 /// What the rule looks at.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +76,7 @@ mod tests {
     #[test]
     fn a_dead_link_is_dead_after_the_probe_deadline_whatever_is_inside() {
         let t = Instant::now();
-        let inside = Inside { any: Some(t), sync: Some(t) };
+        let inside = Inside { any: Some(t), sync: Some(t), lost_at: None };
         assert_eq!(dead_at(&Signs { inside, ..signs(t) }, LIMIT), t + LIMIT);
     }
 
@@ -82,11 +91,11 @@ mod tests {
     fn a_server_that_syncs_gets_more_time_if_the_link_is_good_and_the_sync_came_first() {
         let t = Instant::now();
         let vitals = Vitals { link_acked: true, ..Vitals::default() };
-        let inside = Inside { any: Some(t), sync: Some(t) };
+        let inside = Inside { any: Some(t), sync: Some(t), lost_at: None };
         assert_eq!(dead_at(&Signs { vitals, inside, ..signs(t) }, LIMIT), t + SYNCING);
-        let later = Inside { any: Some(t + LIMIT), sync: Some(t + LIMIT) };
+        let later = Inside { any: Some(t + LIMIT), sync: Some(t + LIMIT), lost_at: None };
         assert_eq!(dead_at(&Signs { vitals, inside: later, ..signs(t) }, LIMIT), t + LIMIT);
-        let busy = Inside { any: Some(t), sync: None };
+        let busy = Inside { any: Some(t), sync: None, lost_at: None };
         assert_eq!(dead_at(&Signs { vitals, inside: busy, ..signs(t) }, LIMIT), t + BUSY);
     }
 

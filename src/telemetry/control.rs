@@ -1,6 +1,6 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::journal::Journal;
 use super::recovery::Recovery;
@@ -19,6 +21,14 @@ use crate::daemon::reload::Reloaded;
 
 /// Longest request in bytes: a configuration of a thousand overlays.
 const LONGEST: u64 = 1 << 20;
+/// How long a client may take to finish a request, from its last one on, and to read an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same for one who is told only that he may not ask.
+const LITTLE: Duration = Duration::from_secs(1);
+/// Most conversations at a time with those who may ask: each takes a descriptor, and calls need some too.
+const MOST: usize = 128;
+/// Most with others, who could keep those out.
+const MOST_OTHERS: usize = 8;
 /// How long the end of the daemon waits for answers that are on their way.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -135,15 +145,57 @@ pub async fn serve(listener: UnixListener, observed: Observed, journal: Arc<Jour
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "the control socket cannot be served"),
     };
+    let (mut own, mut others) = (Room::new(MOST), Room::new(MOST_OTHERS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                _ = tokio::spawn(converse(stream, observed.clone(), Arc::clone(&journal), pending.clone()));
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let talk = converse(stream, observed.clone(), Arc::clone(&journal), pending.clone());
+                own.admit(tokio::spawn(talk).abort_handle());
             }
+            Ok((stream, _)) => others.admit(tokio::spawn(refuse(stream)).abort_handle()),
             // Out of descriptors, say: worth another try, but not at full speed.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
+}
+
+/// Conversations that go on, so many at a time: the oldest is broken off for one more, and it is the most likely to be silent.
+struct Room {
+    most: usize,
+    talks: VecDeque<AbortHandle>,
+}
+
+impl Room {
+    fn new(most: usize) -> Room {
+        Room { most, talks: VecDeque::new() }
+    }
+
+    fn admit(&mut self, talk: AbortHandle) {
+        self.talks.retain(|talk| !talk.is_finished());
+        if self.talks.len() >= self.most
+            && let Some(oldest) = self.talks.pop_front()
+        {
+            oldest.abort();
+        }
+        self.talks.push_back(talk);
+    }
+}
+
+/// Whether the client is root or the daemon's own user, by what the kernel says of it (unix(7), SO_PEERCRED).
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = nix::unistd::geteuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+}
+
+/// Nothing that somebody else sends is looked at.
+async fn refuse(stream: UnixStream) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    // Read all the same: who is hung up on while he asks sees no answer.
+    let mut line = Vec::new();
+    let _ = timeout(LITTLE, BufReader::new(reader).take(LONGEST).read_until(b'\n', &mut line)).await;
+    let text = "only root and the owner of the mount may ask".into();
+    let reply = serde_json::to_string(&Reply::Failed { text })? + "\n";
+    timeout(LITTLE, writer.write_all(reply.as_bytes())).await?
 }
 
 async fn converse(
@@ -152,28 +204,25 @@ async fn converse(
     journal: Arc<Journal>,
     pending: Pending,
 ) -> std::io::Result<()> {
-    let peer = stream.peer_cred()?.uid();
-    let allowed = peer == 0 || peer == nix::unistd::geteuid().as_raw();
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     loop {
         let mut line = Vec::new();
-        (&mut reader).take(LONGEST).read_until(b'\n', &mut line).await?;
+        timeout(PATIENCE, (&mut reader).take(LONGEST).read_until(b'\n', &mut line)).await??;
         if line.is_empty() {
             return Ok(());
         }
         let _answering = pending.begin();
         // The rest of a line that is too long would be taken for another request.
-        let last = !allowed || line.len() as u64 == LONGEST;
+        let last = line.len() as u64 == LONGEST;
         let reply = match serde_json::from_slice(&line) {
-            _ if !allowed => Reply::Failed { text: "only root and the owner of the mount may ask".into() },
             _ if last => Reply::Failed { text: format!("the request is longer than {LONGEST} bytes") },
             Err(error) => Reply::Failed { text: format!("the request is not understood: {error}") },
             Ok(request) => answer(request, &observed, &journal).await,
         };
         let mut text = serde_json::to_string(&reply)?;
         text.push('\n');
-        writer.write_all(text.as_bytes()).await?;
+        timeout(PATIENCE, writer.write_all(text.as_bytes())).await??;
         if last {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::journal::Journal;
+use super::limited::Limited;
 use super::sockets::OwnSocket;
 use super::status::Status;
 use super::{Observed, metrics, page};
@@ -57,11 +58,11 @@ pub async fn serve(listener: Listener, observed: Observed, journal: Arc<Journal>
         .with_state(Served { observed, journal });
     let result = match listener {
         Listener::Tcp(listener) => match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => axum::serve(Limited::new(listener), router).await,
             Err(error) => Err(error),
         },
         Listener::Unix(listener) => match tokio::net::UnixListener::from_std(listener) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => axum::serve(Limited::new(listener), router).await,
             Err(error) => Err(error),
         },
     };

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::plain::plain_json;
 use crate::supervisor::{Event, Watch};
 use history::{History, Outage};
 
@@ -69,7 +70,8 @@ impl Journal {
 }
 
 fn log(event: &Event) {
-    let fields = serde_json::to_string(event).unwrap_or_default();
+    // Names and a server's words are in it.
+    let fields = plain_json(&serde_json::to_string(event).unwrap_or_default());
     match event {
         Event::OutageBegan { .. }
         | Event::OutageOverdue { .. }

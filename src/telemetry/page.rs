@@ -9,8 +9,8 @@ use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
 
 use super::journal::history::Outage;
-use super::printable::printable;
 use super::status::Status;
+use crate::plain::plain;
 use words::{bytes, clock, clock_of, seconds};
 
 /// The style sheet, a file of its own so that the policy below needs no exception.
@@ -47,7 +47,7 @@ pub fn render(view: &View<'_>) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 @if view.live { meta http-equiv="refresh" content=(REFRESH); }
-                title { (printable(&status.state)) ": " (printable(&status.mountpoint)) }
+                title { (plain(&status.state)) ": " (plain(&status.mountpoint)) }
                 link rel="stylesheet" href="style.css";
             }
             body {
@@ -60,7 +60,7 @@ pub fn render(view: &View<'_>) -> String {
                 }
                 footer {
                     p {
-                        "steadfs " (printable(&status.steadfs_version)) ", pid " (status.pid) ", up " (seconds(status.uptime_secs))
+                        "steadfs " (plain(&status.steadfs_version)) ", pid " (status.pid) ", up " (seconds(status.uptime_secs))
                         "; as of " (clock(view.now)) ". "
                         @if view.live { a href="?live=no" { "Stop refreshing" } } @else { a href="?" { "Refresh by itself" } }
                         " · " a href="metrics" { "metrics" }
@@ -80,17 +80,17 @@ fn head(status: &Status) -> Markup {
     };
     html! {
         header {
-            h1 { span class=(class) { (printable(&status.state)) } bdi { (printable(&status.mountpoint)) } }
-            p { "shows " bdi { (printable(&status.source)) } ", " (printable(&status.state)) " for " (seconds(status.for_secs)) ", generation " (status.generation) }
+            h1 { span class=(class) { (plain(&status.state)) } bdi { (plain(&status.mountpoint)) } }
+            p { "shows " bdi { (plain(&status.source)) } ", " (plain(&status.state)) " for " (seconds(status.for_secs)) ", generation " (status.generation) }
             @if let Some(outage) = &status.outage {
                 p .bad { "Outage for " (seconds(outage.secs)) ", since " (clock_of(&outage.since)) }
             }
             @for overlay in status.overlays.iter().filter(|overlay| overlay.mounted != "yes") {
-                p .bad { "Not mounted: " bdi { (printable(&overlay.mountpoint)) } }
+                p .bad { "Not mounted: " bdi { (plain(&overlay.mountpoint)) } }
             }
-            @if let Some(why) = &status.why { p { "Why: " bdi { (printable(why)) } } }
-            @if let Some(by) = &status.held { p .warn { "The repair is held back by " (printable(by)) } }
-            p { "Next: " (printable(&status.next)) @if let Some(at) = &status.next_at { ", at " (clock_of(at)) } }
+            @if let Some(why) = &status.why { p { "Why: " bdi { (plain(why)) } } }
+            @if let Some(by) = &status.held { p .warn { "The repair is held back by " (plain(by)) } }
+            p { "Next: " (plain(&status.next)) @if let Some(at) = &status.next_at { ", at " (clock_of(at)) } }
         }
     }
 }
@@ -105,7 +105,7 @@ fn overlays(status: &Status) -> Markup {
                     th .n scope="col" { "Uncommitted" } th .n scope="col" { "Write log" } th .n scope="col" { "Inodes" }
                 } }
                 tbody { @for overlay in &status.overlays { tr {
-                    th scope="row" { bdi { (printable(&overlay.mountpoint)) } }
+                    th scope="row" { bdi { (plain(&overlay.mountpoint)) } }
                     td { @match overlay.mounted.as_str() {
                         "yes" => { span .good { "yes" } }
                         "other" => { span .bad { "something else is there" } }
@@ -179,12 +179,9 @@ fn worker(status: &Status) -> Markup {
         None => html! { "not paused" },
     };
     let mut rows = vec![("State", state)];
-    rows.extend(worker.reason.as_ref().map(|reason| ("Because of", html! { (printable(reason)) })));
-    let runs: Vec<_> = worker
-        .hooks
-        .iter()
-        .map(|run| (format!("{}, {}", printable(&run.hook), printable(&run.result)), run.count))
-        .collect();
+    rows.extend(worker.reason.as_ref().map(|reason| ("Because of", html! { (plain(reason)) })));
+    let runs: Vec<_> =
+        worker.hooks.iter().map(|run| (format!("{}, {}", plain(&run.hook), plain(&run.result)), run.count)).collect();
     rows.extend(runs.iter().map(|(name, count)| (name.as_str(), html! { (count) " times" })));
     figures("Worker", &rows)
 }
@@ -204,7 +201,7 @@ fn keeper(status: &Status) -> Markup {
     if let Some(last) = &keeper.last {
         rows.push((
             "The last",
-            html! { (clock_of(&last.at)) ", " (seconds(last.pause_secs)) " without: " (printable(&last.reason)) },
+            html! { (clock_of(&last.at)) ", " (seconds(last.pause_secs)) " without: " (plain(&last.reason)) },
         ));
     }
     rows.push(("Mounted since", clock_of(&keeper.mounted_at)));
@@ -219,8 +216,8 @@ fn events(events: &[Value]) -> Markup {
                 thead { tr { th scope="col" { "When" } th scope="col" { "Event" } th scope="col" { "Details" } } }
                 tbody { @for event in events.iter().rev().take(EVENTS) { tr {
                     td .time { (clock_of(event["at"].as_str().unwrap_or_default())) }
-                    td { (printable(event["event"].as_str().unwrap_or_default())) }
-                    td .text { (printable(&details(event))) }
+                    td { (plain(event["event"].as_str().unwrap_or_default())) }
+                    td .text { (plain(&details(event))) }
                 } } }
             } } }
         }

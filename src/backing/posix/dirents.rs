@@ -11,6 +11,8 @@ use crate::backing::{DirEntry, FileKind, OpResult};
 
 /// Room for the entries of one call, in bytes; larger means fewer round trips to a slow backing.
 const BUFFER: usize = 64 * 1024;
+/// Most bytes of names, and most entries, that one listing has: a server may send one without an end.
+const LARGEST: (usize, usize) = (256 << 20, 4 << 20);
 
 /// Bytes before d_name in `struct linux_dirent64`: d_ino, d_off, d_reclen, d_type.
 const HEADER: usize = 8 + 8 + 2 + 1;
@@ -18,11 +20,16 @@ const HEADER: usize = 8 + 8 + 2 + 1;
 /// All entries of an open directory but `.` and `..`, in its own order.
 pub(super) fn read_all(fd: &OwnedFd) -> OpResult<Vec<DirEntry>> {
     let mut entries = Vec::new();
+    let mut read = 0_usize;
     let mut buffer = vec![0u8; BUFFER];
     loop {
         let filled = retry(|| getdents(fd, &mut buffer))?;
         if filled == 0 {
             return Ok(entries);
+        }
+        read = read.saturating_add(filled);
+        if read > LARGEST.0 || entries.len() > LARGEST.1 {
+            return Err(Errno::EOVERFLOW);
         }
         // A directory that answers nonsense is an error, not a shorter directory.
         parse(buffer.get(..filled).ok_or(Errno::EIO)?, &mut entries).ok_or(Errno::EIO)?;
@@ -36,7 +43,7 @@ fn getdents(fd: &OwnedFd, buffer: &mut [u8]) -> nix::Result<usize> {
 }
 
 /// Adds the records in `bytes`; `None` if they do not add up.
-fn parse(mut bytes: &[u8], entries: &mut Vec<DirEntry>) -> Option<()> {
+pub(crate) fn parse(mut bytes: &[u8], entries: &mut Vec<DirEntry>) -> Option<()> {
     while !bytes.is_empty() {
         let length = usize::from(u16::from_ne_bytes([*bytes.get(16)?, *bytes.get(17)?]));
         let record = bytes.get(..length)?;

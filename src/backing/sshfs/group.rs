@@ -9,13 +9,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid};
@@ -29,6 +29,9 @@ use crate::backing::process::{self, Pinned, Process};
 const LOOK: Duration = Duration::from_secs(3600);
 /// Most lines of output kept, the last ones: ssh's banners can be long, and why it ended comes at the end.
 const OUTPUT_LINES: usize = 100;
+/// Most bytes of data that sshfs or ssh may have (getrlimit(2), RLIMIT_DATA; stacks of threads count): a directory of a million
+/// names takes a quarter of that.
+const MEMORY: u64 = 2 << 30;
 
 #[derive(Default)]
 struct State {
@@ -55,8 +58,8 @@ impl Group {
     pub fn spawn(mut command: Command, exited: impl Fn(String) + Send + 'static) -> std::io::Result<Arc<Group>> {
         let (reader, writer) = stderr::pipe()?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).process_group(0);
-        // SAFETY: one system call with plain numbers, which a child of a process with threads may make.
-        unsafe { command.pre_exec(inherit_nothing) };
+        // SAFETY: system calls with plain numbers, which a child of a process with threads may make.
+        unsafe { command.pre_exec(|| inherit_nothing().and_then(|()| limit_memory())) };
         let child = command.spawn()?;
         // The last copy of the writing end here, without which the reader finds an end.
         drop(command);
@@ -98,8 +101,7 @@ impl Group {
     fn listen(group: &Arc<Group>, stderr: File) -> std::io::Result<()> {
         let heard = Arc::clone(group);
         std::thread::Builder::new().name("sshfs-stderr".into()).spawn(move || {
-            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-                let line = String::from_utf8_lossy(&line).into_owned();
+            stderr::lines(stderr, |line| {
                 tracing::debug!(target: "steadfs::sshfs", "{line}");
                 let mut state = heard.state.lock();
                 if !line.trim().is_empty() {
@@ -108,7 +110,7 @@ impl Group {
                     }
                     state.output.push_back(line);
                 }
-            }
+            });
         })?;
         Ok(())
     }
@@ -243,6 +245,12 @@ fn inherit_nothing() -> std::io::Result<()> {
     // SAFETY: plain numbers go in, and only flags are set.
     unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     Ok(())
+}
+
+/// A server can send a listing without an end, which sshfs keeps whole: it shall end then, and not the machine.
+fn limit_memory() -> std::io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+    Ok(setrlimit(Resource::RLIMIT_DATA, soft.min(MEMORY), hard)?)
 }
 
 /// The pids of a group's members. /proc is only listed: to read another process's files there waits for its execve(2),

@@ -32,14 +32,16 @@ impl Identity {
         Some(Identity { leader: Process::of(leader)?, session })
     }
 
-    fn parse(text: &str) -> Option<Identity> {
+    /// Reads what [`Identity::text`] made.
+    pub(crate) fn parse(text: &str) -> Option<Identity> {
         let mut fields = text.split_whitespace();
         let pid = fields.next()?.parse().ok().filter(|&pid| pid > 1)?;
         let (started, session) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         Some(Identity { leader: Process { pid, started }, session: Pid::from_raw(session) })
     }
 
-    fn text(&self) -> String {
+    /// Written down.
+    pub(crate) fn text(&self) -> String {
         format!("{} {} {}\n", self.leader.pid, self.leader.started, self.session)
     }
 

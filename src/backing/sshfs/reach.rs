@@ -1,7 +1,7 @@
 //! A look at the server that costs it nothing but a TCP handshake: no login, no second ssh connection.
 
 mod connect;
-mod route;
+pub(crate) mod route;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;

@@ -6,15 +6,19 @@
 //! descriptor of sshfs (`/proc/PID/fd/2`) and reads on where the daemon before it has stopped.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::process::Stdio;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::plain::plain;
+
 /// Bytes that can wait for a reader: more than ssh prints with `-vvv` while it logs in.
 const SIZE: i32 = 256 << 10;
+/// Most bytes of a line that are kept: a server's words come this way, and nothing says that they ever end.
+const LONGEST: usize = 1000;
 
 /// The reader's end and the writers'.
 pub fn pipe() -> io::Result<(File, Stdio)> {
@@ -37,12 +41,52 @@ pub fn of(pid: i32) -> io::Result<File> {
     Ok(options)
 }
 
+/// Gives each line to `take` until the end, without what a terminal would obey.
+pub fn lines(from: impl io::Read, mut take: impl FnMut(String)) {
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    loop {
+        let (used, ended) = match reader.fill_buf() {
+            Ok([]) => break,
+            Ok(more) => {
+                let end = more.iter().position(|&byte| byte == b'\n');
+                let part = &more[..end.unwrap_or(more.len())];
+                line.extend_from_slice(&part[..part.len().min(LONGEST - line.len())]);
+                (part.len() + usize::from(end.is_some()), end.is_some())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        reader.consume(used);
+        if ended {
+            take(text(&std::mem::take(&mut line)));
+        }
+    }
+    if !line.is_empty() {
+        take(text(&line));
+    }
+}
+
+fn text(line: &[u8]) -> String {
+    // ssh ends its lines with a carriage return too.
+    plain(String::from_utf8_lossy(line).trim_end())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Read};
+    use std::io::Read;
     use std::process::Command;
 
     use super::*;
+
+    #[test]
+    fn a_line_without_an_end_is_cut_and_nothing_is_obeyed() {
+        let mut found = Vec::new();
+        let endless = io::repeat(b'x').take(10 << 20).chain(&b"\nnext\r\n\x1b[2J\xff\n\nlast"[..]);
+        lines(endless, |line| found.push(line));
+        assert_eq!(found[0].len(), LONGEST);
+        assert_eq!(found[1..], ["next", "\\u{1b}[2J\u{fffd}", "", "last"]);
+    }
 
     #[test]
     fn a_writer_without_a_reader_is_neither_killed_nor_blocked_and_a_later_reader_reads_on() {

@@ -83,7 +83,8 @@ fn request(kind: u16, flags: u16, local: SocketAddr, remote: SocketAddr) -> Vec<
     message
 }
 
-fn parse(reply: &[u8]) -> Option<TcpCounters> {
+/// The counters in an answer of the kernel.
+pub(crate) fn parse(reply: &[u8]) -> Option<TcpCounters> {
     let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
     if kind != SOCK_DIAG_BY_FAMILY {
         return None;
@@ -144,7 +145,7 @@ pub fn connections(pid: i32) -> Vec<Connection> {
 }
 
 /// One line of /proc/net/tcp (Documentation/networking/proc_net_tcp.rst), if its inode is among `sockets`.
-fn find_in(line: &str, sockets: &[String]) -> Option<Connection> {
+pub(crate) fn find_in(line: &str, sockets: &[String]) -> Option<Connection> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     // States of include/net/tcp_states.h.
     let established = match *fields.get(3)? {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use crate::cli::status::Found;
+use crate::plain::plain;
 use crate::telemetry::page::details;
 use crate::telemetry::page::words::{bytes, moment, seconds};
-use crate::telemetry::printable::printable;
 use crate::telemetry::status::{Calls, Status};
 
 /// Shortest time that a rate is made of, in seconds.
@@ -41,7 +41,7 @@ pub struct Line {
 }
 
 fn line(tone: Tone, text: String) -> Line {
-    Line { text: printable(&text), tone }
+    Line { text: plain(&text), tone }
 }
 
 /// Calls of one mount between two looks.

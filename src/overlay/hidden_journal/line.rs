@@ -62,7 +62,7 @@ fn is_ours(path: &Path) -> bool {
         && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(HIDDEN.as_bytes()))
 }
 
-fn checksum(backing: &str, body: &str) -> u32 {
+pub(crate) fn checksum(backing: &str, body: &str) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(backing.as_bytes());
     hasher.update(&[0]);

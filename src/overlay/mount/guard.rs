@@ -14,10 +14,10 @@ use nix::errno::Errno;
 /// FS_IMMUTABLE_FL of include/uapi/linux/fs.h.
 const IMMUTABLE: libc::c_int = 0x10;
 
-/// Makes an empty directory immutable; where the filesystem cannot, nobody but root may enter it. A directory that holds
+/// Makes an empty directory, called `shown`, immutable; where the filesystem cannot, nobody but root may enter it. A directory that holds
 /// something is left alone: its files would be locked in, and it may be the root of somebody's filesystem.
-pub fn protect(directory: &Path) {
-    let shown = directory.display();
+pub fn protect(directory: &Path, shown: &Path) {
+    let shown = shown.display();
     match std::fs::read_dir(directory).map(|mut entries| entries.next().is_none()) {
         Ok(true) => {}
         Ok(false) => {

@@ -47,7 +47,7 @@ impl Machine {
         }
         let inside = match &self.state {
             // What restores is not known to the gate; it commits what it has written again.
-            State::Restoring(service) => Inside { any: Some(service.since), sync: Some(service.since) },
+            State::Restoring(service) => Inside { any: Some(service.since), sync: Some(service.since), lost_at: None },
             State::Suspect(..) => sight.inside,
             _ => return,
         };
@@ -111,6 +111,10 @@ impl Machine {
     pub(super) fn probe_answered(&mut self, generation: u64, id: u64, sight: &Sight, todo: &mut Vec<Action>) {
         let Some(probe) = self.take_probe(generation, id) else { return };
         todo.push(Action::Settle(generation, probe.sent));
+        let serves = matches!(self.state, State::Live(_) | State::Suspect(..));
+        if serves && verdict::has_lost_an_answer(&sight.inside, probe.sent) {
+            return self.pronounce_dead(Reason::CallLate, sight, todo);
+        }
         // Evidence that came in after the probe was sent is not refuted by it.
         if self.state.service().is_some_and(|service| !service.ask_again) {
             self.relent(sight, todo);

@@ -116,6 +116,23 @@ fn the_gate_opens_only_when_descriptors_are_back() {
 }
 
 #[test]
+fn a_call_that_is_never_answered_ends_a_generation_that_answers_probes() {
+    let mut rig = Rig::live();
+    rig.inside = Inside { any: Some(rig.now), lost_at: Some(rig.now + 30 * S), sync: None };
+    rig.put(Input::Evidence(1, Reason::CallLate));
+    let mut waited = Duration::ZERO;
+    while rig.machine.state().name() != "retiring" {
+        let (generation, id) = rig.probe().expect("a probe");
+        rig.put(Input::ProbeAnswered(generation, id));
+        rig.pass(S);
+        waited += S;
+        assert!(waited < 40 * S, "it hangs for ever");
+    }
+    assert!(waited >= 30 * S, "after {waited:?}");
+    assert_eq!(rig.machine.outage().map(|outage| outage.reason), Some(Reason::CallLate));
+}
+
+#[test]
 fn a_silent_link_is_pronounced_dead_within_three_seconds() {
     let mut rig = Rig::live();
     let todo = rig.pass(3 * S);

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use maud::{Markup, html};
 
 use super::words::{clock, length, moment};
+use crate::plain::plain;
 use crate::telemetry::journal::history::Outage;
-use crate::telemetry::printable::printable;
 
 /// What is shown.
 const SPAN: Duration = Duration::from_secs(24 * 3600);
@@ -66,7 +66,7 @@ pub fn timeline(outages: &[Outage], known: SystemTime, now: SystemTime) -> Marku
                             Some(until) => { (length(until.duration_since(outage.since).unwrap_or_default())) }
                             None => { span .bad { "goes on" } ", " (length(now.duration_since(outage.since).unwrap_or_default())) }
                         } }
-                        td { (printable(&outage.reason)) }
+                        td { (plain(&outage.reason)) }
                     } } }
                 } }
                 @if recent.len() > LISTED { p .dim { "and " (recent.len() - LISTED) " earlier" } }

@@ -30,7 +30,7 @@ impl Server {
 
 /// The first step of ssh's way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Route {
+pub(crate) enum Route {
     /// A TCP connection of its own, to the server or to its first jump host.
     Direct(Server),
     /// A program, or something that ssh will find better words for.
@@ -48,7 +48,7 @@ impl Route {
 
 /// What one `ssh -G` says.
 #[derive(Debug, PartialEq, Eq)]
-enum Said {
+pub(crate) enum Said {
     Route(Route),
     /// By way of that host, with a port if one was named.
     Jump(String, Option<u16>),
@@ -98,7 +98,7 @@ fn ask(program: &str, arguments: &[String], until: Instant) -> Option<Option<Str
     Some(status.success().then_some(config))
 }
 
-fn parse(config: &str) -> Said {
+pub(crate) fn parse(config: &str) -> Said {
     let field = |name: &str| config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let set = |name: &str| field(name).filter(|value| *value != "none");
     if let Some(jumps) = set("proxyjump") {

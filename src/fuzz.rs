@@ -1,0 +1,393 @@
+//! One function for each parser of something from outside. `fuzz/` gives them to libFuzzer, and the tests below give them
+//! seeds of `fuzz/corpus`, mutated, for a bounded number of times. None may panic, whatever the bytes.
+//!
+//! To add one: the function and its line in [`TARGETS`] here, `fuzz/fuzz_targets/NAME.rs`, and a few seeds.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use crate::backing::posix::dirents;
+use crate::backing::record::Record;
+use crate::backing::sshfs::command::Arguments;
+use crate::backing::sshfs::failure::{self, Peer};
+use crate::backing::sshfs::orphans::Identity;
+use crate::backing::sshfs::reach::route;
+use crate::backing::sshfs::{stderr, tcp};
+use crate::backing::{mountinfo, unmount};
+use crate::cli::options::{self, duration, size, split, value, words};
+use crate::cli::source;
+use crate::config::{DaemonConfig, Source};
+use crate::handover::item::{Item, ItemError};
+use crate::handover::picture::Picture;
+use crate::handover::tape::{self, Scan, TapeError};
+use crate::keeper::message::Message;
+use crate::overlay::hidden_journal::line;
+use crate::spool::header::{self, Header};
+use crate::spool::text;
+use crate::telemetry::control::{Reply, Request};
+
+/// What is given arbitrary bytes.
+pub type Target = fn(&[u8]);
+
+/// All of them by name.
+pub const TARGETS: [(&str, Target); 11] = [
+    ("control", control),
+    ("dirents", dirents),
+    ("handover", handover),
+    ("hidden_journal", hidden_journal),
+    ("keeper", keeper),
+    ("mountinfo", mountinfo),
+    ("options", options),
+    ("source", source),
+    ("spool", spool),
+    ("ssh_output", ssh_output),
+    ("tcp", tcp),
+];
+
+fn lossy(data: &[u8]) -> Cow<'_, str> {
+    String::from_utf8_lossy(data)
+}
+
+/// Requests and replies of the control socket.
+pub fn control(data: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<Request>(data) {
+        let text = serde_json::to_vec(&request).unwrap_or_default();
+        assert_eq!(serde_json::from_slice::<Request>(&text).ok(), Some(request));
+    }
+    let _ = serde_json::from_slice::<Reply>(data);
+}
+
+/// What getdents64(2) fills in.
+pub fn dirents(data: &[u8]) {
+    let mut entries = Vec::new();
+    let _ = dirents::parse(data, &mut entries);
+    for entry in entries {
+        let name = entry.name.as_encoded_bytes();
+        assert!(!name.is_empty() && !name.contains(&b'/') && !name.contains(&0) && name != b"." && name != b"..");
+    }
+}
+
+/// Records of the tape (kind, length, payload), and the picture that a successor makes of them.
+pub fn handover(data: &[u8]) {
+    let mut scan = Scan::new(data, data.len() as u64 / 2, 0);
+    assert!(scan.by_ref().count() <= data.len());
+    let mut records: Vec<(u16, &[u8])> = Vec::new();
+    let mut rest = data;
+    while let [kind, length, tail @ ..] = rest {
+        let (payload, tail) = tail.split_at(usize::from(*length).min(tail.len()));
+        records.push((u16::from(*kind), payload));
+        rest = tail;
+    }
+    let picture = Picture::fold(records.iter().map(|&record| Ok::<_, ItemError>(record)));
+    // Each by itself too, as a session has to come first.
+    let mut loose = Picture::default();
+    for (kind, payload) in &records {
+        if let Ok(item) = Item::decode(*kind, payload, "fuzz") {
+            loose.apply(item);
+        }
+    }
+    for picture in [picture.unwrap_or_default(), loose] {
+        // What is written for the next successor is read by it.
+        let mut again = Picture::default();
+        let done: Result<(), ItemError> = picture.items(|item| {
+            item.encode(|kind, parts| Item::decode(kind, &parts.concat(), "fuzz").map(|item| again.apply(item)))?
+        });
+        assert_eq!(done, Ok(()), "its own records are refused");
+        let _ = picture.granted(1);
+    }
+    on_tape(&records, data);
+}
+
+/// The same on a tape that somebody has altered in one place: it is read as it was, or not at all.
+fn on_tape(records: &[(u16, &[u8])], data: &[u8]) {
+    let (mut bytes, last) = tape::laid_out(records);
+    let read =
+        |bytes: &[u8]| Scan::new(bytes, last, 0).map(|r| r.map(|r| (r.kind, r.payload.len()))).collect::<Vec<_>>();
+    let whole = read(&bytes);
+    assert_eq!(whole.len(), records.len());
+    if let (Some(at), [first, .., delta]) = (bytes.len().checked_sub(1), data) {
+        let at = (usize::from(*first) * 31) % (at + 1);
+        bytes[at] ^= delta | 1;
+        for (before, after) in whole.iter().zip(read(&bytes)) {
+            assert!(*before == after || matches!(after, Err(TapeError::Damaged { .. })));
+        }
+    }
+}
+
+/// The journal of hidden names, its checksums made good.
+pub fn hidden_journal(data: &[u8]) {
+    let _ = line::fold("h:", data);
+    let mut journal = String::new();
+    for body in lossy(data).lines() {
+        journal.push_str(&format!("{:08x} {body}\n", line::checksum("h:", body)));
+    }
+    let (names, _) = line::fold("h:", journal.as_bytes());
+    let summary = line::summary("h:", &names);
+    let (again, bad) = line::fold("h:", summary.as_bytes());
+    assert_eq!((bad, line::summary("h:", &again)), (0, summary));
+}
+
+/// What keeper, daemon and successor tell each other: messages, the configuration, the record of a generation.
+pub fn keeper(data: &[u8]) {
+    if let Ok(message) = serde_json::from_slice::<Message>(data) {
+        let text = serde_json::to_vec(&message).unwrap_or_default();
+        assert_eq!(serde_json::from_slice::<Message>(&text).ok(), Some(message));
+    }
+    let _ = serde_json::from_slice::<DaemonConfig>(data);
+    let _ = serde_json::from_slice::<Record>(data);
+    if let Some(identity) = Identity::parse(&lossy(data)) {
+        assert_eq!(Identity::parse(&identity.text()), Some(identity));
+    }
+}
+
+/// Mount tables.
+pub fn mountinfo(data: &[u8]) {
+    let table = mountinfo::parse(data);
+    for entry in table.iter().take(16) {
+        let _ = mountinfo::covering_in(&table, &entry.mountpoint);
+        let _ = mountinfo::at_in(&table, &entry.mountpoint);
+        let _ = (entry.is_fuse(), entry.has_option("ro"));
+    }
+    let _ = mountinfo::covering_in(&table, Path::new("/a/b"));
+}
+
+/// `-o`, and each kind of value by itself.
+pub fn options(data: &[u8]) {
+    let text = lossy(data);
+    let parts = split::split(&text);
+    let again = split::split(&split::join(parts.iter().map(String::as_str)));
+    assert_eq!(again, parts, "what was joined is split as it was");
+    if let Ok(options) = options::parse([&*text]) {
+        assert!(options.sshfs.iter().all(|option| !option.chars().any(char::is_control)));
+        let arguments = Arguments::new("h:", &options.sshfs);
+        // libfuse takes what sshfs is given apart in the same way.
+        for option in &arguments.options {
+            assert_eq!(split::split(&split::join([option.as_str()])), [option.as_str()]);
+        }
+        let _ = (arguments.ssh(), arguments.peer(), arguments.ssh_program(), arguments.has_own_transport());
+    }
+    if let Ok(duration) = duration::parse(&text) {
+        assert!(duration::parse(&duration::format(duration)).is_ok());
+    }
+    if let Ok(bytes) = size::parse(&text) {
+        assert_eq!(size::parse(&size::format(bytes)), Ok(bytes));
+    }
+    let _ = (words::split(&text), value::command(&text), value::fsname(&text), value::subtype(&text));
+}
+
+/// `[user@]host:[dir]`: ssh must take the host for nothing else.
+pub fn source(data: &[u8]) {
+    let Ok(Source::Sshfs { target }) = source::parse(&lossy(data)) else { return };
+    assert!(!target.starts_with('-') && !target.chars().any(char::is_control));
+    let arguments = Arguments::new(&target, &[]).ssh();
+    let login = arguments.last().map(String::as_str).unwrap_or_default();
+    let host = login.rsplit_once('@').map_or(login, |(_, host)| host);
+    assert!(!host.is_empty() && !login.starts_with('-') && !host.starts_with('-'), "{target}: {login}");
+    assert!(
+        !host.contains(['`', '$', ';', '|', '&', '<', '>', '(', ')', '\'', '"', '\\', ' ', '/']),
+        "{target}: {host}"
+    );
+}
+
+/// The header of a spool file, its checksum made good, and paths as text.
+pub fn spool(data: &[u8]) {
+    let path = Path::new("x.spool");
+    let _ = Header::decode(data, path);
+    let sealed = [data, header::tail(data).as_bytes()].concat();
+    if let Ok(header) = Header::decode(&sealed, path) {
+        let line = header.encode().unwrap_or_default();
+        let again = Header::decode(line.strip_suffix(b"\n").unwrap_or_default(), path);
+        assert_eq!(again.ok(), Some(header));
+    }
+    if let Some(path) = text::decode(&lossy(data)) {
+        assert_eq!(text::decode(&text::encode(&path)), Some(path));
+    }
+}
+
+/// What ssh and sshfs print, a server's words among it, and what `ssh -G` says.
+pub fn ssh_output(data: &[u8]) {
+    let mut output = Vec::new();
+    stderr::lines(data, |line| output.push(line));
+    assert!(output.iter().all(|line| !line.chars().any(char::is_control)));
+    let _ = failure::last_words(&output);
+    let _ = failure::classify(&output, "ended", &Peer::default());
+    let _ = route::parse(&lossy(data));
+}
+
+/// Tables and answers of the kernel about TCP connections, and of a descriptor.
+pub fn tcp(data: &[u8]) {
+    let _ = tcp::parse(data);
+    for line in lossy(data).lines() {
+        let _ = tcp::find_in(line, &["4711".to_owned()]);
+    }
+    let _ = unmount::mount_id_in(&lossy(data));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Of each target. `STEADFS_FUZZ_SECONDS` gives each that many seconds instead.
+    const RUNS: usize = 3000;
+    /// Longest input.
+    const LONGEST: usize = 4096;
+
+    /// xorshift64*: the same inputs on each run.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> usize {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize
+        }
+
+        fn below(&mut self, limit: usize) -> usize {
+            self.next() % limit.max(1)
+        }
+    }
+
+    fn root() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+    }
+
+    fn seeds(name: &str) -> Vec<Vec<u8>> {
+        let place = root().join("corpus").join(name);
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&place)
+            .expect("each target has seeds")
+            .map(|file| file.expect("a file").path())
+            .collect();
+        files.sort();
+        assert!(!files.is_empty(), "{name} has no seeds");
+        files.iter().map(|file| std::fs::read(file).expect("read")).collect()
+    }
+
+    /// One seed with a few changes: bytes, pieces left out or doubled, pieces of others, numbers at their limits.
+    fn mutated(seeds: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+        let mut data = seeds[random.below(seeds.len())].clone();
+        for _ in 0..=random.below(6) {
+            let at = random.below(data.len() + 1);
+            let end = (at + random.below(24)).min(data.len());
+            match random.below(7) {
+                0 if at < data.len() => data[at] ^= 1 << random.below(8),
+                1 if at < data.len() => data[at] = random.below(256) as u8,
+                2 => _ = data.drain(at..end),
+                3 => {
+                    let piece = data[at..end].to_vec();
+                    data.splice(at..at, piece);
+                }
+                4 => {
+                    let other = &seeds[random.below(seeds.len())];
+                    let from = random.below(other.len() + 1);
+                    let piece = other[from..(from + random.below(64)).min(other.len())].to_vec();
+                    data.splice(at..at, piece);
+                }
+                5 => {
+                    let numbers: [&[u8]; 8] = [
+                        b"18446744073709551615",
+                        b"-1",
+                        b"0",
+                        b"9223372036854775808",
+                        b"1e400",
+                        b"\\",
+                        b"\0",
+                        b"\xff\xff\xff\xff",
+                    ];
+                    data.splice(at..at, numbers[random.below(8)].iter().copied());
+                }
+                _ => data.truncate(at),
+            }
+        }
+        data.truncate(LONGEST);
+        data
+    }
+
+    fn run(name: &str) {
+        let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("it is a target");
+        let seeds = seeds(name);
+        seeds.iter().for_each(|seed| target(seed));
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let seconds = std::env::var("STEADFS_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok());
+        let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let mut runs = 0_usize;
+        while until.map_or(runs < RUNS, |until| !runs.is_multiple_of(64) || Instant::now() < until) {
+            let input = mutated(&seeds, &mut random);
+            if let Err(panic) = std::panic::catch_unwind(|| target(&input)) {
+                eprintln!("{name}: {}", input.escape_ascii());
+                std::panic::resume_unwind(panic);
+            }
+            runs += 1;
+        }
+        println!("{name}: {runs} executions");
+    }
+
+    #[test]
+    fn no_request_on_the_control_socket_panics() {
+        run("control");
+    }
+
+    #[test]
+    fn no_directory_of_the_kernel_panics() {
+        run("dirents");
+    }
+
+    #[test]
+    fn no_memory_of_a_predecessor_panics() {
+        run("handover");
+    }
+
+    #[test]
+    fn no_journal_of_hidden_names_panics() {
+        run("hidden_journal");
+    }
+
+    #[test]
+    fn no_message_of_a_keeper_panics() {
+        run("keeper");
+    }
+
+    #[test]
+    fn no_mount_table_panics() {
+        run("mountinfo");
+    }
+
+    #[test]
+    fn no_option_panics() {
+        run("options");
+    }
+
+    #[test]
+    fn no_source_panics_or_becomes_an_option() {
+        run("source");
+    }
+
+    #[test]
+    fn no_spool_file_panics() {
+        run("spool");
+    }
+
+    #[test]
+    fn no_word_of_a_server_panics() {
+        run("ssh_output");
+    }
+
+    #[test]
+    fn no_table_of_connections_panics() {
+        run("tcp");
+    }
+
+    #[test]
+    fn every_target_is_run_here_and_by_libfuzzer() {
+        let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("fuzz/Cargo.toml");
+        for (name, _) in TARGETS {
+            assert!(include_str!("fuzz.rs").contains(&format!("run(\"{name}\")")), "{name} is not run here");
+            assert!(manifest.contains(&format!("name = \"{name}\"")), "{name} is not in fuzz/Cargo.toml");
+            let text = std::fs::read_to_string(root().join("fuzz_targets").join(format!("{name}.rs")));
+            assert!(text.expect(name).contains(&format!("steadfs::fuzz::{name}(data)")), "{name}");
+        }
+    }
+}
