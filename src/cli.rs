@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod attach;
+pub mod completions;
 pub mod daemon;
 pub mod daemons;
 pub mod demo;
@@ -54,6 +55,9 @@ enum Command {
     Spool(spool::SpoolArgs),
     /// Kill, freeze and cut a private sshfs under load, and show what a program above it notices.
     Demo(demo::DemoArgs),
+    /// Print what a shell needs to complete command lines.
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
     /// Keep a daemon.
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Spool(args) => spool::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Completions(args) => completions::run(&args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),
     }

@@ -113,7 +113,7 @@ fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
 }
 
 /// Undoes the kernel's `\ooo` for blank, tab, newline, backslash and `#`; anything else is kept as it is.
-fn unescape(field: &[u8]) -> OsString {
+pub(crate) fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -141,6 +141,11 @@ impl Entry {
     pub fn is_fuse(&self) -> bool {
         let base = self.fstype.as_bytes().split(|&b| b == b'.').next();
         matches!(base, Some(b"fuse" | b"fuseblk"))
+    }
+
+    /// True if nothing can be changed through it.
+    pub fn is_read_only(&self) -> bool {
+        self.has_option("ro") || self.super_options.as_bytes().split(|&b| b == b',').any(|option| option == b"ro")
     }
 
     /// True if `name` is among the mount's own options.

@@ -173,7 +173,7 @@ fn devices_at(mountpoint: &Path, kind: &str) -> io::Result<Vec<(u32, u32)>> {
 const NO_SYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
 /// What mount(8)'s name of a flag sets and what it clears; `None` if it is not the name of one.
-fn flag(name: &str) -> Option<(MsFlags, MsFlags)> {
+pub(crate) fn flag(name: &str) -> Option<(MsFlags, MsFlags)> {
     let (set, clear) = (|flag| (flag, MsFlags::empty()), |flag| (MsFlags::empty(), flag));
     Some(match name {
         "nosuid" => set(MsFlags::MS_NOSUID),

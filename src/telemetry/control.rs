@@ -1,6 +1,7 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use tokio::net::UnixStream;
 
 use super::journal::Journal;
 use super::status::Status;
-use super::{Observed, UmountRefused};
+use super::{Observed, UmountRefused, View};
+use crate::backing::mountinfo;
 use crate::config::HotPath;
 
 /// Longest request in bytes; the longest that means anything has two paths (PATH_MAX, limits.h) and the options of an overlay.
@@ -48,6 +50,11 @@ pub enum Request {
         /// Even if it is in use.
         #[serde(default)]
         lazy: bool,
+    },
+    /// Whether that overlay may be written to beside the others.
+    Writable {
+        /// Its hot path.
+        mountpoint: std::path::PathBuf,
     },
     /// Be replaced by a daemon of another executable; the status says what became of it.
     Upgrade {
@@ -182,10 +189,30 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
             let detach = Arc::clone(&observed.detach);
             unmounted(move || detach(&mountpoint, lazy)).await
         }
+        Request::Writable { mountpoint } => match writable(&(observed.overlays)(), &mountpoint) {
+            Ok(()) => Reply::Done,
+            Err(text) => Reply::Failed { text },
+        },
         Request::Umount { lazy } => {
             let stop = Arc::clone(&observed.stop);
             unmounted(move || stop(lazy)).await
         }
+    }
+}
+
+/// Each overlay has a write log of its own, so of those that show the same directory only one may be writable, whatever they
+/// were mounted as.
+fn writable(all: &[View], mountpoint: &Path) -> Result<(), String> {
+    let Some(this) = all.iter().find(|one| one.mountpoint == mountpoint) else { return Ok(()) };
+    let table = mountinfo::entries().map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
+    let is_written = |one: &&View| {
+        let meet = one.path.starts_with(&this.path) || this.path.starts_with(&one.path);
+        let entry = mountinfo::at_in(&table, &one.mountpoint);
+        one.mountpoint != this.mountpoint && meet && entry.is_some_and(|entry| !entry.is_read_only())
+    };
+    match all.iter().find(is_written) {
+        Some(other) => Err(format!("{} shows the same directory and can be written to", other.mountpoint.display())),
+        None => Ok(()),
     }
 }
 
