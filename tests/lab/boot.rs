@@ -14,6 +14,9 @@ use super::{process, run_ok};
 /// A boot, a shutdown or a job may take so long on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
+/// Control groups of machines are this and the pid of their test.
+const CGROUP: &str = "steadfs-boot-";
+
 /// Makes the namespaces' mounts, and becomes the first process. $1 is the directory of everything.
 const INIT: &str = r#"
 set -eu
@@ -62,7 +65,14 @@ impl Machine {
         let tree = tree.iter().find(|entry| entry.fstype == "cgroup2").expect("this test needs a mount of cgroup2");
         let prefix = format!("{}{}-", super::sweep::PREFIX, std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
-        let cgroup = tree.mountpoint.join(format!("steadfs-boot-{}", std::process::id()));
+        let cgroup = tree.mountpoint.join(format!("{CGROUP}{}", std::process::id()));
+        for entry in fs::read_dir(&tree.mountpoint).into_iter().flatten().flatten() {
+            let owner = entry.file_name().to_str().and_then(|name| name.strip_prefix(CGROUP)?.parse().ok());
+            if owner.is_some_and(|pid| !process::exists(pid)) {
+                remove_tree(&entry.path());
+            }
+        }
+        super::sweep::orphans();
         for place in ["root", "layer", "store"] {
             fs::create_dir(directory.path().join(place)).unwrap();
         }
@@ -114,7 +124,7 @@ impl Machine {
     pub fn boot(&mut self) {
         fs::create_dir_all(&self.cgroup).unwrap();
         let console = fs::File::create(self.path("console")).unwrap();
-        let words = "echo $$ > \"$1/cgroup.procs\" && shift && exec unshare --pid --mount --uts --ipc --cgroup --net --fork \
+        let words = "echo $$ > \"$1/cgroup.procs\" && shift && exec setpriv --pdeathsig KILL unshare --pid --mount --uts --ipc --cgroup --net --fork \
                      --kill-child --propagation private bash -c \"$1\" init \"$2\"";
         let mut command = Command::new("bash");
         command.args(["-c", words, "begin", self.cgroup.to_str().unwrap(), INIT, self.directory.path().to_str().unwrap()]);

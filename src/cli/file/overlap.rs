@@ -4,16 +4,17 @@ use std::path::Path;
 
 use crate::config::{HotPath, Source};
 
-/// Each conflict: the index of the later overlay, that of the earlier one, and a whole sentence.
+/// The conflicts of each overlay with one before it, at most one of each kind: the index of the later one, that of the
+/// earlier one, and a whole sentence.
 pub fn between(overlays: &[HotPath]) -> Vec<(usize, usize, String)> {
-    let pairs = (0..overlays.len()).flat_map(|later| (0..later).map(move |earlier| (later, earlier)));
-    pairs
-        .flat_map(|(later, earlier)| {
-            let sentences =
-                [mountpoints(&overlays[later], &overlays[earlier]), stores(&overlays[later], &overlays[earlier])];
-            sentences.into_iter().flatten().map(move |sentence| (later, earlier, sentence))
-        })
-        .collect()
+    let mut conflicts = Vec::new();
+    for (later, hot) in overlays.iter().enumerate() {
+        for conflict in [mountpoints, stores] {
+            let mut before = overlays[..later].iter().enumerate();
+            conflicts.extend(before.find_map(|(earlier, other)| Some((later, earlier, conflict(hot, other)?))));
+        }
+    }
+    conflicts
 }
 
 /// Whether an overlay may be mounted there at all; a whole sentence if not.
@@ -75,7 +76,7 @@ mod tests {
 
     fn hot(mountpoint: &str, path: &str, read_only: bool) -> HotPath {
         let overlay = OverlayConfig { read_only, ..OverlayConfig::default() };
-        HotPath { mountpoint: mountpoint.into(), path: path.into(), overlay }
+        HotPath { mountpoint: mountpoint.into(), path: path.into(), slot: 0, overlay }
     }
 
     fn conflicts(overlays: &[HotPath]) -> Vec<(usize, usize)> {

@@ -53,11 +53,12 @@ pub fn run(mountpoint: &Path, given: &[String]) -> Result<(), MountError> {
     })
 }
 
-/// The flags that the mount is to have; or the names of what cannot be changed.
+/// The flags that the mount is to have, or the names of what cannot be changed. mount(8) hands over all flags that are to be
+/// set, and does not say which are to be cleared.
 fn flags(entry: &Entry, given: &[String], listed: &[String]) -> Result<MsFlags, String> {
     let (own, of_all) = (entry.options.to_string_lossy(), entry.super_options.to_string_lossy());
     let present: Vec<&str> = own.split(',').chain(of_all.split(',')).collect();
-    let mut flags = MsFlags::empty();
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     let mut refused = Vec::new();
     let given = given.iter().map(String::as_str);
     for (option, is_wish) in present.iter().map(|option| (*option, false)).chain(given.map(|option| (option, true))) {
@@ -69,7 +70,7 @@ fn flags(entry: &Entry, given: &[String], listed: &[String]) -> Result<MsFlags, 
             // Changes the flags of the mount and leaves the filesystem alone.
             ("bind", _) => flags |= MsFlags::MS_BIND,
             ("rw" | "remount", _) => {}
-            (_, Some((set, clear))) => flags = (flags - clear) | set,
+            (_, Some((set, clear))) if is_wish => flags = (flags - clear) | set,
             _ if !is_wish || options::known::ignored(name) || present.contains(&option) => {}
             _ if listed.iter().any(|other| other == option) => {}
             _ => refused.push(name),
@@ -114,7 +115,7 @@ mod tests {
     #[test]
     fn flags_change_and_nothing_else() {
         let there = entry("rw,nosuid,nodev,relatime", "rw,user_id=0,group_id=0,default_permissions,allow_other");
-        let begin = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RELATIME;
+        let begin = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let ask = |options: &str, listed: &str| flags(&there, &given(options), &given(listed));
         assert_eq!(ask("remount,ro", ""), Ok(begin | MsFlags::MS_RDONLY));
         assert_eq!(ask("remount,ro,noexec,dev", ""), Ok((begin - MsFlags::MS_NODEV) | MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC));
@@ -122,9 +123,9 @@ mod tests {
         assert_eq!(ask("remount,ro,rw", ""), Ok(begin), "the last word counts");
         assert_eq!(ask("port=23,deadline=9s,remount,ro", "port=23,_netdev"), Err("deadline".into()));
         assert_eq!(ask("port=24,uid=5,remount", "port=23"), Err("port, uid".into()));
-        let read_only = entry("rw,nosuid", "ro,user_id=0");
-        assert_eq!(flags(&read_only, &given("remount,nodev"), &[]), Ok(MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY));
-        assert_eq!(flags(&read_only, &given("remount,rw"), &[]), Ok(MsFlags::MS_NOSUID));
+        let read_only = entry("rw,nosuid,noexec", "ro,user_id=0");
+        assert_eq!(flags(&read_only, &given("remount,noexec"), &[]), Ok(begin | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY));
+        assert_eq!(flags(&read_only, &given("remount,rw"), &[]), Ok(begin));
     }
 
     #[test]
