@@ -143,14 +143,14 @@ impl Entry {
         matches!(base, Some(b"fuse" | b"fuseblk"))
     }
 
-    /// True if nothing can be changed through it.
-    pub fn is_read_only(&self) -> bool {
-        self.has_option("ro") || self.super_options.as_bytes().split(|&b| b == b',').any(|option| option == b"ro")
-    }
-
     /// True if `name` is among the mount's own options.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.as_bytes().split(|&b| b == b',').any(|o| OsStr::from_bytes(o) == name)
+    }
+
+    /// True if nothing can be changed through it.
+    pub fn is_read_only(&self) -> bool {
+        self.has_option("ro") || self.super_options.as_bytes().split(|&b| b == b',').any(|option| option == b"ro")
     }
 }
 

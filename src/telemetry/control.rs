@@ -1,7 +1,6 @@
 //! The control socket: one JSON request a line, one JSON reply a line. Mode 0600, and for the daemon's own user or root.
 
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -12,8 +11,7 @@ use tokio::net::UnixStream;
 
 use super::journal::Journal;
 use super::status::Status;
-use super::{Observed, UmountRefused, View};
-use crate::backing::mountinfo;
+use super::{Observed, UmountRefused};
 use crate::config::HotPath;
 
 /// Longest request in bytes; the longest that means anything has two paths (PATH_MAX, limits.h) and the options of an overlay.
@@ -202,10 +200,11 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
 
 /// Each overlay has a write log of its own, so of those that show the same directory only one may be writable, whatever they
 /// were mounted as.
-fn writable(all: &[View], mountpoint: &Path) -> Result<(), String> {
+fn writable(all: &[super::View], mountpoint: &std::path::Path) -> Result<(), String> {
+    use crate::backing::mountinfo;
     let Some(this) = all.iter().find(|one| one.mountpoint == mountpoint) else { return Ok(()) };
     let table = mountinfo::entries().map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
-    let is_written = |one: &&View| {
+    let is_written = |one: &&super::View| {
         let meet = one.path.starts_with(&this.path) || this.path.starts_with(&one.path);
         let entry = mountinfo::at_in(&table, &one.mountpoint);
         one.mountpoint != this.mountpoint && meet && entry.is_some_and(|entry| !entry.is_read_only())

@@ -33,6 +33,8 @@ for name in null zero full random urandom tty fuse; do
     : > "$root/dev/$name"
     mount --bind "/dev/$name" "$root/dev/$name"
 done
+: > "$root/dev/console"
+mount --bind "$1/console" "$root/dev/console"
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 ln -s pts/ptmx "$root/dev/ptmx"
@@ -164,7 +166,7 @@ impl Machine {
     /// Runs one that has to succeed, and says what it printed.
     pub fn ok(&self, words: &[&str]) -> String {
         let output = self.ask(words);
-        assert!(output.status.success(), "{words:?}: {output:?}\n{}", self.console());
+        assert!(output.status.success(), "{words:?}: {output:?}");
         text(&output.stdout)
     }
 
@@ -177,7 +179,7 @@ impl Machine {
     pub fn wait(&self, what: &str, condition: impl Fn() -> bool) {
         let until = Instant::now() + LIMIT;
         while !condition() {
-            assert!(Instant::now() < until, "it never came about: {what}\n{}", self.console());
+            assert!(Instant::now() < until, "it never came about: {what}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -191,7 +193,7 @@ impl Machine {
         while init.try_wait().unwrap().is_none() {
             if Instant::now() > until {
                 self.init = Some(init);
-                panic!("{command} hangs\n{}", self.console());
+                panic!("{command} hangs");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -205,6 +207,9 @@ fn text(bytes: &[u8]) -> String {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- console ---\n{}", self.console());
+        }
         let first = self.first();
         if let Some(mut init) = self.init.take() {
             // All others of its namespace go with it.
