@@ -33,6 +33,11 @@ pub enum Request {
         #[serde(default)]
         lazy: bool,
     },
+    /// Whether that overlay may be written to beside the others.
+    Writable {
+        /// Its hot path.
+        mountpoint: std::path::PathBuf,
+    },
     /// Mount one more overlay.
     Attach {
         /// Which.
@@ -48,11 +53,6 @@ pub enum Request {
         /// Even if it is in use.
         #[serde(default)]
         lazy: bool,
-    },
-    /// Whether that overlay may be written to beside the others.
-    Writable {
-        /// Its hot path.
-        mountpoint: std::path::PathBuf,
     },
     /// Be replaced by a daemon of another executable; the status says what became of it.
     Upgrade {
