@@ -70,7 +70,8 @@ fn install(machine: &Machine) {
     assert!(output.status.success(), "{output:?}");
     machine.write("etc/steadfs/box.toml", CONFIG);
     machine.write("etc/steadfs/server", "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
-    fs::set_permissions(machine.disk("etc/steadfs/server"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(machine.disk("etc/steadfs/server"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     machine.write("etc/systemd/system/job.service", JOB);
     machine.write("etc/writer.py", WRITER);
     machine.write("etc/systemd/system/writer.service", "[Service]\nExecStart=/usr/bin/python3 -u /etc/writer.py\n");

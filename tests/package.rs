@@ -119,7 +119,11 @@ fn package(into: &Path) -> PathBuf {
 }
 
 fn shell(script: &str, words: &[&Path]) -> Output {
-    Command::new("unshare").args(["-m", "--propagation", "private", "sh", "-euc", script, "sh"]).args(words).output().unwrap()
+    Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-euc", script, "sh"])
+        .args(words)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -135,7 +139,8 @@ fn a_debian_package_comes_and_goes() {
     }
     assert_eq!(text(&run("dpkg-deb", &["-I", name, "conffiles"]).stdout).trim(), "/etc/steadfs/README");
     let listed = text(&run("dpkg-deb", &["-c", name]).stdout);
-    let manual = ["share/man/man8/steadfs.8.gz", "share/man/man5/steadfs.toml.5.gz", "share/zsh/vendor-completions/_steadfs"];
+    let manual =
+        ["share/man/man8/steadfs.8.gz", "share/man/man5/steadfs.toml.5.gz", "share/zsh/vendor-completions/_steadfs"];
     for part in PARTS.iter().chain(&manual).chain(&["sbin/mount.steadfs"]) {
         assert!(listed.contains(&format!("./usr/{part}\n")), "{part}: {listed}");
     }
@@ -176,6 +181,9 @@ fn a_debian_package_comes_and_goes() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[0], format!("steadfs {}", env!("CARGO_PKG_VERSION")), "{said}\n{complaints}");
     assert_eq!(lines[1], "mount.steadfs: steadfs mount -o ro -- box:/a /srv/a", "{said}");
-    assert!(lines[2].starts_with("mount.steadfs: steadfs mount ") && lines[2].ends_with("-- box.example.org:/a /hot"), "{said}");
+    assert!(
+        lines[2].starts_with("mount.steadfs: steadfs mount ") && lines[2].ends_with("-- box.example.org:/a /hot"),
+        "{said}"
+    );
     assert_eq!(lines[3..], ["0"], "nothing is left: {said}\n{complaints}");
 }

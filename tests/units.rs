@@ -21,7 +21,8 @@ fn units(into: &Path) {
                 let text = std::fs::read_to_string(entry.path()).unwrap();
                 // Which of them there is depends on systemd's version.
                 let text = text.replace("FileDescriptorStorePreserve=restart\n", "");
-                std::fs::write(into.join(&name), text.replace("/usr/bin/steadfs", env!("CARGO_BIN_EXE_steadfs"))).unwrap();
+                std::fs::write(into.join(&name), text.replace("/usr/bin/steadfs", env!("CARGO_BIN_EXE_steadfs")))
+                    .unwrap();
             }
         }
     }
@@ -42,10 +43,15 @@ fn analyze(words: &[&str], place: &Path) -> (bool, String) {
 fn systemd_has_no_complaint() {
     let place = tempfile::tempdir().unwrap();
     units(place.path());
-    for unit in
-        ["steadfs@box.service", "steadfs-mount@box.service", "srv-jobs-alpha.mount", "srv-jobs-alpha.automount", "worker.service"]
-    {
-        let (well, said) = analyze(&["verify", "--man=no", "--recursive-errors=no", &format!("./{unit}")], place.path());
+    for unit in [
+        "steadfs@box.service",
+        "steadfs-mount@box.service",
+        "srv-jobs-alpha.mount",
+        "srv-jobs-alpha.automount",
+        "worker.service",
+    ] {
+        let (well, said) =
+            analyze(&["verify", "--man=no", "--recursive-errors=no", &format!("./{unit}")], place.path());
         assert!(well && !said.contains(unit), "{unit}: {said}");
     }
     // It can fail.
@@ -59,7 +65,8 @@ fn exposure_is_bounded() {
     let place = tempfile::tempdir().unwrap();
     units(place.path());
     let bound = format!("--threshold={}", (EXPOSURE * 10.0) as u32);
-    let (well, said) = analyze(&["security", "--offline=yes", "--no-pager", &bound, "./steadfs@.service"], place.path());
+    let (well, said) =
+        analyze(&["security", "--offline=yes", "--no-pager", &bound, "./steadfs@.service"], place.path());
     println!("{}", said.lines().last().unwrap_or_default());
     assert!(well && said.contains("Overall exposure"), "{said}");
 }
@@ -67,11 +74,28 @@ fn exposure_is_bounded() {
 #[test]
 fn nothing_in_the_unit_makes_a_mount_namespace() {
     let text = std::fs::read_to_string(root().join("systemd/steadfs@.service")).unwrap();
-    let keys: Vec<&str> = text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once('=')).map(|(k, _)| k).collect();
+    let keys: Vec<&str> =
+        text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once('=')).map(|(k, _)| k).collect();
     for key in [
-        "PrivateMounts", "PrivateTmp", "PrivateDevices", "ProtectSystem", "ProtectHome", "ProtectProc", "ProcSubset",
-        "ProtectKernelTunables", "ProtectKernelModules", "ProtectKernelLogs", "ProtectControlGroups", "ReadOnlyPaths",
-        "ReadWritePaths", "InaccessiblePaths", "BindPaths", "TemporaryFileSystem", "RootDirectory", "DynamicUser", "PrivateIPC",
+        "PrivateMounts",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectSystem",
+        "ProtectHome",
+        "ProtectProc",
+        "ProcSubset",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "InaccessiblePaths",
+        "BindPaths",
+        "TemporaryFileSystem",
+        "RootDirectory",
+        "DynamicUser",
+        "PrivateIPC",
     ] {
         assert!(!keys.contains(&key), "{key} would hide the overlays from everybody else");
     }

@@ -102,7 +102,8 @@ impl User {
     }
 
     fn status(&self, what: &str) -> serde_json::Value {
-        let value: serde_json::Value = serde_json::from_slice(&self.steadfs(&["status", "--json", what]).stdout).unwrap_or_default();
+        let value: serde_json::Value =
+            serde_json::from_slice(&self.steadfs(&["status", "--json", what]).stdout).unwrap_or_default();
         value.get(0).cloned().unwrap_or(value)
     }
 

@@ -33,8 +33,6 @@ for name in null zero full random urandom tty fuse; do
     : > "$root/dev/$name"
     mount --bind "/dev/$name" "$root/dev/$name"
 done
-: > "$root/dev/console"
-mount --bind "$1/console" "$root/dev/console"
 mkdir "$root/dev/pts" "$root/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 ln -s pts/ptmx "$root/dev/ptmx"
@@ -129,7 +127,14 @@ impl Machine {
         let words = "echo $$ > \"$1/cgroup.procs\" && shift && exec setpriv --pdeathsig KILL unshare --pid --mount --uts --ipc --cgroup --net --fork \
                      --kill-child --propagation private bash -c \"$1\" init \"$2\"";
         let mut command = Command::new("bash");
-        command.args(["-c", words, "begin", self.cgroup.to_str().unwrap(), INIT, self.directory.path().to_str().unwrap()]);
+        command.args([
+            "-c",
+            words,
+            "begin",
+            self.cgroup.to_str().unwrap(),
+            INIT,
+            self.directory.path().to_str().unwrap(),
+        ]);
         command.stdin(Stdio::null()).stdout(console.try_clone().unwrap()).stderr(console);
         self.init = Some(command.spawn().unwrap());
         let booted = || {
@@ -149,7 +154,19 @@ impl Machine {
     /// A command that runs inside, if it is on.
     pub fn command(&self, words: &[&str]) -> Option<Command> {
         let mut command = Command::new("nsenter");
-        command.args(["-t", &self.first()?.to_string(), "-p", "-m", "-u", "-i", "-n", "--wd=/", "timeout", "60", "env"]);
+        command.args([
+            "-t",
+            &self.first()?.to_string(),
+            "-p",
+            "-m",
+            "-u",
+            "-i",
+            "-n",
+            "--wd=/",
+            "timeout",
+            "60",
+            "env",
+        ]);
         command.args(["-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]).args(words).stdin(Stdio::null());
         Some(command)
     }
@@ -208,7 +225,8 @@ fn text(bytes: &[u8]) -> String {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- console ---\n{}", self.console());
+            let journal = self.run(&["journalctl", "-b", "--no-pager", "-n", "150"]).map(|output| text(&output.stdout));
+            eprintln!("--- console ---\n{}\n--- journal ---\n{}", self.console(), journal.unwrap_or_default());
         }
         let first = self.first();
         if let Some(mut init) = self.init.take() {

@@ -47,7 +47,9 @@ pub fn run(mountpoint: &Path, given: &[String]) -> Result<(), MountError> {
     }
     let none: Option<&str> = None;
     mount(none, &path, none, flags | MsFlags::MS_REMOUNT, none).map_err(|errno| match errno {
-        nix::errno::Errno::EBUSY => MountError::Mount(format!("{shown}: files are open for writing: see fuser -vm {shown}")),
+        nix::errno::Errno::EBUSY => {
+            MountError::Mount(format!("{shown}: files are open for writing: see fuser -vm {shown}"))
+        }
         nix::errno::Errno::EPERM => MountError::Usage(format!("{shown}: only root can remount")),
         errno => MountError::Mount(format!("{shown}: {}", errno.desc())),
     })
@@ -82,7 +84,9 @@ fn flags(entry: &Entry, given: &[String], listed: &[String]) -> Result<MsFlags, 
 /// The options that a fstab(5) has for this mountpoint.
 fn listed(fstab: &str, mountpoint: &Path) -> Vec<String> {
     let lines = fstab.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
-    let rows = lines.map(|line| line.split_ascii_whitespace().map(|field| mountinfo::unescape(field.as_bytes())).collect::<Vec<_>>());
+    let rows = lines.map(|line| {
+        line.split_ascii_whitespace().map(|field| mountinfo::unescape(field.as_bytes())).collect::<Vec<_>>()
+    });
     let at = |row: &Vec<_>| row.get(1).is_some_and(|place| Path::new(place) == mountpoint);
     let found = rows.into_iter().filter(at).find_map(|row| Some(options::split::split(row.get(3)?.to_str()?)));
     found.unwrap_or_default()
@@ -118,13 +122,19 @@ mod tests {
         let begin = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         let ask = |options: &str, listed: &str| flags(&there, &given(options), &given(listed));
         assert_eq!(ask("remount,ro", ""), Ok(begin | MsFlags::MS_RDONLY));
-        assert_eq!(ask("remount,ro,noexec,dev", ""), Ok((begin - MsFlags::MS_NODEV) | MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC));
+        assert_eq!(
+            ask("remount,ro,noexec,dev", ""),
+            Ok((begin - MsFlags::MS_NODEV) | MsFlags::MS_RDONLY | MsFlags::MS_NOEXEC)
+        );
         assert_eq!(ask("rw,_netdev,x-systemd.after=a,user_id=0,allow_other,remount", ""), Ok(begin));
         assert_eq!(ask("remount,ro,rw", ""), Ok(begin), "the last word counts");
         assert_eq!(ask("port=23,deadline=9s,remount,ro", "port=23,_netdev"), Err("deadline".into()));
         assert_eq!(ask("port=24,uid=5,remount", "port=23"), Err("port, uid".into()));
         let read_only = entry("rw,nosuid,noexec", "ro,user_id=0");
-        assert_eq!(flags(&read_only, &given("remount,noexec"), &[]), Ok(begin | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY));
+        assert_eq!(
+            flags(&read_only, &given("remount,noexec"), &[]),
+            Ok(begin | MsFlags::MS_NOEXEC | MsFlags::MS_RDONLY)
+        );
         assert_eq!(flags(&read_only, &given("remount,rw"), &[]), Ok(begin));
     }
 
