@@ -2,11 +2,21 @@
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
 # make soak: random programs and faults for ten minutes, or for SOAK_SECONDS: half of it on a fake backing, half on a real
 # sshfs.
+# make deb: a Debian package of what build has made; DEBUG=1 packs target/debug, for tests of the package.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+DOCDIR ?= $(PREFIX)/share/doc/steadfs
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 # mount(8) looks for its helpers here and nowhere else.
 HELPERDIR ?= /usr/sbin
+# What is installed.
+BINARY ?= target/release/steadfs
+UNITS := $(notdir $(wildcard systemd/*.service))
 CARGO ?= cargo
 SOAK_SECONDS ?= 600
 
@@ -16,7 +26,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 AS_ROOT := env CARGO_TARGET_$(HOST)_RUNNER="sudo -E"
 endif
 
-.PHONY: all build demo test soak lint bench install uninstall deps deny
+.PHONY: all build demo test soak lint bench install uninstall deb deps deny
 
 all: build
 
@@ -58,13 +68,36 @@ deny:
 bench: deps
 	$(CARGO) bench --locked
 
+deb: build
+	./scripts/deb
+
 # Never builds: run by sudo it would build as root, with a cargo that root has not got.
 install:
-	@[ -x target/release/steadfs ] || \
-		{ echo "install: there is no target/release/steadfs: run make first, as the user who builds" >&2; exit 1; }
-	install -D -m 0755 target/release/steadfs $(DESTDIR)$(BINDIR)/steadfs
+	@[ -x $(BINARY) ] || \
+		{ echo "install: there is no $(BINARY): run make first, as the user who builds" >&2; exit 1; }
+	install -D -m 0755 $(BINARY) $(DESTDIR)$(BINDIR)/steadfs
 	install -D -m 0755 mount-helper/mount.steadfs $(DESTDIR)$(HELPERDIR)/mount.steadfs
-	install -D -m 0644 docs/steadfs.8 $(DESTDIR)$(MANDIR)/man8/steadfs.8
+	ln -sf mount.steadfs $(DESTDIR)$(HELPERDIR)/mount.fuse.steadfs
+	for page in docs/*.5 docs/*.8; do \
+		install -D -m 0644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
+	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
+	for unit in $(UNITS); do \
+		sed 's|/usr/bin/steadfs|$(BINDIR)/steadfs|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+		chmod 0644 $(DESTDIR)$(UNITDIR)/$$unit; done
+	install -D -m 0644 systemd/steadfs.conf $(DESTDIR)$(TMPFILESDIR)/steadfs.conf
+	$(BINARY) completions bash > $(DESTDIR)$(BASHDIR)/steadfs
+	$(BINARY) completions zsh > $(DESTDIR)$(ZSHDIR)/_steadfs
+	$(BINARY) completions fish > $(DESTDIR)$(FISHDIR)/steadfs.fish
+	install -d $(DESTDIR)$(DOCDIR)/examples
+	install -m 0644 README.md CHANGELOG.md docs/*.md $(DESTDIR)$(DOCDIR)
+	install -m 0644 systemd/examples/* examples/*.toml $(DESTDIR)$(DOCDIR)/examples
+	if [ -d docs/monitoring ]; then cp -R docs/monitoring $(DESTDIR)$(DOCDIR)/; fi
 
+# /etc/steadfs and /var/lib/steadfs are the operator's: the second may have a spool.
 uninstall:
-	rm -f $(DESTDIR)$(BINDIR)/steadfs $(DESTDIR)$(HELPERDIR)/mount.steadfs $(DESTDIR)$(MANDIR)/man8/steadfs.8
+	rm -f $(DESTDIR)$(BINDIR)/steadfs $(DESTDIR)$(HELPERDIR)/mount.steadfs $(DESTDIR)$(HELPERDIR)/mount.fuse.steadfs
+	for page in docs/*.5 docs/*.8; do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/}; done
+	for unit in $(UNITS); do rm -f $(DESTDIR)$(UNITDIR)/$$unit; done
+	rm -f $(DESTDIR)$(TMPFILESDIR)/steadfs.conf
+	rm -f $(DESTDIR)$(BASHDIR)/steadfs $(DESTDIR)$(ZSHDIR)/_steadfs $(DESTDIR)$(FISHDIR)/steadfs.fish
+	rm -rf $(DESTDIR)$(DOCDIR)

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod check;
+pub mod completions;
 pub mod daemon;
 pub mod daemons;
 pub mod demo;
@@ -73,6 +74,9 @@ enum Command {
     Drill(drill::DrillArgs),
     /// Write down what somebody needs who finds out later what happened; compare two such bundles.
     Evidence(evidence::EvidenceArgs),
+    /// Print what a shell needs to complete command lines.
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
     /// Keep a daemon.
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -105,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Drill(args) => drill::run(&args),
         Command::Evidence(args) => evidence::run(args),
+        Command::Completions(args) => completions::run(&args),
         Command::Keeper(args) => keeper::run(args),
         Command::Daemon(args) => daemon::run(args),
     }

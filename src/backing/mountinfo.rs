@@ -113,7 +113,7 @@ fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
 }
 
 /// Undoes the kernel's `\ooo` for blank, tab, newline, backslash and `#`; anything else is kept as it is.
-fn unescape(field: &[u8]) -> OsString {
+pub(crate) fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
@@ -152,6 +152,11 @@ impl Entry {
     /// True if `name` is among the mount's own options.
     pub fn has_option(&self, name: &str) -> bool {
         self.options.as_bytes().split(|&b| b == b',').any(|o| OsStr::from_bytes(o) == name)
+    }
+
+    /// True if nothing can be changed through it.
+    pub fn is_read_only(&self) -> bool {
+        self.has_option("ro") || self.super_options.as_bytes().split(|&b| b == b',').any(|option| option == b"ro")
     }
 }
 

@@ -5,6 +5,7 @@ mod background;
 pub(super) mod kept;
 pub(super) mod logging;
 pub(super) mod machine;
+mod remount;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,8 +85,13 @@ pub(super) struct Prepared {
 /// Mounts. In the background the process returns when the overlay answers.
 pub fn run(args: MountArgs) -> ExitCode {
     argv::hide_options();
+    if remount::is_asked_for(&args.options) {
+        return exit(remount::run(&args.mountpoint, &args.options).map(|()| ExitCode::SUCCESS));
+    }
     if let Some((name, path)) = attach::of_source(&args.source) {
-        let MountArgs { mountpoint, options, foreground, debug, .. } = args;
+        let MountArgs { source, mountpoint, mut options, foreground, debug, .. } = args;
+        // As fstab(5) has it: that is how `mount -a` knows that it is mounted. An option that is given comes later.
+        options.insert(0, options::split::join([format!("fsname={source}").as_str()]));
         if foreground || debug {
             complain(&format!("{name} is a daemon of its own, which serves the overlay: leave --foreground out"));
             return ExitCode::from(1);

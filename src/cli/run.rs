@@ -137,14 +137,15 @@ fn checked(
         machine::sshfs(&config.sshfs_options)?;
     }
     machine::fuse(config.overlays.iter().any(|hot| hot.overlay.allow_other))?;
-    for hot in &config.overlays {
+    let mut config = config;
+    for hot in &mut config.overlays {
         if let Source::Dir { path } = &config.source {
             place::check_source(path, &hot.mountpoint)?;
         }
         if dead::clear(&hot.mountpoint, &hot.overlay.subtype)? {
             notes.push(format!("the dead mount of an earlier steadfs on {} is detached", hot.mountpoint.display()));
         }
-        place::check(&hot.mountpoint, nonempty(&hot.mountpoint))?;
+        hot.overlay.directory = Some(place::check(&hot.mountpoint, nonempty(&hot.mountpoint))?);
     }
     let claim = Claim::take(&config.home)?;
     Ok(Prepared { config, notes, claim })

@@ -341,7 +341,7 @@ impl Hots {
             }
             overlaps(&config.overlays, &at)?;
         }
-        place::check(&at.mountpoint, nonempty)?;
+        at.overlay.directory = Some(place::check(&at.mountpoint, nonempty)?);
         at.slot = self.next_slot.fetch_add(1, Relaxed);
         let slot = at.slot;
         let log_size = self.config.lock().log.size;

@@ -64,7 +64,7 @@ pub fn plan(present: &DaemonConfig, wanted: &DaemonConfig) -> Result<Plan, Strin
     for hot in &wanted.overlays {
         match present.overlays.iter().find(|other| other.mountpoint == hot.mountpoint) {
             None => plan.attach.push(hot.clone()),
-            Some(there) if there.path == hot.path && there.overlay == hot.overlay => {}
+            Some(there) if there.path == hot.path && asked(&there.overlay) == asked(&hot.overlay) => {}
             Some(there) if there.path == hot.path && is_live(&there.overlay, &hot.overlay) => {
                 plan.change.push(HotPath { slot: there.slot, ..hot.clone() });
             }
@@ -80,6 +80,11 @@ pub fn plan(present: &DaemonConfig, wanted: &DaemonConfig) -> Result<Plan, Strin
     ];
     plan.later = sections.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect();
     Ok(plan)
+}
+
+/// What somebody has asked for; which directory it was found to be is not.
+fn asked(config: &OverlayConfig) -> OverlayConfig {
+    OverlayConfig { directory: None, ..config.clone() }
 }
 
 /// True if a mount can be made the one from the other while it is in use: the kernel is told of some things once only.

@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use nix::sys::socket::sockopt::SendTimeout;
 use nix::sys::time::{TimeVal, TimeValLike};
 
-use super::DEVICE;
+use super::is_device;
 
 /// The manager's variable, and under which name it reaches a later keeper.
 const SOCKET: [&str; 2] = ["NOTIFY_SOCKET", "STEADFS_NOTIFY_SOCKET"];
@@ -112,7 +112,7 @@ impl Manager {
     pub fn store(&self, name: &str, descriptor: BorrowedFd<'_>) {
         self.forget(name);
         // The device says by poll(2) when its connection has ended; of others systemd must not ask (O_PATH cannot be polled).
-        let poll = if name == DEVICE { "" } else { "\nFDPOLL=0" };
+        let poll = if is_device(name) { "" } else { "\nFDPOLL=0" };
         self.send(&format!("FDSTORE=1\nFDNAME={name}{poll}"), Some(descriptor));
     }
 

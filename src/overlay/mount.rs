@@ -213,7 +213,7 @@ fn devices(kind: &str, of: impl Fn(&mountinfo::Entry) -> bool) -> io::Result<Vec
 const NO_SYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
 /// What mount(8)'s name of a flag sets and what it clears; `None` if it is not the name of one.
-fn flag(name: &str) -> Option<(MsFlags, MsFlags)> {
+pub(crate) fn flag(name: &str) -> Option<(MsFlags, MsFlags)> {
     let (set, clear) = (|flag| (flag, MsFlags::empty()), |flag| (MsFlags::empty(), flag));
     Some(match name {
         "nosuid" => set(MsFlags::MS_NOSUID),

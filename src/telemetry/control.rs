@@ -53,6 +53,11 @@ pub enum Request {
         #[serde(default)]
         lazy: bool,
     },
+    /// Whether that overlay may be written to beside the others.
+    Writable {
+        /// Its hot path.
+        mountpoint: std::path::PathBuf,
+    },
     /// Mount one more overlay.
     Attach {
         /// Which.
@@ -275,10 +280,31 @@ async fn answer(request: Request, observed: &Observed, journal: &Journal) -> Rep
             let detach = Arc::clone(&observed.detach);
             unmounted(move || detach(&mountpoint, lazy)).await
         }
+        Request::Writable { mountpoint } => match writable(&(observed.overlays)(), &mountpoint) {
+            Ok(()) => Reply::Done,
+            Err(text) => Reply::Failed { text },
+        },
         Request::Umount { lazy } => {
             let stop = Arc::clone(&observed.stop);
             unmounted(move || stop(lazy)).await
         }
+    }
+}
+
+/// Each overlay has a write log of its own, so of those that show the same directory only one may be writable, whatever they
+/// were mounted as.
+fn writable(all: &[super::View], mountpoint: &std::path::Path) -> Result<(), String> {
+    use crate::backing::mountinfo;
+    let Some(this) = all.iter().find(|one| one.mountpoint == mountpoint) else { return Ok(()) };
+    let table = mountinfo::entries().map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
+    let is_written = |one: &&super::View| {
+        let meet = one.path.starts_with(&this.path) || this.path.starts_with(&one.path);
+        let entry = mountinfo::at_in(&table, &one.mountpoint);
+        one.mountpoint != this.mountpoint && meet && entry.is_some_and(|entry| !entry.is_read_only())
+    };
+    match all.iter().find(is_written) {
+        Some(other) => Err(format!("{} shows the same directory and can be written to", other.mountpoint.display())),
+        None => Ok(()),
     }
 }
 

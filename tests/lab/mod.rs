@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod agents;
+pub mod boot;
 pub mod container;
 pub mod control;
 pub mod net;

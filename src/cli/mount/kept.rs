@@ -10,8 +10,8 @@ use crate::cli::keeper;
 use crate::config::DaemonConfig;
 use crate::daemon::MountError;
 use crate::daemon::stored::{self, CLAIM, CONFIG};
-use crate::keeper::DEVICE;
 use crate::keeper::executable::Executable;
+use crate::keeper::is_device;
 use crate::keeper::notify::Manager;
 use crate::keeper::run::{self, Setup};
 use crate::mountpoint::claim::{self, Claim};
@@ -53,7 +53,8 @@ impl Orphaned {
             return None;
         }
         let get = |wanted: &str| held.iter().find(|(name, _)| name == wanted).map(|(_, descriptor)| descriptor);
-        let config = get(DEVICE).and(get(CONFIG)).map(stored::read_config);
+        let is_served = held.iter().any(|(name, _)| is_device(name));
+        let config = get(CONFIG).filter(|_| is_served).map(stored::read_config);
         let lock = get(CLAIM).and_then(|lock| lock.try_clone().ok());
         if let Some(Ok(config)) = config {
             let claim = lock.map(|lock| Claim::of(lock, &config.home));

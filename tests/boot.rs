@@ -1,0 +1,196 @@
+//! systemd as the first process, in namespaces of its own: what `make install` installs comes up at boot, goes on after the death
+//! of all of it, stops, and does not keep the machine from shutting down; and a job that comes too early fails.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use lab::boot::Machine;
+
+lab::also_runs_as!(agent_process: lab::agents::main);
+
+/// A shutdown that waits for a timeout takes longer: the shortest of systemd's and ours is 90 s.
+const NO_TIMEOUT: Duration = Duration::from_secs(60);
+
+const CONFIG: &str = r#"
+name = "box"
+source = "box.example.org:/srv/store"
+
+[sshfs]
+ssh_command = "/etc/steadfs/server"
+
+[[overlay]]
+mountpoint = "/srv/jobs/alpha"
+path = "alpha"
+
+[[overlay]]
+mountpoint = "/srv/jobs/beta"
+path = "beta"
+"#;
+
+/// A job that writes to the first overlay, with the example's conditions.
+const JOB: &str = "
+[Unit]
+Description=A job
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo written > /srv/jobs/alpha/by-the-job'
+";
+
+/// Writes records by one descriptor, and says how many are synced.
+const WRITER: &str = r#"
+import os, time
+
+out = os.open("/srv/jobs/beta/warc", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+number = os.fstat(out).st_size // 16
+while True:
+    os.write(out, b"record %08d\n" % number)
+    os.fsync(out)
+    number += 1
+    with open("/run/written.new", "w") as file:
+        file.write(str(number))
+    os.rename("/run/written.new", "/run/written")
+    time.sleep(0.02)
+"#;
+
+/// What is on that machine's disk.
+fn install(machine: &Machine) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let variables = [
+        format!("DESTDIR={}", machine.disk("").display()),
+        format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs")),
+        "PREFIX=/usr".into(),
+    ];
+    let output = Command::new("make").arg("-C").arg(root).arg("install").args(variables).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    machine.write("etc/steadfs/box.toml", CONFIG);
+    machine.write("etc/steadfs/server", "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
+    fs::set_permissions(machine.disk("etc/steadfs/server"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    machine.write("etc/systemd/system/job.service", JOB);
+    machine.write("etc/writer.py", WRITER);
+    machine.write("etc/systemd/system/writer.service", "[Service]\nExecStart=/usr/bin/python3 -u /etc/writer.py\n");
+    let example = fs::read_to_string(root.join("systemd/examples/worker.conf")).unwrap();
+    machine.write("etc/systemd/system/job.service.d/steadfs.conf", &example);
+    for place in ["alpha", "beta"] {
+        fs::create_dir_all(machine.disk("srv/jobs").join(place)).unwrap();
+        fs::create_dir(machine.store(place)).unwrap();
+    }
+    // As `systemctl enable` would have it.
+    machine.write("etc/systemd/system/multi-user.target.d/steadfs.conf", "[Unit]\nWants=steadfs@box.service\n");
+}
+
+const UNIT: &str = "steadfs@box.service";
+
+fn is_mounted(machine: &Machine, place: &str) -> bool {
+    machine.ask(&["mountpoint", "-q", place]).status.success()
+}
+
+/// Written by the writer, as it says.
+fn written(machine: &Machine) -> u64 {
+    String::from_utf8_lossy(&machine.ask(&["cat", "/run/written"]).stdout).trim().parse().unwrap_or(0)
+}
+
+fn goes_on(machine: &Machine, what: &str) {
+    let before = written(machine);
+    machine.wait(what, || written(machine) > before + 3);
+}
+
+fn mount_ids(machine: &Machine) -> String {
+    machine.ok(&["findmnt", "-rn", "-t", "fuse.steadfs", "-o", "ID,TARGET,MAJ:MIN"])
+}
+
+#[test]
+fn it_comes_up_at_boot_goes_on_after_every_death_and_shuts_down() {
+    let mut machine = Machine::new();
+    install(&machine);
+    machine.boot();
+    // systemd counts it as started only by READY=1.
+    machine.wait("the unit is active", || machine.property(UNIT, "ActiveState") == "active");
+    assert_eq!(machine.property(UNIT, "SubState"), "running");
+    for place in ["/srv/jobs/alpha", "/srv/jobs/beta"] {
+        assert!(is_mounted(&machine, place), "{place}");
+    }
+    println!("{}", machine.ok(&["systemctl", "status", "--no-pager", "-n", "0", UNIT]));
+
+    // A job that is ordered after it.
+    machine.ok(&["systemctl", "start", "job.service"]);
+    assert_eq!(fs::read_to_string(machine.store("alpha/by-the-job")).unwrap(), "written\n");
+    fs::remove_file(machine.store("alpha/by-the-job")).unwrap();
+
+    // All of it is killed at once: systemd has the descriptors, and the next goes on with the same mount.
+    machine.ok(&["systemctl", "start", "writer.service"]);
+    goes_on(&machine, "records are written");
+    let (ids, writer) = (mount_ids(&machine), machine.property("writer.service", "MainPID"));
+    for round in 1..=2 {
+        machine.wait("systemd keeps descriptors", || {
+            machine.property(UNIT, "NFileDescriptorStore").parse::<u32>().is_ok_and(|kept| kept >= 4)
+        });
+        let before = machine.property(UNIT, "MainPID");
+        machine.ok(&["systemctl", "kill", "-s", "KILL", "--kill-whom=all", UNIT]);
+        machine.wait("it is started again", || {
+            machine.property(UNIT, "ActiveState") == "active" && machine.property(UNIT, "MainPID") != before
+        });
+        assert_eq!(machine.property(UNIT, "NRestarts"), round.to_string());
+        goes_on(&machine, "the writer goes on by the descriptor that it has");
+        assert_eq!(mount_ids(&machine), ids, "no mount was touched");
+    }
+    assert_eq!(machine.property("writer.service", "MainPID"), writer);
+    machine.ok(&["systemctl", "stop", "writer.service"]);
+    let (count, found) = (written(&machine), fs::read_to_string(machine.store("beta/warc")).unwrap());
+    let wanted: String = (0..=count).map(|number| format!("record {number:08}\n")).collect();
+    // The last one may be written and not counted.
+    assert!(found.len() as u64 >= count * 16 && wanted.starts_with(&found), "{count} records: {} bytes", found.len());
+
+    // An overlay comes by a change of the file.
+    let more = format!("{CONFIG}\n[[overlay]]\nmountpoint = \"/srv/jobs/gamma\"\npath = \"gamma\"\n");
+    fs::create_dir(machine.store("gamma")).unwrap();
+    machine.ok(&["mkdir", "/srv/jobs/gamma"]);
+    machine.ok(&["sh", "-c", "printf %s \"$1\" > /etc/steadfs/box.toml", "sh", &more]);
+    machine.ok(&["systemctl", "reload", UNIT]);
+    assert!(is_mounted(&machine, "/srv/jobs/gamma"));
+    assert!(mount_ids(&machine).contains(ids.lines().next().unwrap()));
+
+    // Stopped: nothing is mounted, and a job that comes now fails, or the daemon is started for it.
+    machine.ok(&["systemctl", "stop", UNIT]);
+    for place in ["/srv/jobs/alpha", "/srv/jobs/beta", "/srv/jobs/gamma"] {
+        assert!(!is_mounted(&machine, place), "{place}");
+    }
+    assert_eq!(machine.property(UNIT, "Result"), "success");
+    assert_eq!(machine.ok(&["sh", "-c", "ls -A /run/steadfs"]), "");
+    machine.ok(&["systemctl", "mask", "--runtime", UNIT]);
+    let early = machine.ask(&["systemctl", "start", "job.service"]);
+    assert!(!early.status.success(), "{early:?}");
+    machine.ok(&["systemctl", "unmask", "--runtime", UNIT]);
+    // Without any condition of systemd's it cannot write either: the directory below is guarded.
+    let output = machine.ask(&["sh", "-c", "echo x > /srv/jobs/alpha/by-the-job"]);
+    assert!(!output.status.success(), "{output:?}");
+    // One that looks by itself, though the unit is active.
+    machine.ok(&["systemctl", "start", UNIT]);
+    machine.ok(&["umount", "/srv/jobs/alpha"]);
+    assert_eq!(machine.property(UNIT, "ActiveState"), "active");
+    let early = machine.ask(&["systemctl", "start", "job.service"]);
+    assert!(!early.status.success(), "{early:?}");
+    assert_eq!(machine.ok(&["sh", "-c", "ls -A /srv/jobs/alpha"]), "", "nothing landed on the local disk");
+
+    // Shut down with everything in use, and on again.
+    machine.ok(&["systemctl", "restart", UNIT]);
+    machine.ok(&["systemctl", "start", "writer.service"]);
+    goes_on(&machine, "records are written");
+    let took = machine.down("reboot");
+    println!("shut down in {took:?}");
+    assert!(took < NO_TIMEOUT, "{took:?}");
+    machine.boot();
+    machine.wait("the unit is active", || machine.property(UNIT, "ActiveState") == "active");
+    assert!(is_mounted(&machine, "/srv/jobs/alpha"));
+    machine.ok(&["systemctl", "start", "job.service"]);
+    assert_eq!(fs::read_to_string(machine.store("alpha/by-the-job")).unwrap(), "written\n");
+    let took = machine.down("poweroff");
+    println!("shut down in {took:?}");
+    assert!(took < NO_TIMEOUT, "{took:?}");
+}

@@ -1,0 +1,189 @@
+//! What is installed: by `make install`, and as a Debian package, made of the binary under test, that comes and goes in a layer
+//! over this machine.
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use lab::run;
+
+lab::also_runs_as!(agent_process: lab::agents::main);
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn make(target: &str, destination: &Path, prefix: &str) {
+    let variables = [
+        format!("DESTDIR={}", destination.display()),
+        format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs")),
+        format!("PREFIX={prefix}"),
+    ];
+    let output = Command::new("make").arg("-C").arg(root()).arg(target).args(variables).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// All files and links below a directory, relative to it.
+fn files(below: &Path) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut next = vec![below.to_owned()];
+    while let Some(directory) = next.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                next.push(entry.path());
+            } else {
+                found.insert(entry.path().strip_prefix(below).unwrap().display().to_string());
+            }
+        }
+    }
+    found
+}
+
+/// What any installation has, by its prefix.
+const PARTS: [&str; 9] = [
+    "bin/steadfs",
+    "lib/systemd/system/steadfs@.service",
+    "lib/systemd/system/steadfs-mount@.service",
+    "lib/tmpfiles.d/steadfs.conf",
+    "share/bash-completion/completions/steadfs",
+    "share/doc/steadfs/operations.md",
+    "share/doc/steadfs/examples/healtharchive.toml",
+    "share/doc/steadfs/examples/box.env",
+    "share/doc/steadfs/examples/worker.conf",
+];
+
+#[test]
+fn make_installs_and_uninstalls() {
+    let place = tempfile::tempdir().unwrap();
+    make("install", place.path(), "/opt/it");
+    let found = files(place.path());
+    let manual = ["share/man/man8/steadfs.8", "share/man/man5/steadfs.toml.5", "share/zsh/site-functions/_steadfs"];
+    for part in PARTS.iter().chain(&manual).chain(&["share/fish/vendor_completions.d/steadfs.fish"]) {
+        assert!(found.contains(&format!("opt/it/{part}")), "{part} is not among {found:#?}");
+    }
+    assert!(found.contains("usr/sbin/mount.steadfs") && found.contains("usr/sbin/mount.fuse.steadfs"), "{found:#?}");
+    let unit = std::fs::read_to_string(place.path().join("opt/it/lib/systemd/system/steadfs@.service")).unwrap();
+    assert!(unit.contains("ExecStart=/opt/it/bin/steadfs run") && !unit.contains("/usr/bin/steadfs"), "{unit}");
+    let output = run(place.path().join("opt/it/bin/steadfs").to_str().unwrap(), &["--version"]);
+    assert_eq!(text(&output.stdout), format!("steadfs {}\n", env!("CARGO_PKG_VERSION")));
+    make("uninstall", place.path(), "/opt/it");
+    assert_eq!(files(place.path()), BTreeSet::new());
+}
+
+/// What bash offers for a line.
+fn offered(script: &Path, words: &[&str]) -> BTreeSet<String> {
+    let program = "source \"$1\"; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); \
+                   _steadfs steadfs \"${COMP_WORDS[COMP_CWORD]}\" \"${COMP_WORDS[COMP_CWORD-1]}\"; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut command = Command::new("bash");
+    command.args(["--norc", "-c", program, "bash"]).arg(script).args(words);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout).split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn shells_offer_commands_and_switches() {
+    let place = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(env!("CARGO_BIN_EXE_steadfs"), &["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        assert!(text(&output.stdout).contains("attach"), "{shell}: {output:?}");
+        std::fs::write(place.path().join(shell), output.stdout).unwrap();
+    }
+    let script = place.path().join("bash");
+    let commands = offered(&script, &["steadfs", ""]);
+    for command in ["mount", "run", "attach", "detach", "umount", "status", "recover", "upgrade", "spool", "demo"] {
+        assert!(commands.contains(command), "{command}: {commands:?}");
+    }
+    assert_eq!(offered(&script, &["steadfs", "spo"]), BTreeSet::from(["spool".to_owned()]));
+    assert!(offered(&script, &["steadfs", "umount", "--l"]).contains("--lazy"));
+    assert!(offered(&script, &["steadfs", "spool", ""]).contains("restore"));
+    let output = run(env!("CARGO_BIN_EXE_steadfs"), &["completions", "tcsh"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+/// The package of the binary under test.
+fn package(into: &Path) -> PathBuf {
+    let script = root().join("scripts/deb");
+    let output = Command::new(script).args(["--debug", "--output"]).arg(into).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let mut all = files(into).into_iter().filter(|name| name.ends_with(".deb"));
+    into.join(all.next().expect("a package"))
+}
+
+fn shell(script: &str, words: &[&Path]) -> Output {
+    Command::new("unshare")
+        .args(["-m", "--propagation", "private", "sh", "-euc", script, "sh"])
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_debian_package_comes_and_goes() {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root: run it as root");
+    let place = tempfile::tempdir().unwrap();
+    let package = package(place.path());
+    let name = package.to_str().unwrap();
+
+    let control = text(&run("dpkg-deb", &["-I", name]).stdout);
+    for wanted in ["Package: steadfs", "openssh-client", "fuse3", "sshfs", "Recommends: ", "Maintainer: "] {
+        assert!(control.contains(wanted), "{wanted}: {control}");
+    }
+    assert_eq!(text(&run("dpkg-deb", &["-I", name, "conffiles"]).stdout).trim(), "/etc/steadfs/README");
+    let listed = text(&run("dpkg-deb", &["-c", name]).stdout);
+    let manual =
+        ["share/man/man8/steadfs.8.gz", "share/man/man5/steadfs.toml.5.gz", "share/zsh/vendor-completions/_steadfs"];
+    for part in PARTS.iter().chain(&manual).chain(&["sbin/mount.steadfs"]) {
+        assert!(listed.contains(&format!("./usr/{part}\n")), "{part}: {listed}");
+    }
+    // An upgrade by the package manager must not stop what runs.
+    for script in ["prerm", "postinst", "postrm"] {
+        let found = text(&run("dpkg-deb", &["-I", name, script]).stdout);
+        assert!(!["stop", "restart", "kill"].iter().any(|word| found.contains(&format!("invoke {word}"))), "{found}");
+        assert!(!found.contains("deb-systemd-invoke"), "{script}: {found}");
+    }
+
+    // In a layer over this machine: dpkg's dependencies are those that are really installed.
+    let script = r#"
+        mount -t tmpfs tmpfs "$1"
+        mkdir "$1/upper" "$1/work" "$1/root"
+        mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+        cp "$2" "$1/root/package.deb"
+        mount -t proc proc "$1/root/proc"
+        mount --rbind /dev "$1/root/dev"
+        chroot "$1/root" sh -euc '
+            dpkg -i /package.deb >&2
+            steadfs --version
+            mount.steadfs box:/a /srv/a -f -v -o ro
+            mkdir -p /hot && mount -f -v -t steadfs box.example.org:/a /hot
+            man -w steadfs steadfs.toml >&2 || true
+            dpkg --verify steadfs
+            dpkg --purge steadfs >&2
+            dpkg -s steadfs 2>/dev/null | grep -c "^Status: install" || true
+            for left in /usr/bin/steadfs /usr/sbin/mount.steadfs /usr/sbin/mount.fuse.steadfs /etc/steadfs \
+                /usr/share/doc/steadfs /usr/lib/systemd/system/steadfs@.service /usr/lib/tmpfiles.d/steadfs.conf; do
+                if [ -e "$left" ] || [ -L "$left" ]; then echo "left: $left"; fi
+            done
+        '
+    "#;
+    let layer = tempfile::tempdir().unwrap();
+    let output = shell(script, &[layer.path(), &package]);
+    let (said, complaints) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}\n{complaints}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], format!("steadfs {}", env!("CARGO_PKG_VERSION")), "{said}\n{complaints}");
+    assert_eq!(lines[1], "mount.steadfs: steadfs mount -o ro -- box:/a /srv/a", "{said}");
+    assert!(
+        lines[2].starts_with("mount.steadfs: steadfs mount ") && lines[2].ends_with("-- box.example.org:/a /hot"),
+        "{said}"
+    );
+    assert_eq!(lines[3..], ["0"], "nothing is left: {said}\n{complaints}");
+}
