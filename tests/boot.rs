@@ -90,7 +90,10 @@ fn install(machine: &Machine) {
         fs::create_dir(machine.store(place)).unwrap();
     }
     // As `systemctl enable` would have it.
-    machine.write("etc/systemd/system/multi-user.target.d/steadfs.conf", "[Unit]\nWants=steadfs@box.service\n");
+    machine.write(
+        "etc/systemd/system/multi-user.target.d/steadfs.conf",
+        "[Unit]\nWants=steadfs@box.service remote-fs.target\n",
+    );
 }
 
 const UNIT: &str = "steadfs@box.service";
