@@ -76,13 +76,24 @@ fn install(machine: &Machine) {
     machine.write("etc/writer.py", WRITER);
     machine.write("etc/systemd/system/writer.service", "[Service]\nExecStart=/usr/bin/python3 -u /etc/writer.py\n");
     let example = fs::read_to_string(root.join("systemd/examples/worker.conf")).unwrap();
-    machine.write("etc/systemd/system/job.service.d/steadfs.conf", &example);
-    for place in ["alpha", "beta"] {
+    for job in ["job", "writer"] {
+        machine.write(&format!("etc/systemd/system/{job}.service.d/steadfs.conf"), &example);
+    }
+    let after = "x-systemd.after=steadfs@box.service";
+    let fstab = format!(
+        "box:/delta /srv/jobs/delta steadfs _netdev,nofail,{after} 0 0\n\
+         other.example.org:/srv/store/own /srv/jobs/own steadfs _netdev,nofail,ssh_command=/etc/steadfs/server 0 0\n"
+    );
+    machine.write("etc/fstab", &fstab);
+    for place in ["alpha", "beta", "delta", "own"] {
         fs::create_dir_all(machine.disk("srv/jobs").join(place)).unwrap();
         fs::create_dir(machine.store(place)).unwrap();
     }
     // As `systemctl enable` would have it.
-    machine.write("etc/systemd/system/multi-user.target.d/steadfs.conf", "[Unit]\nWants=steadfs@box.service\n");
+    machine.write(
+        "etc/systemd/system/multi-user.target.d/steadfs.conf",
+        "[Unit]\nWants=steadfs@box.service remote-fs.target\n",
+    );
 }
 
 const UNIT: &str = "steadfs@box.service";
@@ -116,7 +127,16 @@ fn it_comes_up_at_boot_goes_on_after_every_death_and_shuts_down() {
     for place in ["/srv/jobs/alpha", "/srv/jobs/beta"] {
         assert!(is_mounted(&machine, place), "{place}");
     }
-    println!("{}", machine.ok(&["systemctl", "status", "--no-pager", "-n", "0", UNIT]));
+    let status = machine.ok(&["cat", &format!("/proc/{}/status", machine.property(UNIT, "MainPID"))]);
+    assert!(status.contains("Seccomp:\t2"), "all that is in the unit is in force: {status}");
+    // Lines of fstab: an overlay of that daemon, and one with a daemon of its own.
+    for place in ["delta", "own"] {
+        let (unit, path) = (format!("srv-jobs-{place}.mount"), format!("/srv/jobs/{place}"));
+        machine.wait(&unit, || machine.property(&unit, "ActiveState") == "active" && is_mounted(&machine, &path));
+        machine.ok(&["sh", "-c", &format!("echo text > {path}/file")]);
+        assert_eq!(fs::read_to_string(machine.store(place).join("file")).unwrap(), "text\n");
+    }
+    println!("{}", machine.ok(&["systemctl", "status", "--no-pager", "-n", "0", UNIT, "srv-jobs-*.mount"]));
 
     // A job that is ordered after it.
     machine.ok(&["systemctl", "start", "job.service"]);
@@ -158,11 +178,13 @@ fn it_comes_up_at_boot_goes_on_after_every_death_and_shuts_down() {
 
     // Stopped: nothing is mounted, and a job that comes now fails, or the daemon is started for it.
     machine.ok(&["systemctl", "stop", UNIT]);
-    for place in ["/srv/jobs/alpha", "/srv/jobs/beta", "/srv/jobs/gamma"] {
+    for place in ["/srv/jobs/alpha", "/srv/jobs/beta", "/srv/jobs/gamma", "/srv/jobs/delta"] {
         assert!(!is_mounted(&machine, place), "{place}");
     }
     assert_eq!(machine.property(UNIT, "Result"), "success");
-    assert_eq!(machine.ok(&["sh", "-c", "ls -A /run/steadfs"]), "");
+    machine.ok(&["systemctl", "stop", "srv-jobs-own.mount"]);
+    machine.wait("its daemon ends", || machine.ok(&["sh", "-c", "ls -A /run/steadfs"]).is_empty());
+    machine.ok(&["systemctl", "start", "srv-jobs-own.mount"]);
     machine.ok(&["systemctl", "mask", "--runtime", UNIT]);
     let early = machine.ask(&["systemctl", "start", "job.service"]);
     assert!(!early.status.success(), "{early:?}");
@@ -182,12 +204,17 @@ fn it_comes_up_at_boot_goes_on_after_every_death_and_shuts_down() {
     machine.ok(&["systemctl", "restart", UNIT]);
     machine.ok(&["systemctl", "start", "writer.service"]);
     goes_on(&machine, "records are written");
+    let synced = written(&machine) * 16;
     let took = machine.down("reboot");
     println!("shut down in {took:?}");
     assert!(took < NO_TIMEOUT, "{took:?}");
+    assert!(fs::metadata(machine.store("beta/warc")).unwrap().len() >= synced, "what was synced is on the store");
     machine.boot();
     machine.wait("the unit is active", || machine.property(UNIT, "ActiveState") == "active");
-    assert!(is_mounted(&machine, "/srv/jobs/alpha"));
+    for place in ["alpha", "delta", "own"] {
+        let path = format!("/srv/jobs/{place}");
+        machine.wait(&path, || is_mounted(&machine, &path));
+    }
     machine.ok(&["systemctl", "start", "job.service"]);
     assert_eq!(fs::read_to_string(machine.store("alpha/by-the-job")).unwrap(), "written\n");
     let took = machine.down("poweroff");
