@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
+use super::daemons;
 use crate::backing::mountinfo;
 use crate::daemon::MountError;
 use crate::evidence::Settings;
@@ -30,8 +31,11 @@ pub fn named(given: &Path) -> Result<PathBuf, MountError> {
         .components()
         .filter(|part| *part != Component::CurDir)
         .collect();
-    let known =
-        |path: &Path| Ok::<_, MountError>(if claim::is_own(path)? { Some(path.to_owned()) } else { owner(path)? });
+    // One of several overlays has a directory of its own, which leads to its daemon's.
+    let known = |path: &Path| match daemons::leads_to(path) {
+        Some(home) => Ok(Some(home)),
+        None => claim::is_own(path).and_then(|own| if own { Ok(Some(path.to_owned())) } else { owner(path) }),
+    };
     if let Some(home) = known(&written)? {
         return Ok(home);
     }
@@ -75,13 +79,16 @@ fn running() -> Result<Vec<PathBuf>, MountError> {
     // A name that does not lead back is that of a long path, or no name of ours.
     let homes = names.map(|name| unescape(name.as_bytes()));
     let mut homes: Vec<PathBuf> = homes.filter(|home| rundir::of(home).is_dir()).collect();
-    homes.retain(|home| claim::own(&rundir::of(home)).is_ok());
+    homes.retain(|home| daemons::leads_to(home).is_none() && claim::own(&rundir::of(home)).is_ok());
     homes.sort();
     Ok(homes)
 }
 
 /// Undoes what [`rundir::name`] does to a path or to `@NAME`.
 fn unescape(name: &[u8]) -> PathBuf {
+    if name.first() == Some(&b'@') {
+        return OsString::from_vec(name.to_owned()).into();
+    }
     let (mut out, mut rest) = (Vec::new(), name);
     while let Some((&byte, tail)) = rest.split_first() {
         let hex = |b: u8| char::from(b).to_digit(16);
@@ -97,9 +104,7 @@ fn unescape(name: &[u8]) -> PathBuf {
             }
         }
     }
-    if out.first() != Some(&b'@') {
-        out.insert(0, b'/');
-    }
+    out.insert(0, b'/');
     OsString::from_vec(out).into()
 }
 
@@ -111,9 +116,7 @@ mod tests {
     fn names_of_directories_lead_back() {
         for home in ["/srv/jobs", "/srv/a-b c/x.y", "/h\u{f6}t/new\nline", "@box", "@a-b", "/@odd"] {
             let name = rundir::name(Path::new(home));
-            if home != "/@odd" {
-                assert_eq!(unescape(name.as_bytes()), Path::new(home), "{name}");
-            }
+            assert_eq!(unescape(name.as_bytes()), Path::new(home), "{name}");
         }
         assert_eq!(unescape(b"a\\x"), Path::new("/a\\x"));
         assert_eq!(unescape(b"a\\xzz"), Path::new("/a\\xzz"));
