@@ -112,7 +112,10 @@ fn shells_offer_commands_and_switches() {
 /// The package of the binary under test.
 fn package(into: &Path) -> PathBuf {
     let script = root().join("scripts/deb");
-    let output = Command::new(script).args(["--debug", "--output"]).arg(into).output().unwrap();
+    let target = Path::new(env!("CARGO_BIN_EXE_steadfs")).ancestors().nth(2).unwrap();
+    let mut command = Command::new(script);
+    command.args(["--debug", "--output"]).arg(into).env("CARGO_TARGET_DIR", target);
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let mut all = files(into).into_iter().filter(|name| name.ends_with(".deb"));
     into.join(all.next().expect("a package"))

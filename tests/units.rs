@@ -102,6 +102,18 @@ fn nothing_in_the_unit_makes_a_mount_namespace() {
 }
 
 #[test]
+fn no_example_requires_the_daemon() {
+    // Measured: with all of steadfs killed, systemd stops such a unit before it starts steadfs again, and that waits.
+    for name in ["worker.conf", "srv-jobs-alpha.mount", "srv-jobs-alpha.automount"] {
+        let text = std::fs::read_to_string(root().join("systemd/examples").join(name)).unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        for key in ["Requires=steadfs", "BindsTo=", "Requisite=", "PartOf="] {
+            assert!(!lines.iter().any(|line| line.starts_with(key)), "{name}: {key}");
+        }
+    }
+}
+
+#[test]
 fn directories_are_made_as_they_must_be() {
     let place = tempfile::tempdir().unwrap();
     let config = root().join("systemd/steadfs.conf");
