@@ -273,7 +273,15 @@ fn fio_finds_every_checksum_while_the_daemon_is_killed() {
     let output = std::fs::File::create(lab.path("fio")).unwrap();
     let mut fio = Command::new("fio");
     fio.args(["--name=verify", "--rw=randwrite", "--size=16m", "--bsrange=1k-64k", "--numjobs=2", "--fsync=32"]);
-    fio.args(["--ioengine=psync", "--rate=2m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--minimal"]);
+    fio.args([
+        "--ioengine=psync",
+        "--rate=2m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--verify_state_save=0",
+        "--minimal",
+    ]);
     fio.arg(format!("--directory={}", lab.hot.display())).stdin(Stdio::null());
     let mut fio = fio.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
     let mut kills = 0;

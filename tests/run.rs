@@ -185,7 +185,7 @@ fn overlays_come_and_go_while_others_are_in_use() {
         let output = here.ask(words);
         assert!(!output.status.success() && text(&output).contains(complaint), "{words:?}: {output:?}");
     }
-    let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "subtype=sshfs"]);
+    let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "subtype=sshfs,guard=no"]);
     assert!(output.status.success(), "{output:?}");
     let found = run("findmnt", &["-n", "-o", "FSTYPE,SOURCE,TARGET", "-T", hot]);
     let found = String::from_utf8(found.stdout).unwrap();
@@ -214,7 +214,7 @@ fn overlays_come_and_go_while_others_are_in_use() {
     process::signal(here.serving(), Signal::SIGKILL);
     files.write();
     // As fstab would say it.
-    let output = here.ask(&["mount", "box:/jobs/delta", hot, "-o", "rw,_netdev,noauto"]);
+    let output = here.ask(&["mount", "box:/jobs/delta", hot, "-o", "rw,_netdev,noauto,guard=no"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(std::fs::read_to_string(more.join("held")).unwrap(), "before after");
     let output = here.ask(&["umount", hot]);
@@ -231,7 +231,7 @@ fn each_overlay_looks_as_it_is_told_to() {
     std::fs::write(hot.join("file"), "x").unwrap();
     let more = here.lab.path("more");
     std::fs::create_dir(&more).unwrap();
-    let options = "owner=1234:2345,umask=0027,statfs=local,ro";
+    let options = "owner=1234:2345,umask=0027,statfs=local,ro,guard=no";
     let output = here.ask(&["attach", more.to_str().unwrap(), "--path", "jobs/alpha", "-o", options]);
     assert!(output.status.success(), "{output:?}");
     let seen = more.join("file").metadata().unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::daemons;
 use crate::daemon::MountError;
-use crate::mountpoint::{claim, place};
+use crate::mountpoint::claim;
 use crate::plain::{plain, plain_json};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
@@ -142,11 +142,6 @@ pub fn umount_request(mountpoint: &Path, lazy: bool) -> Result<(), String> {
 fn failed(text: &str) -> ExitCode {
     super::complain(text);
     ExitCode::FAILURE
-}
-
-/// The path as the daemon knows it, without touching what is mounted there: only its parents are resolved.
-pub(super) fn resolve(mountpoint: &Path) -> PathBuf {
-    place::resolve(mountpoint).unwrap_or_else(|_| mountpoint.to_owned())
 }
 
 /// Those of all mounts of this user; an error if somebody else could have made them.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{complain, exit_code, status};
+use super::{complain, daemons, exit_code, status};
 use crate::daemon::MountError;
 use crate::mountpoint::claim::{self, Watching};
 use crate::rundir;
@@ -117,7 +117,7 @@ fn upgrade(args: &UpgradeArgs, outcomes: &mut Vec<Outcome>) -> Result<(), Refuse
     let executable = candidate::check(&executable)?;
     let sockets = match &args.mountpoint {
         Some(mountpoint) => {
-            let mountpoint = status::resolve(mountpoint);
+            let mountpoint = daemons::named(mountpoint);
             claim::is_own(&mountpoint)?;
             vec![rundir::control_socket(&mountpoint)]
         }
