@@ -53,8 +53,10 @@ def read_state():
     try:
         with open(path(".archive_state.json")) as state:
             return json.load(state)
-    except FileNotFoundError:
-        return {"warc": 0, "records": 0}
+    except (FileNotFoundError, ValueError):
+        # None yet; or power failed between the truncation and the write: what there is tells how far it came.
+        there = [0] + [int(name[5:11]) for name in os.listdir(path(".tmpcrawl"))] if os.path.isdir(path(".tmpcrawl")) else [0]
+        return {"warc": max(there), "records": 0}
 
 
 def write_state(state):
@@ -120,9 +122,10 @@ def main():
                 os.rename(temporary, path("progress"))
 
             tried("progress", progress)
-            newest = tried("newest", lambda: max(os.scandir(path(".tmpcrawl")), key=lambda entry: entry.stat().st_mtime))
-            if newest.name != warc.name:
-                tell(event="wrong", what=f"newest is {newest.name}, not {warc.name}")
+            # Whole seconds are what SFTP has.
+            times = tried("newest", lambda: {entry.name: int(entry.stat().st_mtime) for entry in os.scandir(path(".tmpcrawl"))})
+            if times.get(warc.name) != max(times.values()):
+                tell(event="wrong", what=f"the newest of {times} is not {warc.name}")
         if warc.size >= ROLLOVER:
             warc.close()
             state["warc"] += 1
