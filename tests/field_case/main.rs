@@ -151,7 +151,7 @@ command = "sh:echo jobs >> {trace}"
         let identity = identity.split(',').find_map(|option| option.strip_prefix("IdentityFile=")).unwrap();
         command
             .env("STORAGEBOX_USER", "root")
-            .env("STORAGEBOX_HOST", self.lab.net.server.to_string())
+            .env("STORAGEBOX_HOST", &self.lab.net.server)
             .env("STORAGEBOX_REMOTE_PATH", self.lab.store.join("archive"))
             .env("STORAGEBOX_IDENTITY", identity)
             .env("STORAGEBOX_UID", OWNER.0.to_string())
@@ -362,7 +362,9 @@ impl Drop for Field {
             let _ = child.wait();
         });
         for job in JOBS {
-            let _ = Command::new("chattr").args(["-i"]).arg(self.hot(job)).output();
+            for path in [self.hot(job), self.lab.store.join("archive").join(job)] {
+                let _ = Command::new("chattr").args(["-i"]).arg(path).output();
+            }
         }
     }
 }
@@ -433,9 +435,9 @@ fn a_day_of_the_field_case_needs_nobody() {
 
     // A hot path is not writable for a while: one crawl's own trouble, and no outage.
     let outages = field.status()["outages_total"].clone();
-    let closed = field.lab.store.join("archive").join(JOBS[0]).join(".tmpcrawl");
+    let closed = field.lab.store.join("archive").join(JOBS[0]);
     run_ok("chattr", &["+i", closed.to_str().unwrap()]);
-    lab::sleep_secs(2.0);
+    wait("the store says no", || !field.told(JOBS[0], "error").is_empty());
     field.minute();
     run_ok("chattr", &["-i", closed.to_str().unwrap()]);
     assert_eq!(field.status()["outages_total"], outages, "a server that refuses is not away");
@@ -480,7 +482,7 @@ fn a_day_of_the_field_case_needs_nobody() {
     field.wait_live();
     field.start_crawls();
     field.start_replay();
-    field.quiet(240);
+    field.quiet(543);
 
     // Midnight.
     lab::sleep_secs(1.0);
