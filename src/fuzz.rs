@@ -14,6 +14,7 @@ use crate::backing::sshfs::orphans::Identity;
 use crate::backing::sshfs::reach::route;
 use crate::backing::sshfs::{stderr, tcp};
 use crate::backing::{mountinfo, unmount};
+use crate::cli::file;
 use crate::cli::options::{self, duration, size, split, value, words};
 use crate::cli::source;
 use crate::config::{DaemonConfig, Source};
@@ -30,12 +31,14 @@ use crate::telemetry::control::{Reply, Request};
 pub type Target = fn(&[u8]);
 
 /// All of them by name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
+    ("config", config),
     ("control", control),
     ("dirents", dirents),
     ("handover", handover),
     ("hidden_journal", hidden_journal),
     ("keeper", keeper),
+    ("manifest", manifest),
     ("mountinfo", mountinfo),
     ("options", options),
     ("source", source),
@@ -46,6 +49,41 @@ pub const TARGETS: [(&str, Target); 11] = [
 
 fn lossy(data: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(data)
+}
+
+/// A machine on which everything that a configuration asks for holds these bytes.
+struct Everywhere<'a>(&'a [u8]);
+
+impl file::Outside for Everywhere<'_> {
+    fn variable(&self, name: &str) -> Option<String> {
+        name.starts_with('S').then(|| lossy(self.0).into_owned())
+    }
+
+    fn read(&self, _path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+        Ok(self.0[..self.0.len().min(limit as usize)].to_owned())
+    }
+
+    fn user(&self, name: &str) -> Option<u32> {
+        Some(name.len() as u32)
+    }
+
+    fn group(&self, name: &str) -> Option<u32> {
+        Some(name.len() as u32)
+    }
+}
+
+/// The configuration of `steadfs run`.
+pub fn config(data: &[u8]) {
+    match file::parse(Path::new("/etc/steadfs/x.toml"), &lossy(data), &Everywhere(data)) {
+        Ok(loaded) => assert!(loaded.config.overlays.iter().all(|hot| hot.path.is_relative())),
+        Err(mistakes) => assert!(!mistakes.is_empty(), "it is refused without a word"),
+    }
+}
+
+/// A manifest of hot paths.
+pub fn manifest(data: &[u8]) {
+    let (lines, _) = file::manifest::parse(data, Path::new("/cold"));
+    assert!(lines.iter().all(|line| line.path.is_relative() && line.mountpoint.is_absolute()));
 }
 
 /// Requests and replies of the control socket.
@@ -328,6 +366,16 @@ mod tests {
     #[test]
     fn no_request_on_the_control_socket_panics() {
         run("control");
+    }
+
+    #[test]
+    fn no_configuration_panics() {
+        run("config");
+    }
+
+    #[test]
+    fn no_manifest_panics() {
+        run("manifest");
     }
 
     #[test]
