@@ -2,7 +2,7 @@
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
 # make soak: random programs and faults for ten minutes, or for SOAK_SECONDS: half of it on a fake backing, half on a real
 # sshfs.
-# make deb: a Debian package of what build has made; DEBUG=1 packs target/debug, for tests of the package.
+# make deb: a Debian package of what build has made.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
@@ -82,7 +82,7 @@ install:
 		install -D -m 0644 $$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$${page##*/} || exit 1; done
 	install -d $(DESTDIR)$(UNITDIR) $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
 	for unit in $(UNITS); do \
-		sed 's|/usr/bin/steadfs|$(BINDIR)/steadfs|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
+		sed -e 's|/usr/bin/steadfs|$(BINDIR)/steadfs|' -e 's|/usr/share/doc/steadfs|$(DOCDIR)|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit || exit 1; \
 		chmod 0644 $(DESTDIR)$(UNITDIR)/$$unit; done
 	install -D -m 0644 systemd/steadfs.conf $(DESTDIR)$(TMPFILESDIR)/steadfs.conf
 	$(BINARY) completions bash > $(DESTDIR)$(BASHDIR)/steadfs

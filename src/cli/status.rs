@@ -188,11 +188,17 @@ pub(super) fn ask(socket: &Path, request: &Request, patience: Duration) -> io::R
 }
 
 fn describe(status: &Status) -> String {
-    let not_mounted = status.overlays.iter().filter(|overlay| overlay.mounted != "yes");
-    let missing: Vec<_> = not_mounted
-        .map(|overlay| match overlay.mounted.as_str() {
-            "other" => format!("  overlay     something else is mounted on {}", overlay.mountpoint),
-            _ => format!("  overlay     nothing is mounted on {}", overlay.mountpoint),
+    let several = status.overlays.len() > 1;
+    let overlays: Vec<_> = status
+        .overlays
+        .iter()
+        .filter_map(|overlay| match overlay.mounted.as_str() {
+            "yes" => several.then(|| {
+                let (path, open, bytes) = (&overlay.mountpoint, overlay.open_files, overlay.log_bytes);
+                format!("  overlay     {path}: {open} files open, {bytes} bytes in its write log")
+            }),
+            "other" => Some(format!("  overlay     something else is mounted on {}", overlay.mountpoint)),
+            _ => Some(format!("  overlay     nothing is mounted on {}", overlay.mountpoint)),
         })
         .collect();
     let round = |secs: f64| humantime::format_duration(Duration::from_secs(secs.max(0.0) as u64)).to_string();
@@ -202,7 +208,7 @@ fn describe(status: &Status) -> String {
     ];
     lines.extend(status.why.as_ref().map(|why| format!("  why         {why}")));
     lines.extend(status.held.as_ref().map(|by| format!("  held back   by {by}")));
-    lines.extend(missing);
+    lines.extend(overlays);
     lines.push(format!(
         "  next        {}{}",
         status.next,
@@ -250,6 +256,10 @@ fn describe(status: &Status) -> String {
         ),
     ]);
     lines.extend(status.worker.paused_since.as_ref().map(|since| format!("  worker      paused since {since}")));
+    lines.extend(status.worker.workers.iter().map(|worker| {
+        let state = worker.since.as_ref().map_or("running".into(), |since| format!("paused since {since}"));
+        format!("  worker      {} ({}): {state}", worker.name, worker.kind)
+    }));
     let keeper = &status.keeper;
     lines.push(match keeper.pid {
         Some(pid) if keeper.can_succeed => format!(

@@ -28,7 +28,7 @@ const ABSENT: u8 = 3;
 /// Arguments of `steadfs upgrade`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct UpgradeArgs {
-    /// The hot path.
+    /// The hot path, or `@NAME` of a daemon.
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     mountpoint: Option<PathBuf>,
     /// All mounts of this user, one after the other; ends at the first that cannot be upgraded.

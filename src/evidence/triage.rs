@@ -210,7 +210,7 @@ fn state(name: &str, status: &Value) -> Finding {
         "adopting" | "retiring" | "reaching" | "starting" | "restoring" | "waiting" => {
             let outage = secs(&status["outage"]["secs"]);
             let what = format!("in an outage for {}, {state}{because}", round(outage));
-            let recover = format!("steadfs recover {name}");
+            let recover = format!("steadfs recover --apply {name}");
             let next = match outage {
                 age if age < LONG_REPAIR => "wait: it repairs itself".to_owned(),
                 _ => {
@@ -246,7 +246,7 @@ fn halted(name: &str, why: &str) -> Finding {
         () => "halted",
     };
     let what = format!("it has stopped trying, for nothing changes by itself: {why}");
-    Finding::new(code, Urgency::Act, what, format!("put that right, then steadfs recover {name}"))
+    Finding::new(code, Urgency::Act, what, format!("put that right, then steadfs recover --apply {name}"))
 }
 
 /// Somebody who should have been let go.

@@ -47,7 +47,7 @@ impl Connections {
             match arm(pid, || is_member(group, pid)) {
                 Ok(armed) => self.remember(armed),
                 // No such descriptors to be had: Linux before 5.6, or a process that may not be traced.
-                Err(error) => tracing::debug!(pid, %error, "the sockets of a process cannot be borrowed"),
+                Err(error) => tracing::warn!(pid, %error, "the sockets of a process cannot be borrowed"),
             }
         }
     }

@@ -181,7 +181,9 @@ impl Sections<'_> {
             deploy_lock_max_age: table.long_duration("deploy_lock_max_age", reader),
             enable_file: table.path("enable_file", reader),
             confirmations: table.number("confirmations", MOST, reader).unwrap_or_default(),
-            confirm_interval: table.duration("confirm_interval", reader).unwrap_or_default(),
+            confirm_interval: table
+                .duration("confirm_interval", reader)
+                .unwrap_or(PermitConfig::default().confirm_interval),
             min_age: table.duration("min_age", reader).unwrap_or_default(),
             cool_down: table.duration("cool_down", reader).unwrap_or_default(),
             max_per_hour: table.number("max_per_hour", MOST, reader).unwrap_or_default(),

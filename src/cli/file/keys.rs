@@ -175,7 +175,7 @@ pub static REPAIR: Section = Section {
             ),
             own("enable_file", "\"PATH\"", "", "Nothing is repaired while this file is not there."),
             own("confirmations", "NUMBER", "1", "Looks in a row that have to find the store dead."),
-            own("confirm_interval", "\"DURATION\"", "0s", "Time between two such looks."),
+            own("confirm_interval", "\"DURATION\"", "1m", "Time between two such looks."),
             own("min_age", "\"DURATION\"", "0s", "How old an outage must be."),
             own("cool_down", "\"DURATION\"", "0s", "Time between the starts of two repairs."),
             own("max_per_hour", "NUMBER", "0", "Repairs within an hour; 0 for no limit."),
