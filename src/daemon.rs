@@ -1,7 +1,7 @@
 //! Wires a backing and its overlays together and runs them until they are unmounted.
 
 mod hots;
-mod limits;
+pub mod limits;
 pub mod link;
 mod notify;
 mod orphans;
@@ -206,7 +206,18 @@ fn serve(
         if !successor {
             core.first_answer(config.soft_start)?;
         }
-        added.into_iter().try_for_each(|(hot, heritage)| core.hots.open(&hot, heritage))
+        // Callers wait for those that are gone on with.
+        let (heirs, anew): (Vec<_>, Vec<_>) =
+            added.into_iter().partition(|(_, heritage)| !matches!(heritage, Heritage::None));
+        heirs.into_iter().try_for_each(|(hot, heritage)| core.hots.open(&hot, heritage))?;
+        for (hot, heritage) in anew {
+            match core.hots.open(&hot, heritage) {
+                // Its predecessor died over mounting it. The others must not die of that.
+                Err(error) if successor => core.hots.give_up(&hot, &error),
+                result => result?,
+            }
+        }
+        Ok(())
     });
     if let Err(error) = first {
         let over = ended();
@@ -478,12 +489,13 @@ impl Core {
         loop {
             orphans.look();
             if told_to_end.is_some() && self.hots.is_empty() {
+                self.hots.close();
                 return;
             }
             if told_to_end.is_some_and(|at| at.elapsed() >= DRAIN) {
                 // Somebody in another mount namespace holds a copy of the mount, and a file in it; our end is theirs.
                 tracing::warn!("still in use elsewhere; its users are cut off");
-                self.hots.cut_off();
+                self.hots.close();
                 return;
             }
             for slot in self.hots.abandoned() {

@@ -36,6 +36,8 @@ impl Served {
             std::fs::create_dir_all(lab.path("hot").join(job)).unwrap();
             overlays += &format!("[[overlay]]\nmountpoint = {:?}\npath = \"jobs/{job}\"\n", lab.hot.join(job));
         }
+        std::fs::create_dir(lab.path("spool")).unwrap();
+        let more = more.replace("SPOOL", lab.path("spool").to_str().unwrap());
         std::fs::write(lab.path("steadfs.toml"), config(&lab, &format!("{more}\n{overlays}"))).unwrap();
         let command = lab.steadfs(&["run", "-f", lab.path("steadfs.toml").to_str().unwrap()]);
         lab.start(command);
@@ -217,8 +219,16 @@ fn overlays_come_and_go_while_others_are_in_use() {
     let output = here.ask(&["mount", "box:/jobs/delta", hot, "-o", "rw,_netdev,noauto,guard=no"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(std::fs::read_to_string(more.join("held")).unwrap(), "before after");
-    let output = here.ask(&["umount", hot]);
+    for _ in 0..5 {
+        assert!(run("umount", &[hot]).status.success());
+        let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "guard=no"]);
+        assert!(output.status.success(), "at once after an unmount: {output:?}");
+    }
+    let held = File::open(more.join("held")).unwrap();
+    let output = here.ask(&["umount", "--lazy", hot]);
     assert!(output.status.success(), "{output:?}");
+    assert_eq!(held.metadata().unwrap().len(), 12, "what is open goes on");
+    drop(held);
     files.check(&here);
     drop(files);
     here.end();
@@ -296,6 +306,13 @@ fn a_reload_changes_what_is_different_and_touches_nothing_else() {
     assert!(output.status.success(), "{output:?}");
     let refused = std::fs::write(here.hot("beta").join("y"), "y").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    // Two that swap what they show: neither is in the other's way.
+    let swapped =
+        after.replace("jobs/beta", "jobs/x").replace("jobs/gamma", "jobs/beta").replace("jobs/x", "jobs/gamma");
+    let output = reload(&swapped);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(std::fs::read_to_string(here.hot("gamma").join("log")).unwrap(), "beta 0\nbeta 1\n");
+    assert_eq!(std::fs::read_to_string(here.hot("beta").join("log")).unwrap(), "gamma 0\ngamma 1\n");
     here.end();
 }
 
@@ -312,6 +329,37 @@ fn a_directory_that_is_missing_on_the_store_is_an_error_and_not_an_empty_one() {
     assert!(listed.is_err(), "{listed:?}");
     std::fs::rename(here.lab.store.join("elsewhere"), here.stored("beta")).unwrap();
     wait("it is back", || std::fs::read_to_string(hot.join("kept")).is_ok_and(|text| text == "x"));
+    here.end();
+}
+
+#[test]
+fn what_cannot_be_written_again_is_restored_below_its_own_hot_path() {
+    let here = Served::serve("[log]\nspool_dir = \"SPOOL\"\n");
+    let (hot, stored) = (here.hot("gamma").join("log"), here.stored("gamma").join("log"));
+    let mut file = OpenOptions::new().append(true).create(true).open(&hot).unwrap();
+    file.write_all(b"committed ").unwrap();
+    file.sync_all().unwrap();
+    here.lab.net.cut();
+    let writer = std::thread::spawn(move || {
+        let _ = file.write_all(b"in the outage");
+        file
+    });
+    wait("it is an outage", || !here.status()["outage"].is_null());
+    // Somebody else puts another file in its place meanwhile.
+    std::fs::write(&stored, "another one, and much shorter").unwrap();
+    here.lab.net.heal();
+    let file = writer.join().unwrap();
+    wait("it is live again", || here.status()["state"] == "live");
+    let listed = || -> serde_json::Value {
+        let output = here.ask(&["spool", "list", "--json", "--dir", here.lab.path("spool").to_str().unwrap()]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    };
+    wait("it is in the spool", || listed().as_array().is_some_and(|all| !all.is_empty()));
+    let text = listed().to_string();
+    assert!(text.contains("\"log\"") || text.contains("gamma/log"), "{text}");
+    assert!(!text.contains("jobs/gamma/log"), "as it is called below the hot path: {text}");
+    assert_eq!(std::fs::read_to_string(&stored).unwrap(), "another one, and much shorter");
+    drop(file);
     here.end();
 }
 

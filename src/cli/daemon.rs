@@ -53,6 +53,8 @@ fn serve(args: DaemonArgs) -> Result<(), MountError> {
         tracing::error!(%error, path = %path.display(), "cannot log there");
         None
     });
+    // What is handed over needs some already.
+    daemon::limits::raise_descriptors();
     std::env::set_current_dir("/").map_err(system)?;
     // It was run through a descriptor, which would be its name.
     let _ = nix::sys::prctl::set_name(c"steadfs");

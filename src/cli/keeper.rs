@@ -73,6 +73,7 @@ fn trial() -> Option<Duration> {
 }
 
 fn keep(args: KeeperArgs, held: Vec<(String, std::os::fd::OwnedFd)>) -> std::io::Result<u8> {
+    crate::daemon::limits::raise_descriptors();
     let config = KeeperConfig { wanted: true, watchdog: args.watchdog, deadline: args.deadline };
     let executable = match &args.executable {
         Some(path) => Executable::open(path)?,

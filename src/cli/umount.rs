@@ -51,7 +51,8 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     if daemons::leads_to(&path).is_some_and(|home| claim::is_alive(&home)) {
         let watching = Watching::of(&path);
         attach::try_detach(&path, args.lazy)?;
-        return wait_for_end(&path, &watching);
+        // What is open goes on until it is closed.
+        return if args.lazy { Ok(()) } else { wait_for_end(&path, &watching) };
     }
     let entry = mountinfo::at(&path).map_err(place::no_mountinfo)?;
     match (entry, claim::holder(&path)?) {

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -42,6 +42,10 @@ pub struct Hot {
     upkeep: Mutex<Option<Upkeep>>,
     /// Since when it has not been mounted here.
     gone_since: Mutex<Option<Instant>>,
+    /// Its session has ended: the kernel may have given its numbers to another mount.
+    ended: AtomicBool,
+    /// Somebody removes it.
+    leaving: AtomicBool,
 }
 
 impl Hot {
@@ -73,6 +77,8 @@ pub struct Hots {
     list: Mutex<Vec<Arc<Hot>>>,
     /// One is attached after the other.
     attaching: Mutex<()>,
+    /// The daemon ends: nothing is attached any more.
+    closing: AtomicBool,
     next_slot: AtomicU32,
     /// What is noted of the generation that is in use.
     record: Mutex<Option<Vec<u8>>>,
@@ -87,6 +93,7 @@ impl Hots {
             config: Mutex::new(config),
             list: Mutex::default(),
             attaching: Mutex::default(),
+            closing: AtomicBool::new(false),
             next_slot: AtomicU32::new(next.max(1)),
             record: Mutex::default(),
         }
@@ -126,6 +133,8 @@ impl Hots {
             claim: Mutex::new(claim),
             upkeep: Mutex::new(Some(upkeep)),
             gone_since: Mutex::default(),
+            ended: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         });
         self.list.lock().push(Arc::clone(&hot));
         // Whoever comes between two generations is told of the present one, by this or by `restore`.
@@ -181,7 +190,8 @@ impl Hots {
             return Ok(());
         }
         let path = &hot.at.mountpoint;
-        if dead::clear(path, &hot.at.overlay.subtype)? {
+        let claimed = hot.claim.lock().is_some();
+        if dead::clear_as(path, &hot.at.overlay.subtype, claimed)? {
             tracing::info!(mountpoint = %path.display(), "the dead mount of an earlier steadfs is detached");
         }
         place::check(path, true)?;
@@ -226,6 +236,7 @@ impl Hots {
             };
             _ = sender.send(Ok(()));
             let result = crate::overlay::run_session(session);
+            served.ended.store(true, SeqCst);
             _ = wakeups.send(Wakeup::Unmounted(slot, result));
         };
         std::thread::Builder::new().name("session".into()).spawn(session).map_err(system)?;
@@ -330,6 +341,10 @@ impl Hots {
     }
 
     fn attach_alone(&self, mut at: HotPath, nonempty: bool) -> Result<(), MountError> {
+        if self.closing.load(SeqCst) {
+            return Err(MountError::Mount("the daemon is ending".into()));
+        }
+        self.wait_for_those_that_leave(&at);
         let shown = at.mountpoint.display().to_string();
         {
             let config = self.config.lock();
@@ -349,6 +364,11 @@ impl Hots {
         let bequest = self.shared.succession.attach(at, log_size);
         let added = self.add(bequest).map_err(system);
         let opened = added.and_then(|(hot, heritage)| self.open(&hot, heritage));
+        if opened.is_ok() && self.closing.load(SeqCst) {
+            // Nobody would serve it.
+            self.get(slot).iter().filter_map(|hot| hot.mount.get()).for_each(|mount| _ = mount.unmount(true));
+            return Err(MountError::Mount("the daemon is ending".into()));
+        }
         if opened.is_err() {
             self.remove(slot);
         } else {
@@ -357,14 +377,33 @@ impl Hots {
         opened
     }
 
-    /// Unmounts one; it is gone when its session has ended. Returns whether there was one.
+    /// Those that are unmounted, and whose last writes are being committed, are in the way for a moment only.
+    fn wait_for_those_that_leave(&self, one: &HotPath) {
+        let until = Instant::now() + COMMIT;
+        let meets = |hot: &Arc<Hot>| {
+            let (path, place) = (&hot.at.path, &hot.at.mountpoint);
+            *place == one.mountpoint || path.starts_with(&one.path) || one.path.starts_with(path)
+        };
+        let leaves = |hot: &Arc<Hot>| {
+            let unmounted = hot.mount.get().is_some_and(|mount| !mount.is_mounted());
+            hot.leaving.load(SeqCst) || hot.ended.load(SeqCst) || unmounted
+        };
+        while self.all().iter().any(|hot| meets(hot) && leaves(hot)) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Unmounts one; it is gone when its session has ended.
     pub fn detach(&self, mountpoint: &Path, lazy: bool) -> Result<(), UmountRefused> {
         let found = self.all().into_iter().find(|hot| hot.at.mountpoint == mountpoint);
         let Some(hot) = found else {
             let detail = format!("{} is no overlay of this daemon", mountpoint.display());
             return Err(UmountRefused::Other(detail));
         };
-        hot.mount.get().map_or(Ok(()), |mount| unmount(mount, lazy))
+        let Some(mount) = hot.mount.get() else {
+            return Err(UmountRefused::Other(format!("{} is still being mounted", mountpoint.display())));
+        };
+        unmount(mount, lazy)
     }
 
     /// Makes the overlays those of another configuration of the same backing. Those that are the same are not touched.
@@ -380,18 +419,26 @@ impl Hots {
                 Err(words) => fail(path, words),
             }
         }
-        for hot in &plan.change {
+        // Who stops writing comes first: of those that show the same files one may write.
+        let (readers, writers): (Vec<_>, Vec<_>) = plan.change.iter().partition(|hot| hot.overlay.read_only);
+        for hot in readers.into_iter().chain(writers) {
             match self.change(hot) {
                 Ok(()) => done.changed.push(hot.mountpoint.display().to_string()),
-                Err(error) => fail(&hot.mountpoint, error.to_string()),
+                Err(words) => fail(&hot.mountpoint, words),
             }
         }
+        // All of them go before the first comes back: one may take over what another showed.
+        let mut gone = Vec::new();
         for hot in &plan.replace {
-            let path = &hot.mountpoint;
-            let attach = |()| self.attach_alone(hot.clone(), nonempty(path)).map_err(|error| error.to_string());
-            match self.detach_and_wait(path).and_then(attach) {
-                Ok(()) => done.changed.push(path.display().to_string()),
-                Err(words) => fail(path, words),
+            match self.detach_and_wait(&hot.mountpoint) {
+                Ok(()) => gone.push(hot),
+                Err(words) => fail(&hot.mountpoint, words),
+            }
+        }
+        for hot in gone {
+            match self.attach_alone(hot.clone(), nonempty(&hot.mountpoint)) {
+                Ok(()) => done.changed.push(hot.mountpoint.display().to_string()),
+                Err(error) => fail(&hot.mountpoint, error.to_string()),
             }
         }
         for hot in &plan.attach {
@@ -403,20 +450,25 @@ impl Hots {
         Ok(done)
     }
 
-    fn change(&self, wanted: &HotPath) -> io::Result<()> {
-        let Some(hot) = self.get(wanted.slot) else { return Err(io::ErrorKind::NotFound.into()) };
+    fn change(&self, wanted: &HotPath) -> Result<(), String> {
+        let Some(hot) = self.get(wanted.slot) else { return Err("it is gone".into()) };
         let config = &wanted.overlay;
         let present = hot.look.lock().clone();
+        let others = self.all().into_iter().filter(|other| other.at.slot != wanted.slot);
+        let others: Vec<HotPath> =
+            others.map(|other| HotPath { overlay: other.look.lock().clone(), ..other.at.clone() }).collect();
+        overlaps(&others, wanted).map_err(|error| error.to_string())?;
         if (present.read_only, &present.mount_flags) != (config.read_only, &config.mount_flags)
             && let Some(mount) = hot.mount.get()
         {
-            mount.change(config)?;
+            mount.change(config).map_err(|error| error.to_string())?;
         }
         hot.overlay.change_appearance(config, &hot.at.mountpoint);
         *hot.look.lock() = config.clone();
         self.configure(|all| {
             all.overlays.iter_mut().filter(|other| other.slot == wanted.slot).for_each(|other| *other = wanted.clone());
         })
+        .map_err(|error| error.to_string())
     }
 
     fn detach_and_wait(&self, mountpoint: &Path) -> Result<(), String> {
@@ -455,6 +507,7 @@ impl Hots {
 
     /// Unmounts all; users that are still there lose the mount, but never a write that was acknowledged.
     pub fn terminate(&self) {
+        self.closing.store(true, SeqCst);
         for hot in self.all().iter().rev() {
             let Some(mount) = hot.mount.get() else { continue };
             if let Err(error) = mount.unmount(false) {
@@ -478,6 +531,9 @@ impl Hots {
     pub fn abandoned(&self) -> Vec<u32> {
         let is_abandoned = |hot: &&Arc<Hot>| {
             let Some(mount) = hot.mount.get() else { return false };
+            if hot.ended.load(SeqCst) || hot.leaving.load(SeqCst) {
+                return false;
+            }
             let mut gone_since = hot.gone_since.lock();
             if mount.is_mounted() {
                 *gone_since = None;
@@ -488,6 +544,13 @@ impl Hots {
             since.elapsed() >= LOOK && counts.open_files == 0 && counts.open_dirs == 0
         };
         self.all().iter().filter(is_abandoned).map(|hot| hot.at.slot).collect()
+    }
+
+    /// Nothing is attached after this: what is under way is waited for, and unmounted.
+    pub fn close(&self) {
+        self.closing.store(true, SeqCst);
+        let _last = self.attaching.try_lock_for(DRAIN);
+        self.cut_off();
     }
 
     /// The session of one has ended. True if that was no unmount.
@@ -512,7 +575,7 @@ impl Hots {
 
     /// Ends the copies of a mount that is gone here: their callers would wait for ever.
     pub fn end_copies(&self, slot: u32) {
-        if let Some(hot) = self.get(slot) {
+        if let Some(hot) = self.get(slot).filter(|hot| !hot.ended.load(SeqCst)) {
             hot.mount.get().inspect(|mount| mount.end_connection());
         }
     }
@@ -521,23 +584,38 @@ impl Hots {
         self.all().into_iter().find(|hot| hot.at.slot == slot)
     }
 
+    /// One that cannot be mounted: it is told of, as are all on which nothing is mounted.
+    pub fn give_up(&self, hot: &Hot, error: &MountError) {
+        let detail = format!("{} cannot be mounted: {error}", hot.at.mountpoint.display());
+        tracing::error!("{detail}");
+        self.shared.watch.publish(Event::Notice { detail });
+        self.remove(hot.at.slot);
+    }
+
     /// Forgets one whose session has ended: what it has not committed is committed or saved, and what was held of it is let go.
     pub fn remove(&self, slot: u32) {
-        let Some(hot) = self.get(slot) else { return };
-        hot.overlay.finish(Instant::now() + COMMIT);
-        self.list.lock().retain(|other| other.at.slot != slot);
-        hot.upkeep.lock().take();
-        hot.will.end();
-        if let Some(claim) = hot.claim.lock().take() {
-            let _ = std::fs::remove_file(rundir::control_socket(&hot.at.mountpoint));
-            // The keeper has a copy, and is told to close it, which takes a moment.
-            claim.unlock();
-            claim::remove(&rundir::of(&hot.at.mountpoint));
+        let found = self.get(slot);
+        if found.as_ref().is_some_and(|hot| hot.leaving.swap(true, SeqCst)) {
+            return;
         }
+        if let Some(hot) = &found {
+            hot.overlay.finish(Instant::now() + COMMIT);
+        }
+        // A successor that finds its number without a device would mount it anew.
         let configured = self.configure(|config| config.overlays.retain(|other| other.slot != slot));
         if let Err(error) = configured {
             tracing::warn!(%error, "a successor would look for an overlay that is gone");
         }
+        let Some(hot) = found else { return };
+        hot.upkeep.lock().take();
+        hot.will.end();
+        if let Some(claim) = hot.claim.lock().take() {
+            let _ = std::fs::remove_file(rundir::control_socket(&hot.at.mountpoint));
+            claim::remove(&rundir::of(&hot.at.mountpoint));
+            // The keeper has a copy, and is told to close it, which takes a moment.
+            claim.unlock();
+        }
+        self.list.lock().retain(|other| other.at.slot != slot);
     }
 
     /// Commits what is uncommitted, or saves it.
@@ -554,8 +632,8 @@ impl Hots {
         for hot in self.all() {
             if let Some(claim) = hot.claim.lock().take() {
                 let _ = std::fs::remove_file(rundir::control_socket(&hot.at.mountpoint));
-                claim.unlock();
                 claim::remove(&rundir::of(&hot.at.mountpoint));
+                claim.unlock();
             }
         }
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::is_device;
 
 /// Most descriptors that are held: four for each overlay, a few of the daemon and of a generation.
-const MOST: usize = 1024;
+const MOST: usize = 4096;
 /// Longest name; systemd's FDNAME= takes 255 characters.
 const LONGEST: usize = 200;
 

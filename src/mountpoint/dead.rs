@@ -18,15 +18,22 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Detaches what is mounted at `mountpoint` if it is provably a dead mount of ours; true if it was. Others are left alone.
 /// Must be called before the process has any thread that is to outlive it.
 pub fn clear(mountpoint: &Path, subtype: &str) -> Result<bool, MountError> {
+    clear_as(mountpoint, subtype, false)
+}
+
+/// The same; `claimed` by this very process, or by a predecessor who handed that on: nobody else's daemon serves there.
+pub fn clear_as(mountpoint: &Path, subtype: &str, claimed: bool) -> Result<bool, MountError> {
     let mut cleared = false;
     while let Some(entry) = mountinfo::at(mountpoint).map_err(place::no_mountinfo)?.filter(Entry::is_fuse) {
         // Held until it is detached, so that nobody else begins meanwhile.
-        let holder = claim::holder(mountpoint)?;
+        let holder = if claimed { None } else { Some(claim::holder(mountpoint)?) };
         let ours = match &holder {
-            Holder::Daemon => false,
-            Holder::Nobody => entry.fstype == "fuse.steadfs",
+            Some(Holder::Daemon) => false,
+            Some(Holder::Nobody) => entry.fstype == "fuse.steadfs",
             // Another type needs more than a name to be ours.
-            Holder::Left(_) => entry.fstype == "fuse.steadfs" || entry.fstype == format!("fuse.{subtype}").as_str(),
+            None | Some(Holder::Left(_)) => {
+                entry.fstype == "fuse.steadfs" || entry.fstype == format!("fuse.{subtype}").as_str()
+            }
         };
         if !ours || !is_dead(mountpoint) {
             break;

@@ -499,7 +499,9 @@ impl Overlay {
     /// Saves changes that will not reach the backing.
     fn save(&self, inode: &Inode, changes: Changes, reason: &str) {
         let path = self.nodes.path(inode.node).map_or_else(|_| PathBuf::from("?"), |(path, _)| path);
-        self.tell(self.rescue.save(&path, reason, changes));
+        // As it is called below the hot path, where it is restored.
+        let path = path.strip_prefix(&self.base).unwrap_or(&path);
+        self.tell(self.rescue.save(path, reason, changes));
     }
 
     /// The end: commits what can be committed and saves the rest.

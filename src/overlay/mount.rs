@@ -124,6 +124,10 @@ impl Mount {
 
     /// Makes its flags those of `config`, `ro` included, while it is mounted. EBUSY if it is to be read-only and somebody writes.
     pub fn change(&self, config: &OverlayConfig) -> io::Result<()> {
+        // By its path, so nothing of somebody else's may lie on it.
+        if !self.places()?.0.iter().any(|entry| entry.mountpoint == self.mountpoint) {
+            return Err(Errno::EBUSY.into());
+        }
         let flags = flags_of(config) | MsFlags::MS_REMOUNT;
         let none: Option<&str> = None;
         let kind = self.fstype.as_str();

@@ -17,7 +17,7 @@ use steadfs::gate::{Class, Gate, Op};
 use steadfs::overlay::Counts;
 use steadfs::rundir;
 use steadfs::supervisor::{Event, Watch};
-use steadfs::telemetry::{self, Guard, Kept, Last, Observed, UmountRefused};
+use steadfs::telemetry::{self, Guard, Kept, Last, Observed, UmountRefused, View};
 use steadfs::worker::Worker;
 
 /// Says that it has begun, and waits for a word.
@@ -36,6 +36,11 @@ pub struct Rig {
     pub stopping: Arc<Mutex<Result<(), UmountRefused>>>,
     pub lazy: Arc<Mutex<Vec<bool>>>,
     holding: Arc<Mutex<Option<Hold>>>,
+}
+
+/// What the overlay counts.
+fn counts() -> Counts {
+    Counts { open_files: 11, open_dirs: 12, nodes: 13, log_bytes: 14, ..Counts::default() }
 }
 
 impl Rig {
@@ -78,13 +83,7 @@ impl Rig {
             gate,
             watch,
             worker: Arc::new(worker),
-            counts: Arc::new(|| Counts {
-                open_files: 11,
-                open_dirs: 12,
-                nodes: 13,
-                log_bytes: 14,
-                ..Counts::default()
-            }),
+            counts: Arc::new(counts),
             kept: Arc::new(|| Kept {
                 keeper: Some(77),
                 possible: true,
@@ -104,7 +103,18 @@ impl Rig {
             replace: Arc::new(move || _ = replaced.fetch_add(1, SeqCst)),
             upgrade: Arc::new(|_| Err("nothing to upgrade here".into())),
             upgraded: Arc::new(|| None),
-            overlays: Arc::new(Vec::new),
+            overlays: {
+                let all = config.overlays.clone();
+                let view = |hot: &HotPath| View {
+                    mountpoint: hot.mountpoint.clone(),
+                    path: hot.path.clone(),
+                    subtype: hot.overlay.subtype.clone(),
+                    read_only: false,
+                    mounted: false,
+                    counts: counts(),
+                };
+                Arc::new(move || all.iter().map(view).collect())
+            },
             attach: Arc::new(|_, _| Err("nothing to attach to here".into())),
             detach: Arc::new(|_, _| Err(UmountRefused::Other("nothing to detach here".into()))),
             configured: {

@@ -92,6 +92,7 @@ fn keep(
         Log::Debug => arguments.push("--debug".into()),
         Log::File(path) => arguments.extend(["--log".into(), path.into()]),
     }
+    crate::daemon::limits::raise_descriptors();
     let setup = Setup {
         executable: Executable::current().map_err(system)?,
         arguments: arguments.clone(),
