@@ -77,6 +77,8 @@ pub(crate) enum Wakeup {
     Unmounted(u32, io::Result<()>),
     /// SIGTERM or SIGINT.
     Terminate,
+    /// Everything is detached; the end is when the last user is gone.
+    Leave,
     /// SIGHUP: try again at once.
     Retry,
 }
@@ -409,7 +411,7 @@ impl Core {
         let mut until = Instant::now() + FIRST_ANSWER;
         loop {
             match self.inbox.try_recv() {
-                Ok(Wakeup::Terminate) => {
+                Ok(Wakeup::Terminate | Wakeup::Leave) => {
                     return Err(MountError::Mount("it was told to end before the overlay was mounted".into()));
                 }
                 Ok(Wakeup::Retry) => self.retry_now(),
@@ -474,7 +476,8 @@ impl Core {
                 }
                 if stays || !mounted {
                     // Nothing is mounted that could end it; who asks wants the daemon to end.
-                    _ = wakeups.lock().send(Wakeup::Terminate);
+                    let end = if lazy && mounted { Wakeup::Leave } else { Wakeup::Terminate };
+                    _ = wakeups.lock().send(end);
                 }
                 Ok(())
             }),
@@ -484,11 +487,11 @@ impl Core {
     /// Serves until nothing is mounted any more, or until it is told to end.
     fn serve(&self) {
         let every = notify::watchdog_interval().unwrap_or(LOOK).min(LOOK);
-        let mut told_to_end = None::<Instant>;
+        let (mut told_to_end, mut leaves) = (None::<Instant>, false);
         let mut orphans = orphans::Orphans::default();
         loop {
             orphans.look();
-            if told_to_end.is_some() && self.hots.is_empty() {
+            if (leaves || told_to_end.is_some()) && self.hots.is_empty() {
                 self.hots.close();
                 return;
             }
@@ -527,6 +530,7 @@ impl Core {
                     told_to_end.get_or_insert_with(Instant::now);
                     self.hots.terminate();
                 }
+                Ok(Wakeup::Leave) => leaves = true,
                 Ok(Wakeup::Retry) => self.retry_now(),
                 // Asking for the load takes the gate's lock: a gate that is stuck keeps the watchdog silent.
                 Err(RecvTimeoutError::Timeout) if self.gate.load().threads < usize::MAX => notify::alive(),

@@ -364,6 +364,30 @@ fn what_cannot_be_written_again_is_restored_below_its_own_hot_path() {
 }
 
 #[test]
+fn a_daemon_is_ended_whole_or_not_at_all_and_lazily_when_its_last_user_is_gone() {
+    let mut here = Served::serve("");
+    let mut files = Files::open(&here);
+    files.write();
+    let busy = here.ask(&["umount", "box"]);
+    assert!(!busy.status.success() && text(&busy).contains("target is busy"), "{busy:?}");
+    assert!(JOBS.iter().all(|job| mount_of(&here.hot(job)).is_some()), "nothing is unmounted before that is known");
+    let output = here.ask(&["umount", "--lazy", "box"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(JOBS.iter().all(|job| mount_of(&here.hot(job)).is_none()));
+    // Longer than a daemon that is told to end waits for its users.
+    lab::sleep_secs(6.0);
+    for (job, (file, lines)) in &mut files.0 {
+        file.write_all(format!("{job} {lines}\n").as_bytes()).unwrap();
+        file.sync_all().unwrap();
+        *lines += 1;
+        let stored = std::fs::read_to_string(here.stored(job).join("log")).unwrap();
+        assert_eq!(stored.lines().count() as u64, *lines);
+    }
+    drop(files);
+    here.lab.assert_ended();
+}
+
+#[test]
 fn a_store_whose_disk_is_not_mounted_yet_costs_no_open_file() {
     let here = Served::serve("[repair]\nbackoff_max = \"1s\"");
     let mut files = Files::open(&here);

@@ -94,7 +94,8 @@ fn end(home: &Path, lazy: bool) -> Result<(), MountError> {
     }
     let watching = Watching::of(home);
     status::umount_request(home, lazy).map_err(|text| MountError::Mount(format!("{shown}: {text}")))?;
-    wait_for_end(home, &watching)
+    // What is open goes on until it is closed.
+    if lazy { Ok(()) } else { wait_for_end(home, &watching) }
 }
 
 /// True for what can only be a path.

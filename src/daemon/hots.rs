@@ -493,8 +493,30 @@ impl Hots {
         self.configure(forget).map_err(|error| UmountRefused::Other(error.to_string()))
     }
 
+    /// One of several on which something is open, so that none of the others is unmounted before that is known. What has just been
+    /// closed is released in a moment.
+    fn in_use(&self) -> Option<PathBuf> {
+        let all = self.all();
+        let is_open = |hot: &&Arc<Hot>| {
+            let counts = hot.overlay.counts();
+            counts.open_files + counts.open_dirs > 0
+        };
+        let until = Instant::now() + LOOK;
+        while all.len() > 1 {
+            let found = all.iter().find(is_open)?;
+            if Instant::now() >= until {
+                return Some(found.at.mountpoint.clone());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        None
+    }
+
     /// Unmounts all of them, as far as that is possible.
     pub fn unmount_all(&self, lazy: bool) -> Result<(), UmountRefused> {
+        if !lazy && let Some(path) = self.in_use() {
+            return Err(UmountRefused::Busy(format!("{}: target is busy", path.display())));
+        }
         let mut result = Ok(());
         // What was mounted last may lie below what was mounted first.
         for hot in self.all().iter().rev() {
