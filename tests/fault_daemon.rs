@@ -8,7 +8,7 @@ mod lab;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use lab::agent::{Agent, Call, Report, now};
@@ -271,19 +271,8 @@ fn keeper_and_daemon_die_in_turn_with_and_without_what_is_below() {
 fn fio_finds_every_checksum_while_the_daemon_is_killed() {
     let lab = Lab::new("");
     let output = std::fs::File::create(lab.path("fio")).unwrap();
-    let mut fio = Command::new("fio");
-    fio.args(["--name=verify", "--rw=randwrite", "--size=16m", "--bsrange=1k-64k", "--numjobs=2", "--fsync=32"]);
-    fio.args([
-        "--ioengine=psync",
-        "--rate=2m",
-        "--verify=crc32c",
-        "--verify_fatal=1",
-        "--do_verify=1",
-        "--verify_state_save=0",
-        "--minimal",
-    ]);
-    fio.arg(format!("--directory={}", lab.hot.display())).stdin(Stdio::null());
-    let mut fio = fio.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
+    let mut fio = lab::tools::fio(&lab.hot);
+    let mut fio = fio.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
     let mut kills = 0;
     while fio.try_wait().unwrap().is_none() {
         lab::sleep_secs(1.0);

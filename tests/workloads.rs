@@ -52,18 +52,7 @@ fn wait_for_end(child: &mut Child) {
 #[test]
 fn fio_finds_every_checksum() {
     let lab = Lab::new("");
-    let mut fio = Command::new("fio");
-    fio.args(["--name=verify", "--rw=randwrite", "--size=16m", "--bsrange=1k-64k", "--numjobs=2", "--fsync=32"]);
-    fio.args([
-        "--ioengine=psync",
-        "--rate=2m",
-        "--verify=crc32c",
-        "--verify_fatal=1",
-        "--do_verify=1",
-        "--verify_state_save=0",
-        "--minimal",
-    ]);
-    survives(&lab, "fio", fio.arg(format!("--directory={}", lab.hot.display())));
+    survives(&lab, "fio", &mut lab::tools::fio(&lab.hot));
     lab.umount();
 }
 

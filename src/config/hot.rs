@@ -22,6 +22,18 @@ pub struct HotPath {
     pub overlay: OverlayConfig,
 }
 
+impl HotPath {
+    /// True if some file of the backing is shown by both.
+    pub fn shares_files_with(&self, other: &HotPath) -> bool {
+        self.path.starts_with(&other.path) || other.path.starts_with(&self.path)
+    }
+
+    /// True if both could change such a file: each has a write log of its own, and does not know of the other's.
+    pub fn rivals(&self, other: &HotPath) -> bool {
+        self.shares_files_with(other) && !self.overlay.read_only && !other.overlay.read_only
+    }
+}
+
 /// Whose figures statfs(2) reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -49,6 +49,16 @@ pub struct Hot {
 }
 
 impl Hot {
+    /// Lets go of its mountpoint, if it has a claim of its own to it.
+    fn give_place_up(&self) {
+        if let Some(claim) = self.claim.lock().take() {
+            let _ = std::fs::remove_file(rundir::control_socket(&self.at.mountpoint));
+            claim::remove(&rundir::of(&self.at.mountpoint));
+            // The keeper has a copy, and is told to close it, which takes a moment.
+            claim.unlock();
+        }
+    }
+
     /// True if the directory that it shows is not on the store.
     fn is_missing(&self, generation: &dyn Generation) -> bool {
         !self.at.path.as_os_str().is_empty() && generation.tree().stat(&self.at.path) == Err(Errno::ENOENT)
@@ -380,10 +390,7 @@ impl Hots {
     /// Those that are unmounted, and whose last writes are being committed, are in the way for a moment only.
     fn wait_for_those_that_leave(&self, one: &HotPath) {
         let until = Instant::now() + COMMIT;
-        let meets = |hot: &Arc<Hot>| {
-            let (path, place) = (&hot.at.path, &hot.at.mountpoint);
-            *place == one.mountpoint || path.starts_with(&one.path) || one.path.starts_with(path)
-        };
+        let meets = |hot: &Arc<Hot>| hot.at.mountpoint == one.mountpoint || hot.at.shares_files_with(one);
         let leaves = |hot: &Arc<Hot>| {
             let unmounted = hot.mount.get().is_some_and(|mount| !mount.is_mounted());
             hot.leaving.load(SeqCst) || hot.ended.load(SeqCst) || unmounted
@@ -631,12 +638,7 @@ impl Hots {
         let Some(hot) = found else { return };
         hot.upkeep.lock().take();
         hot.will.end();
-        if let Some(claim) = hot.claim.lock().take() {
-            let _ = std::fs::remove_file(rundir::control_socket(&hot.at.mountpoint));
-            claim::remove(&rundir::of(&hot.at.mountpoint));
-            // The keeper has a copy, and is told to close it, which takes a moment.
-            claim.unlock();
-        }
+        hot.give_place_up();
         self.list.lock().retain(|other| other.at.slot != slot);
     }
 
@@ -651,13 +653,7 @@ impl Hots {
 
     /// The daemon ends: its overlays let go of what is theirs.
     pub fn end(&self) {
-        for hot in self.all() {
-            if let Some(claim) = hot.claim.lock().take() {
-                let _ = std::fs::remove_file(rundir::control_socket(&hot.at.mountpoint));
-                claim::remove(&rundir::of(&hot.at.mountpoint));
-                claim.unlock();
-            }
-        }
+        self.all().iter().for_each(|hot| hot.give_place_up());
     }
 
     /// The configuration as it is.
@@ -695,8 +691,7 @@ pub fn overlaps(present: &[HotPath], one: &HotPath) -> Result<(), MountError> {
                 "{shown} would cover the overlay at {place}: choose paths side by side"
             )));
         }
-        let meet = other.path.starts_with(&one.path) || one.path.starts_with(&other.path);
-        if meet && !one.overlay.read_only && !other.overlay.read_only {
+        if one.rivals(other) {
             return Err(MountError::Usage(format!(
                 "{path} is shown at {place} too, and each overlay has a write log of its own: make one of them read-only (ro)"
             )));

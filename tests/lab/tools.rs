@@ -1,6 +1,7 @@
 //! The programs that people and scripts point at a mount: in every state they answer, and soon.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,4 +130,21 @@ impl Seen {
             self.states.extend(status.get(0).unwrap_or(&status)["state"].as_str().map(str::to_owned));
         }
     }
+}
+
+/// Writes in two processes at random, syncs now and then, and reads everything back by its checksums.
+pub fn fio(directory: &Path) -> Command {
+    let mut fio = Command::new("fio");
+    fio.args(["--name=verify", "--rw=randwrite", "--size=16m", "--bsrange=1k-64k", "--numjobs=2", "--fsync=32"]);
+    fio.args([
+        "--ioengine=psync",
+        "--rate=2m",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--verify_state_save=0",
+        "--minimal",
+    ]);
+    fio.arg(format!("--directory={}", directory.display()));
+    fio
 }

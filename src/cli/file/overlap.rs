@@ -53,10 +53,10 @@ fn mountpoints(later: &HotPath, earlier: &HotPath) -> Option<String> {
 }
 
 fn stores(later: &HotPath, earlier: &HotPath) -> Option<String> {
-    let (new, old) = (&later.path, &earlier.path);
-    if !touch(new, old) || later.overlay.read_only || earlier.overlay.read_only {
+    if !later.rivals(earlier) {
         return None;
     }
+    let (new, old) = (&later.path, &earlier.path);
     let shown =
         |path: &Path| if path.as_os_str().is_empty() { "all of it".into() } else { format!("'{}'", path.display()) };
     Some(format!(
