@@ -39,6 +39,8 @@ pub struct Traits {
     pub owners: bool,
     /// A write returns before the server has seen the data.
     pub asynchronous: bool,
+    /// How old what it says of names and attributes may be.
+    pub remembers: Duration,
 }
 
 /// Why a generation did not come up.

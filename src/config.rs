@@ -112,10 +112,10 @@ pub struct OverlayConfig {
     pub read_only: bool,
     /// Other users may use the mount; always so for root, an option for others.
     pub allow_other: bool,
-    /// `attr_timeout=`: how long the kernel may believe attributes.
+    /// `attr_timeout=`: how old the attributes may be that callers are told.
     pub attr_timeout: Duration,
-    /// `entry_timeout=`: how long the kernel may believe names.
-    pub entry_timeout: Duration,
+    /// `entry_timeout=`: how old the names may be; as attributes when absent.
+    pub entry_timeout: Option<Duration>,
     /// `gather=`: how long small appends may be held back to be sent together; zero for not at all.
     pub gather: Duration,
     /// `guard`: make the directory below the mountpoint immutable (promise P5).
@@ -132,6 +132,21 @@ pub struct OverlayConfig {
     pub directory: Option<(u64, u64)>,
 }
 
+impl OverlayConfig {
+    /// `attr_timeout=exclusive`: nobody else changes what is there.
+    pub const EXCLUSIVE: Duration = Duration::from_secs(86400);
+
+    /// How old names may be.
+    pub fn entry_timeout(&self) -> Duration {
+        self.entry_timeout.unwrap_or(self.attr_timeout)
+    }
+
+    /// How old anything may be that callers are told of names and attributes.
+    pub fn fresh(&self) -> Duration {
+        self.attr_timeout.min(self.entry_timeout())
+    }
+}
+
 /// The overlay answers root's calls and everybody's only if started by root.
 impl Default for OverlayConfig {
     fn default() -> Self {
@@ -141,8 +156,8 @@ impl Default for OverlayConfig {
             fsname: None,
             read_only: false,
             allow_other: root,
-            attr_timeout: Duration::from_secs(1),
-            entry_timeout: Duration::from_secs(1),
+            attr_timeout: Duration::from_secs(20),
+            entry_timeout: None,
             gather: Duration::from_millis(50),
             guard: root,
             owner: None,
@@ -192,6 +207,12 @@ impl DaemonConfig {
             keeper: KeeperConfig::default(),
             file: None,
         }
+    }
+
+    /// As [`OverlayConfig::fresh`], of the strictest of its overlays.
+    pub fn fresh(&self) -> Duration {
+        let all = self.overlays.iter().map(|hot| hot.overlay.fresh());
+        all.min().unwrap_or_else(|| OverlayConfig::default().fresh())
     }
 
     /// True if it is of a `steadfs run`: overlays come and go.

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use crate::backing::Backing;
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
+use crate::backing::sshfs::command::Arguments;
 use crate::config::{DaemonConfig, Source};
 use crate::evidence;
 use crate::gate::Gate;
@@ -193,7 +194,7 @@ fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
     let directory = rundir::of(&config.home);
-    let backing = make_backing(&config.source, &config.sshfs_options, &directory, succession.spared())?;
+    let backing = make_backing(&config, &directory, succession.spared())?;
     let successor = is_succession(&bequests);
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, successor)).map_err(system)?;
     _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.hots)));
@@ -312,15 +313,10 @@ fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
 }
 
-fn make_backing(
-    source: &Source,
-    options: &[String],
-    directory: &Path,
-    spared: Option<u64>,
-) -> Result<Arc<dyn Backing>, MountError> {
-    Ok(match source {
+fn make_backing(config: &DaemonConfig, directory: &Path, spared: Option<u64>) -> Result<Arc<dyn Backing>, MountError> {
+    Ok(match &config.source {
         Source::Sshfs { target } => Arc::new(
-            SshfsBacking::after(target, options, directory, spared)
+            SshfsBacking::after(&Arguments::new(target, &config.sshfs_options, config.fresh()), directory, spared)
                 .map_err(|error| MountError::System(format!("cannot clean up {}: {error}", directory.display())))?,
         ),
         Source::Dir { path } => {

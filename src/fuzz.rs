@@ -197,7 +197,7 @@ pub fn options(data: &[u8]) {
     assert_eq!(again, parts, "what was joined is split as it was");
     if let Ok(options) = options::parse([&*text]) {
         assert!(options.sshfs.iter().all(|option| !option.chars().any(char::is_control)));
-        let arguments = Arguments::new("h:", &options.sshfs);
+        let arguments = Arguments::new("h:", &options.sshfs, options.overlay.attr_timeout);
         // libfuse takes what sshfs is given apart in the same way.
         for option in &arguments.options {
             assert_eq!(split::split(&split::join([option.as_str()])), [option.as_str()]);
@@ -217,7 +217,7 @@ pub fn options(data: &[u8]) {
 pub fn source(data: &[u8]) {
     let Ok(Source::Sshfs { target }) = source::parse(&lossy(data)) else { return };
     assert!(!target.starts_with('-') && !target.chars().any(char::is_control));
-    let arguments = Arguments::new(&target, &[]).ssh();
+    let arguments = Arguments::new(&target, &[], std::time::Duration::ZERO).ssh();
     let login = arguments.last().map(String::as_str).unwrap_or_default();
     let host = login.rsplit_once('@').map_or(login, |(_, host)| host);
     assert!(!host.is_empty() && !login.starts_with('-') && !host.starts_with('-'), "{target}: {login}");

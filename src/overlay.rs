@@ -156,7 +156,7 @@ impl Overlay {
             gather: Gather::start(config.gather, myself.clone()),
             gate,
             traits,
-            appearance: RwLock::new(Appearance::of(&config)),
+            appearance: RwLock::new(Appearance::of(&config, traits.remembers)),
             nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()),
             base,
             local_space,

@@ -98,7 +98,13 @@ impl Backing for DirBacking {
             tracing::debug!(%error, "the mount changes while it is looked at");
         }
         let local = self.home.lock().as_ref().is_some_and(|home| LOCAL.contains(&home.fstype.as_str()));
-        Traits { stable_inodes: local, keeps_unlinked: local, owners: true, asynchronous: false }
+        Traits {
+            stable_inodes: local,
+            keeps_unlinked: local,
+            owners: true,
+            asynchronous: false,
+            remembers: Duration::ZERO,
+        }
     }
 
     /// Reads the mount table only, which cannot hang.

@@ -53,7 +53,13 @@ impl FakeBacking {
 
     /// Over a directory that exists.
     pub fn over(path: PathBuf) -> Self {
-        let traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
+        let traits = Traits {
+            stable_inodes: true,
+            keeps_unlinked: true,
+            owners: true,
+            asynchronous: false,
+            remembers: Duration::ZERO,
+        };
         FakeBacking { path, _own: None, traits, shared: Arc::new(Shared::default()) }
     }
 

@@ -1,6 +1,7 @@
 //! The backing behind `[user@]host:[dir]`: one sshfs a generation, without `reconnect`, in a private directory.
 
 mod adopt;
+pub mod caches;
 pub mod command;
 pub mod failure;
 pub mod group;
@@ -31,6 +32,7 @@ use super::record::{AdoptError, Life, Mounted, Record, SshfsLife};
 use super::{
     Backing, ExitSink, Generation, OpResult, ProcessExit, StartError, StatFs, Traits, Tree, Vitals, mountinfo,
 };
+use crate::config::OverlayConfig;
 use command::Arguments;
 use group::Group;
 use link::Link;
@@ -62,17 +64,17 @@ pub struct SshfsBacking {
 impl SshfsBacking {
     /// A backing that mounts below `directory`. Left-overs of a predecessor there are aborted and removed.
     pub fn new(target: &str, options: &[String], directory: &Path) -> io::Result<SshfsBacking> {
-        SshfsBacking::after(target, options, directory, None)
+        SshfsBacking::after(&Arguments::new(target, options, OverlayConfig::default().attr_timeout), directory, None)
     }
 
     /// As [`SshfsBacking::new`], but the generation with that number is left for [`Backing::adopt`], which is to be called
     /// before anything is started.
-    pub fn after(target: &str, options: &[String], directory: &Path, spared: Option<u64>) -> io::Result<SshfsBacking> {
+    pub fn after(arguments: &Arguments, directory: &Path, spared: Option<u64>) -> io::Result<SshfsBacking> {
+        let arguments = arguments.clone();
         let directory = directory.canonicalize()?;
         nix::sys::prctl::set_child_subreaper(true)?;
         orphans::end_all(&directory, spared);
         sweep(&directory, spared)?;
-        let arguments = Arguments::new(target, options);
         let ssh = (!arguments.has_own_transport()).then(|| [vec![arguments.ssh_program()], arguments.ssh()].concat());
         Ok(SshfsBacking {
             arguments,
@@ -159,7 +161,8 @@ impl SshfsBacking {
 impl Backing for SshfsBacking {
     fn traits(&self) -> Traits {
         let asynchronous = self.arguments.writes_asynchronously();
-        Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous }
+        let remembers = self.arguments.remembers;
+        Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous, remembers }
     }
 
     fn reach(&self, limit: Duration) -> Result<(), String> {

@@ -366,6 +366,7 @@ impl Hots {
             }
             overlaps(&config.overlays, &at)?;
         }
+        self.is_possible(&at.overlay).map_err(MountError::Usage)?;
         at.overlay.directory = Some(place::check(&at.mountpoint, nonempty)?);
         at.slot = self.next_slot.fetch_add(1, Relaxed);
         let slot = at.slot;
@@ -417,6 +418,9 @@ impl Hots {
     pub fn reload(&self, wanted: &DaemonConfig, nonempty: impl Fn(&Path) -> bool) -> Result<Reloaded, String> {
         let _one = self.attaching.lock();
         let plan = reload::plan(&self.config(), wanted)?;
+        for hot in plan.change.iter().chain(&plan.replace).chain(&plan.attach) {
+            self.is_possible(&hot.overlay).map_err(|words| format!("{}: {words}", hot.mountpoint.display()))?;
+        }
         let mut done =
             Reloaded { later: plan.later.iter().map(|name| (*name).into()).collect(), ..Reloaded::default() };
         let mut fail = |path: &Path, words: String| done.failed.push(format!("{}: {words}", path.display()));
@@ -455,6 +459,21 @@ impl Hots {
             }
         }
         Ok(done)
+    }
+
+    /// Whether the backing, as it was started, is as fresh as the overlay promises to be.
+    fn is_possible(&self, config: &OverlayConfig) -> Result<(), String> {
+        let (fresh, remembers) = (config.fresh(), self.shared.traits.remembers);
+        if fresh >= remembers {
+            return Ok(());
+        }
+        let format = |duration| humantime::format_duration(duration);
+        Err(format!(
+            "attr_timeout or entry_timeout is {}, and the sshfs that runs remembers for up to {}: give that or more, or stop the \
+             daemon and start it with this overlay",
+            format(fresh),
+            format(remembers)
+        ))
     }
 
     fn change(&self, wanted: &HotPath) -> Result<(), String> {

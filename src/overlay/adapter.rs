@@ -14,6 +14,7 @@ use super::convert::set_time;
 use super::nodes::ROOT;
 use super::ops::attributes::Changes;
 use super::ops::names::Made;
+use super::ops::ownership::Asking;
 use crate::gate::Op;
 
 /// Largest write the kernel may send in one request. More would only make a slow link's queue longer.
@@ -62,8 +63,11 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // What a umask takes away depends on the directory's default ACL, which the kernel does not look at.
+            InitFlags::FUSE_DONT_MASK,
         ];
-        for flag in wanted {
+        let acl = self.0.has_acl().then_some(InitFlags::FUSE_POSIX_ACL);
+        for flag in wanted.into_iter().chain(acl) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer it");
             }
@@ -134,7 +138,7 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
@@ -143,18 +147,18 @@ impl Filesystem for Adapter {
             Op::Mknod,
             parent.0,
             name,
-            Made::Node { mode, rdev },
+            Made::Node { mode: Asking { mode, umask }, rdev },
             reply
         ));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         hand_on!(self, request, Mkdir, parent.0, reply, |overlay, asked| overlay.make(
             asked,
             Op::Mkdir,
             parent.0,
             name,
-            Made::Directory { mode },
+            Made::Directory { mode: Asking { mode, umask } },
             reply
         ));
     }
@@ -213,10 +217,11 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let mode = Asking { mode, umask };
         hand_on!(self, request, Create, parent.0, reply, |overlay, asked| overlay
             .create(asked, parent.0, name, mode, flags, reply));
     }

@@ -6,4 +6,5 @@ pub mod directories;
 mod hidden;
 mod nameless;
 pub mod names;
+pub mod ownership;
 pub mod xattr;

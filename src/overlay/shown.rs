@@ -21,16 +21,26 @@ use crate::gate::Context;
 /// What of an overlay's options may change while it is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Appearance {
+    /// How long the kernel may believe attributes.
     pub attr_timeout: Duration,
+    /// How long the kernel may believe names.
     pub entry_timeout: Duration,
     owner: Option<(u32, u32)>,
     umask: Option<u32>,
 }
 
 impl Appearance {
-    pub fn of(config: &OverlayConfig) -> Appearance {
-        let OverlayConfig { attr_timeout, entry_timeout, owner, umask, .. } = *config;
+    /// For a backing whose answers may be that old.
+    pub fn of(config: &OverlayConfig, remembers: Duration) -> Appearance {
+        let OverlayConfig { attr_timeout, owner, umask, .. } = *config;
+        let (attr_timeout, entry_timeout) =
+            (attr_timeout.saturating_sub(remembers), config.entry_timeout().saturating_sub(remembers));
         Appearance { attr_timeout, entry_timeout, owner, umask }
+    }
+
+    /// True if owners and permissions are shown as the backing has them.
+    pub fn is_backings(&self) -> bool {
+        self.owner.is_none() && self.umask.is_none()
     }
 }
 
@@ -76,7 +86,7 @@ impl Overlay {
 
     /// Takes over what may change while it is mounted. What the kernel remembers by then lives out its time.
     pub fn change_appearance(&self, config: &OverlayConfig, mountpoint: &Path) {
-        *self.appearance.write() = Appearance::of(config);
+        *self.appearance.write() = Appearance::of(config, self.traits.remembers);
         *self.local_space.lock() = LocalSpace::wanted(config, mountpoint);
         self.look_at_local_space();
     }

@@ -30,7 +30,13 @@ fn stumble(panics: &AtomicU64) {
 
 impl Backing for Clumsy {
     fn traits(&self) -> Traits {
-        Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false }
+        Traits {
+            stable_inodes: true,
+            keeps_unlinked: true,
+            owners: true,
+            asynchronous: false,
+            remembers: Duration::ZERO,
+        }
     }
     fn reach(&self, _limit: Duration) -> Result<(), String> {
         stumble(&self.reaches);

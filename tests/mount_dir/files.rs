@@ -137,7 +137,7 @@ fn what_a_user_makes_is_the_users_and_permissions_hold() {
 
 #[test]
 fn a_file_that_appeared_behind_the_kernels_back_is_opened_with_its_permissions_checked() {
-    let rig = Rig::with(LOCAL, crate::rig::PATIENCE, |config| config.entry_timeout = Duration::from_secs(60));
+    let rig = Rig::with(LOCAL, crate::rig::PATIENCE, |config| config.entry_timeout = Some(Duration::from_secs(60)));
     std::fs::set_permissions(rig.cold(""), PermissionsExt::from_mode(0o777)).unwrap();
     assert!(!rig.hot("f").exists());
     std::fs::write(rig.cold("f"), "theirs").unwrap();

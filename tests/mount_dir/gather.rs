@@ -67,7 +67,7 @@ fn what_is_held_back_is_there_for_everybody_who_looks() {
         let rig = Rig::with(traits, PATIENCE, |config| {
             config.gather = Duration::from_secs(3600);
             config.attr_timeout = Duration::ZERO;
-            config.entry_timeout = Duration::ZERO;
+            config.entry_timeout = Some(Duration::ZERO);
         });
         let mut file = fresh(&rig, "f");
         let mut sent = 0;

@@ -83,7 +83,7 @@ fn a_file_that_is_another_one_after_a_repair_is_not_written_to() {
     // The kernel gives appenders the size it believes in.
     let rig = Rig::with(SSHFS, PATIENCE, |config| {
         config.attr_timeout = Duration::ZERO;
-        config.entry_timeout = Duration::ZERO;
+        config.entry_timeout = Some(Duration::ZERO);
     });
     let (mut shorter, mut other, mut gone) = (open(&rig, "shorter"), open(&rig, "other"), open(&rig, "gone"));
     let bystander = open(&rig, "bystander");

@@ -2,6 +2,7 @@
 //! Needs root and /dev/fuse.
 #![allow(clippy::unwrap_used)]
 
+mod acl;
 mod below;
 mod doubt;
 mod files;

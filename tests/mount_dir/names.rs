@@ -111,7 +111,7 @@ fn a_listing_survives_entries_that_vanish_or_cannot_be_looked_at() {
 #[test]
 fn a_file_that_was_replaced_behind_our_back_is_found_anew() {
     let rig = Rig::with(LOCAL, PATIENCE, |config| {
-        config.entry_timeout = std::time::Duration::from_secs(60);
+        config.entry_timeout = Some(std::time::Duration::from_secs(60));
         config.attr_timeout = std::time::Duration::ZERO;
     });
     std::fs::write(rig.hot("f"), "old").unwrap();

@@ -104,7 +104,7 @@ fn a_blip_is_only_a_pause() {
 fn root_and_statfs_are_answered_while_everything_else_hangs() {
     let rig = Rig::with(SSHFS, DEADLINE, |config| {
         config.attr_timeout = Duration::ZERO;
-        config.entry_timeout = Duration::ZERO;
+        config.entry_timeout = Some(Duration::ZERO);
     });
     let file = open(&rig, "f");
     file.write_at(b"x", 0).unwrap();

@@ -18,7 +18,7 @@ const WHILE: Duration = Duration::from_millis(300);
 /// A kernel that believes in names, or in nothing.
 fn rig(traits: steadfs::backing::Traits, entry_timeout: u64) -> Rig {
     Rig::with(traits, PATIENCE, |config| {
-        config.entry_timeout = Duration::from_secs(entry_timeout);
+        config.entry_timeout = Some(Duration::from_secs(entry_timeout));
         config.attr_timeout = Duration::ZERO;
     })
 }

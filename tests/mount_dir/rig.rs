@@ -18,11 +18,18 @@ use steadfs::overlay::rescue::Rescue;
 use steadfs::overlay::{Overlay, RestoreReport};
 
 /// A directory on this machine.
-pub const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
+pub const LOCAL: Traits =
+    Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false, remembers: Duration::ZERO };
 /// What sshfs is like.
 /// Bytes that the write log may keep.
 pub const LOG: u64 = 8 << 20;
-pub const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous: false };
+pub const SSHFS: Traits = Traits {
+    stable_inodes: false,
+    keeps_unlinked: false,
+    owners: false,
+    asynchronous: false,
+    remembers: Duration::ZERO,
+};
 /// Longer than anything takes on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 

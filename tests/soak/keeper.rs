@@ -19,8 +19,15 @@ use crate::shared::dice::Dice;
 use crate::shared::program::Program;
 use crate::world::{Plan, Stage};
 
-const LOCAL: Traits = Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false };
-const SSHFS: Traits = Traits { stable_inodes: false, keeps_unlinked: false, owners: false, asynchronous: false };
+const LOCAL: Traits =
+    Traits { stable_inodes: true, keeps_unlinked: true, owners: true, asynchronous: false, remembers: Duration::ZERO };
+const SSHFS: Traits = Traits {
+    stable_inodes: false,
+    keeps_unlinked: false,
+    owners: false,
+    asynchronous: false,
+    remembers: Duration::ZERO,
+};
 /// How often it looks whether something hangs.
 const LOOK: Duration = Duration::from_millis(1);
 /// As many looks in a row that find somebody inside the backing are a hang.

@@ -70,7 +70,7 @@ impl World {
         let mut config = OverlayConfig { guard: false, ..OverlayConfig::default() };
         if !program.caching || program.long {
             // What the kernel believes of a call that failed is not the overlay's fault.
-            (config.attr_timeout, config.entry_timeout) = (Duration::ZERO, Duration::ZERO);
+            (config.attr_timeout, config.entry_timeout) = (Duration::ZERO, None);
         }
         if !program.gather {
             config.gather = Duration::ZERO;

@@ -61,11 +61,23 @@ fn a_local_filesystem_is_relied_on_and_one_that_is_not_known_is_not() {
     let fstype = mountinfo::covering(dir.path()).expect("mountinfo").expect("a mount").fstype;
     let local = LOCAL.iter().any(|name| *name == fstype);
     let backing = DirBacking::new(dir.path().to_owned()).expect("absolute");
-    let expected = Traits { stable_inodes: local, keeps_unlinked: local, owners: true, asynchronous: false };
+    let expected = Traits {
+        stable_inodes: local,
+        keeps_unlinked: local,
+        owners: true,
+        asynchronous: false,
+        remembers: Duration::ZERO,
+    };
     assert_eq!(backing.traits(), expected, "{fstype:?}");
     drop(backing.start(1, LIMIT, sink()).expect("starts"));
     assert_eq!(backing.traits(), expected);
-    let unknown = Traits { stable_inodes: false, keeps_unlinked: false, owners: true, asynchronous: false };
+    let unknown = Traits {
+        stable_inodes: false,
+        keeps_unlinked: false,
+        owners: true,
+        asynchronous: false,
+        remembers: Duration::ZERO,
+    };
     for path in ["/proc/self", "/nonexistent/x"] {
         assert_eq!(DirBacking::new(path.into()).expect("absolute").traits(), unknown, "{path}");
     }

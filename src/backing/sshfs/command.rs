@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
+use super::caches::Caches;
 use super::failure::Peer;
 
 /// Options that steadfs gives unless the user gave the same option another value. Sources: ssh_config(5), sshfs(1).
@@ -30,12 +32,16 @@ pub struct Arguments {
     pub target: String,
     /// One `-o` value each.
     pub options: Vec<String>,
+    /// How old what it says of names and attributes may be.
+    pub remembers: Duration,
 }
 
 impl Arguments {
-    /// Adds what steadfs decides to what the user said.
-    pub fn new(target: &str, user_options: &[String]) -> Arguments {
+    /// Adds what steadfs decides to what the user said. Nothing that it remembers is to be older than `fresh`.
+    pub fn new(target: &str, user_options: &[String], fresh: Duration) -> Arguments {
         let mut options = user_options.to_vec();
+        let caches = Caches::within(fresh, user_options);
+        options.extend(caches.options);
         for (name, value) in DEFAULTS {
             if value_of(user_options, name).is_none() {
                 options.push(format!("{name}={value}"));
@@ -44,7 +50,7 @@ impl Arguments {
         if !options.iter().any(|option| option == UNCACHED) {
             options.push(UNCACHED.into());
         }
-        Arguments { target: target.to_owned(), options }
+        Arguments { target: target.to_owned(), options, remembers: caches.oldest }
     }
 
     /// The sshfs command for one generation, with another way to start ssh if there is one.
@@ -158,32 +164,34 @@ fn escape(option: &str) -> String {
 mod tests {
     use super::*;
 
+    const FRESH: Duration = Duration::from_secs(20);
+
     #[test]
     fn the_user_wins_over_defaults_whatever_the_case() {
-        let arguments = Arguments::new("h:", &["connecttimeout=3".into()]);
+        let arguments = Arguments::new("h:", &["connecttimeout=3".into()], FRESH);
         assert!(!arguments.options.iter().any(|option| option == "ConnectTimeout=10"));
         assert!(arguments.options.contains(&"BatchMode=yes".into()));
     }
 
     #[test]
     fn commas_do_not_make_options() {
-        let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()]);
+        let arguments = Arguments::new("h:", &["IdentityFile=/a,allow_other".into()], FRESH);
         let command = arguments.sshfs(Path::new("/m"), None);
         assert!(command.get_args().any(|argument| argument == "IdentityFile=/a\\,allow_other"));
     }
 
     #[test]
     fn an_ssh_is_one_wherever_it_lies() {
-        let own = |command: &str| Arguments::new("h:", &[format!("ssh_command={command}")]).has_own_transport();
+        let own = |command: &str| Arguments::new("h:", &[format!("ssh_command={command}")], FRESH).has_own_transport();
         assert!(!own("/opt/openssh/bin/ssh -v"));
         assert!(!own("ssh"));
         assert!(own("/usr/lib/sftp-server") && own("./ssh-like"));
-        assert_eq!(Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]).ssh_program(), "/x/ssh");
+        assert_eq!(Arguments::new("h:", &["ssh_command=/x/ssh -v".into()], FRESH).ssh_program(), "/x/ssh");
     }
 
     #[test]
     fn another_ssh_command_takes_the_place_of_the_users() {
-        let arguments = Arguments::new("h:", &["ssh_command=/x/ssh -v".into()]);
+        let arguments = Arguments::new("h:", &["ssh_command=/x/ssh -v".into()], FRESH);
         assert_eq!(arguments.ssh_command(), "/x/ssh -v");
         let command = arguments.sshfs(Path::new("/m"), Some("/run/ssh -v"));
         let given: Vec<_> = command.get_args().filter(|a| a.to_string_lossy().contains("ssh_command")).collect();
@@ -193,15 +201,15 @@ mod tests {
     #[test]
     fn ssh_is_asked_about_the_host_with_its_own_options_only() {
         let options = ["port=23", "IdentityFile=/k", "uid=5", "-F/c"].map(String::from);
-        let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into() };
+        let arguments = Arguments { target: "me@[fe80::1]:/dir".into(), options: options.into(), remembers: FRESH };
         assert_eq!(arguments.ssh(), ["-p", "23", "-o", "IdentityFile=/k", "-F", "/c", "--", "me@fe80::1"]);
-        assert_eq!(Arguments::new("box:dir", &[]).host(), "box");
+        assert_eq!(Arguments::new("box:dir", &[], FRESH).host(), "box");
     }
 
     #[test]
     fn a_blank_in_an_option_of_ssh_brings_no_host_in() {
         let options = ["ssh_command=ssh  -oSetEnv=A=b\\ c -oTag=x ".to_owned()];
-        let arguments = Arguments { target: "h:".into(), options: options.into() };
+        let arguments = Arguments { target: "h:".into(), options: options.into(), remembers: FRESH };
         assert_eq!(arguments.ssh(), ["-oSetEnv=A=b\\ c", "-oTag=x", "--", "h"]);
         assert!(!arguments.has_own_transport());
     }

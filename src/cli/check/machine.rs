@@ -24,7 +24,7 @@ pub fn check(config: &DaemonConfig, report: &mut Report) {
     if let Source::Sshfs { target } = &config.source {
         match machine::sshfs(&config.sshfs_options) {
             Ok(()) => {
-                let arguments = Arguments::new(target, &config.sshfs_options);
+                let arguments = Arguments::new(target, &config.sshfs_options, config.fresh());
                 version("sshfs", "--version", report);
                 if !arguments.has_own_transport() {
                     version(&arguments.ssh_program(), "-V", report);

@@ -22,7 +22,7 @@ pub fn check(config: &DaemonConfig, offline: bool, report: &mut Report) {
     match &config.source {
         Source::Dir { path } => directory(config, path, report),
         Source::Sshfs { target } => {
-            let arguments = Arguments::new(target, &config.sshfs_options);
+            let arguments = Arguments::new(target, &config.sshfs_options, config.fresh());
             if !arguments.has_own_transport() {
                 login::keys(&arguments, report);
             }
@@ -181,7 +181,8 @@ mod tests {
     fn it_is_called_as_sshfs_calls_it() {
         let words = |options: &[&str]| {
             let options: Vec<String> = options.iter().map(ToString::to_string).collect();
-            let command = command(&Arguments { target: "u@h:d".into(), options: options.clone() }, &options);
+            let arguments = Arguments { target: "u@h:d".into(), options: options.clone(), remembers: Duration::ZERO };
+            let command = command(&arguments, &options);
             let words = command.get_args().map(|word| word.to_string_lossy().into_owned());
             words.skip(3).collect::<Vec<_>>().join(" ")
         };

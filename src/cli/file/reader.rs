@@ -248,6 +248,7 @@ impl<'d> Table<'d> {
             let Some(definition) = key.option() else { continue };
             let form = match definition.kind {
                 Kind::Duration(..) => Scalar::Number,
+                Kind::Value(syntax, _) if syntax.starts_with("DURATION") => Scalar::Number,
                 Kind::Size(..) => Scalar::Integer,
                 Kind::Switch(_) | Kind::Flag(_) => Scalar::Switch,
                 Kind::Value(..) => Scalar::Text,

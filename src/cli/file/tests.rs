@@ -160,6 +160,7 @@ fn sample(section: &Section, key: &str) -> (String, &'static str) {
 fn by_syntax(syntax: &str) -> &'static str {
     match syntax {
         "\"DURATION\"" => "\"31s\"",
+        "\"DURATION|exclusive\"" => "\"exclusive\"",
         "\"SIZE\"" => "\"64M\"",
         "\"PATH\"" | "\"DIR\"" => "\"/some/where\"",
         "true|false" => "true",

@@ -201,10 +201,11 @@ options! {
         "The filesystem type shown is fuse.NAME.";
     "fsname" Mount Value("NAME", |o, v| value::fsname(v).map(|s| o.overlay.fsname = Some(s))), "SOURCE",
         "The source shown in mount tables.";
-    "attr_timeout" Mount Kind::Duration(Duration::ZERO, DAY, |o| &mut o.overlay.attr_timeout), "",
-        "How long the kernel may believe attributes.";
-    "entry_timeout" Mount Kind::Duration(Duration::ZERO, DAY, |o| &mut o.overlay.entry_timeout), "",
-        "How long the kernel may believe names.";
+    "attr_timeout" Mount Value("DURATION|exclusive", |o, v| value::fresh(v).map(|d| o.overlay.attr_timeout = d)), "20s",
+        "How old attributes may be: what others change on the store is seen after that time at the latest. exclusive if \
+         nobody else changes anything.";
+    "entry_timeout" Mount Value("DURATION|exclusive", |o, v| value::fresh(v).map(|d| o.overlay.entry_timeout = Some(d))),
+        "attr_timeout", "The same for names.";
 
     "log_size" Log Kind::Size(MIB, 4 * GIB, |o| &mut o.log.size), "",
         "How much of what was written and is not committed on the store yet is kept to be written again.";

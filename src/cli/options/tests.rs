@@ -43,7 +43,7 @@ fn own_options_reach_the_configuration() {
     assert_eq!(options.overlay.subtype, "sshfs");
     assert_eq!(options.overlay.fsname.as_deref(), Some("a,b"));
     assert_eq!(options.overlay.attr_timeout, seconds(3));
-    assert_eq!(options.overlay.entry_timeout, Duration::from_millis(500));
+    assert_eq!(options.overlay.entry_timeout, Some(Duration::from_millis(500)));
     assert_eq!(options.overlay.mount_flags, ["nosuid", "noatime"]);
     assert_eq!((options.log.size, options.log.spool_size), (1 << 30, 2 << 30));
     let permit = PermitConfig {

@@ -2,11 +2,12 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::words;
-use crate::config::{HookCommand, MetricsListen};
+use super::{duration, words};
+use crate::config::{HookCommand, MetricsListen, OverlayConfig};
 
 /// The errnos that callers may be given in an outage (promise P2).
 pub const OUTAGE_ERRNOS: [(&str, Errno); 5] = [
@@ -29,6 +30,17 @@ pub fn errno(text: &str) -> Result<Errno, String> {
 /// A number of things.
 pub fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| "is not a number: give 0, 1, 2 and so on".into())
+}
+
+/// How old what is shown may be: a duration of at most a day, or `exclusive`.
+pub fn fresh(text: &str) -> Result<Duration, String> {
+    if text == "exclusive" {
+        return Ok(OverlayConfig::EXCLUSIVE);
+    }
+    match duration::parse(text)? {
+        age if age <= OverlayConfig::EXCLUSIVE => Ok(age),
+        _ => Err(format!("is out of range: give 0 to {}, or exclusive", duration::format(OverlayConfig::EXCLUSIVE))),
+    }
 }
 
 /// `yes` or `no`, and their usual synonyms.

@@ -10,6 +10,7 @@ use fuser::{
 use nix::errno::Errno;
 
 use super::names::reply_empty;
+use super::ownership::Asking;
 use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
@@ -92,7 +93,7 @@ impl Overlay {
         asked: Asked,
         parent: u64,
         name: &OsStr,
-        mode: u32,
+        mode: Asking,
         flags: i32,
         reply: ReplyCreate,
     ) {
@@ -131,11 +132,12 @@ impl Overlay {
         caller: Caller,
         parent: u64,
         name: &OsStr,
-        mode: u32,
+        mode: Asking,
         flags: i32,
     ) -> OpResult<(Attr, Opened)> {
         self.on_name(context, parent, name, |tree, path| {
             // The kernel asks for a create when it found no such name, so what was not there is ours to give away.
+            let mode = self.mode_of(mode, tree, path)?;
             let file = match tree.create(path, first_flags(flags) | libc::O_EXCL, mode) {
                 // In doubt, an empty file is the one that an earlier generation made for this very call.
                 Err(Errno::EEXIST) if context.in_doubt && is_empty_file(&tree.stat(path)?) => {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
 
+use super::ownership::Asking;
 use crate::backing::{Attr, FileKind, OpResult, Tree};
 use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
-use crate::overlay::asked::{Asked, Caller};
+use crate::overlay::asked::Asked;
 use crate::overlay::convert::{errno, kind_of_mode, node_errno};
 use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
@@ -21,12 +22,12 @@ pub enum Made {
     /// mkdir.
     Directory {
         /// Permission bits.
-        mode: u32,
+        mode: Asking,
     },
     /// mknod.
     Node {
         /// Type and permission bits.
-        mode: u32,
+        mode: Asking,
         /// Device number.
         rdev: u32,
     },
@@ -91,12 +92,12 @@ impl Overlay {
                     let in_doubt = context.in_doubt;
                     let made = match &what {
                         Made::Directory { mode } => {
-                            let result = tree.mkdir(path, *mode);
+                            let result = tree.mkdir(path, overlay.mode_of(*mode, tree, path)?);
                             settle::making(result, in_doubt, tree, path, FileKind::Directory)
                         }
                         Made::Node { mode, rdev } => {
-                            let result = tree.mknod(path, *mode, *rdev);
-                            settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))
+                            let result = tree.mknod(path, overlay.mode_of(*mode, tree, path)?, *rdev);
+                            settle::making(result, in_doubt, tree, path, kind_of_mode(mode.mode))
                         }
                         Made::Symlink { target } => {
                             settle::symlink(tree.symlink(target, path), in_doubt, tree, path, target)
@@ -110,35 +111,6 @@ impl Overlay {
             },
             move |overlay, result| overlay.reply_entry(by, parent, &name, result, reply),
         );
-    }
-
-    /// Gives what was made to the caller, where the backing has owners, and returns its attributes. The group stays if
-    /// the directory passes its own on (setgid, inode(7)). Where the backing refuses, the owner stays as it is.
-    pub(super) fn give_to_caller(&self, caller: Caller, tree: &dyn Tree, path: &Path) -> OpResult<Attr> {
-        let attr = tree.stat(path)?;
-        if !self.traits.owners
-            || (attr.uid == caller.uid && attr.gid == caller.gid)
-            || !nix::unistd::geteuid().is_root()
-        {
-            return Ok(attr);
-        }
-        let parent = tree.stat(path.parent().unwrap_or(Path::new("")))?;
-        let gid = if u32::from(parent.perm) & libc::S_ISGID != 0 { attr.gid } else { caller.gid };
-        if (attr.uid, attr.gid) == (caller.uid, gid) {
-            return Ok(attr);
-        }
-        match tree.set_owner(path, Some(caller.uid), Some(gid)) {
-            Ok(()) => {}
-            // It is made, and to fail now would leave it behind: on such a backing files are not the caller's.
-            Err(Errno::EPERM | Errno::EACCES | Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => return Ok(attr),
-            Err(error) => return Err(error),
-        }
-        // chown(2) takes setuid and setgid away.
-        let special = u32::from(attr.perm) & (libc::S_ISUID | libc::S_ISGID);
-        if special != 0 && attr.kind != FileKind::Symlink {
-            tree.set_mode(path, u32::from(attr.perm))?;
-        }
-        tree.stat(path)
     }
 
     /// FUSE_LINK.
