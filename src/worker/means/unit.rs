@@ -1,10 +1,14 @@
 //! systemd units, stopped and started or frozen and thawed.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
-use super::{Failure, Job};
+use super::{Failure, Job, cgroup};
 use crate::config::UnitBy;
 use crate::worker::pause::Found;
+
+/// Where systemd mounts control groups when all are of version 2; it cannot freeze others.
+const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What systemd says of a unit.
 struct Shown(HashMap<String, String>);
@@ -31,7 +35,21 @@ impl Shown {
 
     fn is_frozen(&self) -> bool {
         // Also "frozen-by-parent": that is not ours to thaw either.
-        ["frozen", "freezing"].iter().any(|word| self.get("FreezerState").starts_with(word))
+        let said = ["frozen", "freezing"].iter().any(|word| self.get("FreezerState").starts_with(word));
+        // What systemd did not thaw itself it goes on calling so.
+        said && self.group().is_none_or(|group| cgroup::is_frozen(&group).unwrap_or(true))
+    }
+
+    /// Its control group, if it is where systemd has those that can be frozen.
+    fn group(&self) -> Option<PathBuf> {
+        let name = self.get("ControlGroup").strip_prefix('/').filter(|name| !name.is_empty())?;
+        let path = Path::new(CGROUPS).join(name);
+        path.join("cgroup.freeze").exists().then_some(path)
+    }
+
+    /// There is nothing to start: it runs, or has been removed.
+    fn needs_no_start(&self) -> bool {
+        self.runs() || self.get("LoadState") == "not-found"
     }
 
     /// steadfs runs in it, so it would stop itself and never start it again.
@@ -63,18 +81,40 @@ pub(super) fn stop(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure
 }
 
 pub(super) fn start(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
+    if job.ending {
+        return start_without_waiting(systemctl, job, unit);
+    }
     let begun = Job { until: job.until - job.left() / 4, ..*job };
     let Err(failure) = begun.ask(&[systemctl, "--no-ask-password", "start", "--", unit]) else { return Ok(()) };
     match Shown::of(systemctl, job, unit) {
         // A unit of type oneshot counts as started when its work is done, which may take weeks.
-        Ok(shown) if shown.runs() => Ok(()),
-        Ok(shown) if shown.get("LoadState") == "not-found" => Ok(()),
+        Ok(shown) if shown.needs_no_start() => Ok(()),
+        _ => Err(failure),
+    }
+}
+
+/// For a steadfs that ends, perhaps because systemd stops its unit. What is ordered after that unit is started when it has
+/// stopped, so whoever waited here would wait for himself. And what wants that unit would have it started again: in the mode
+/// `fail` systemd leaves the stop as it is.
+fn start_without_waiting(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
+    let begin =
+        |mode: &str| job.ask(&[systemctl, "--no-ask-password", "--no-block", mode, "start", "--", unit]).map(drop);
+    let Err(failure) = begin("--job-mode=fail") else { return Ok(()) };
+    match Shown::of(systemctl, job, unit) {
+        Ok(shown) if shown.needs_no_start() => Ok(()),
+        // It took too long to stop and is still at it. A stop that is a part of a shutdown cannot be replaced.
+        Ok(shown) if shown.get("ActiveState") == "deactivating" => begin("--job-mode=ignore-dependencies"),
         _ => Err(failure),
     }
 }
 
 pub(super) fn freeze(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
-    job.ask(&[systemctl, "--no-ask-password", "freeze", "--", unit]).map(drop)
+    let Err(failure) = job.ask(&[systemctl, "--no-ask-password", "freeze", "--", unit]) else { return Ok(()) };
+    match Shown::of(systemctl, job, unit).map(|shown| (shown.get("FreezerState") == "freezing", shown.group())) {
+        // It is still at an earlier freeze, and refuses another.
+        Ok((true, Some(group))) if !failure.timeout => cgroup::freeze(job, &group),
+        _ => Err(failure),
+    }
 }
 
 pub(super) fn thaw(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
@@ -82,6 +122,9 @@ pub(super) fn thaw(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure
     let Err(failure) = begun.ask(&[systemctl, "--no-ask-password", "thaw", "--", unit]) else { return Ok(()) };
     match Shown::of(systemctl, job, unit) {
         Ok(shown) if !shown.runs() || !shown.is_frozen() => Ok(()),
-        _ => Err(failure),
+        // systemd does not thaw what it is still freezing, which may last as long as a process is inside a call to a dead
+        // filesystem, nor what has a job that waits. The kernel does.
+        Ok(shown) => shown.group().map_or(Err(failure), |group| cgroup::thaw(&group, &Found::Named)),
+        Err(_) => Err(failure),
     }
 }
