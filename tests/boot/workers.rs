@@ -348,8 +348,8 @@ fn steadfs_is_killed(machine: &Machine) {
     assert_eq!(hook_runs(machine, "replay", "ok"), Some(1.0), "counted by the last of them");
 }
 
-/// One of its processes is inside a call to a dead filesystem, not steadfs's: systemd goes on freezing it for ever, and does
-/// not thaw what it has not frozen.
+/// One of its processes is inside a call to a dead filesystem, not steadfs's, so systemd goes on freezing it; the others of it
+/// are frozen, and have to be let go.
 fn one_that_cannot_be_frozen_whole(machine: &Machine) {
     let group = "/sys/fs/cgroup/system.slice/stuck.service";
     machine.ok(&["systemctl", "start", "other.service"]);
@@ -366,7 +366,7 @@ fn one_that_cannot_be_frozen_whole(machine: &Machine) {
     goes_on(machine, "stuck");
     everybody_goes_on(machine, 4);
     hooks_have_run(machine, 3);
-    // As soon as it can be, it is frozen as any other, though systemd may still be at it.
+    // As soon as it can be, it is frozen as any other.
     shell(machine, "kill -CONT $(cat /run/other.pid)");
     machine.wait("the call ends", || !shell(machine, &waits).contains("request_wait_answer"));
     outage(machine);

@@ -27,12 +27,6 @@ pub(super) fn look(path: &Path) -> Result<Option<Found>, Failure> {
     Ok(Some(Found::Directory { inode }))
 }
 
-/// It was told to freeze, or is frozen with a group above it.
-pub(super) fn is_frozen(path: &Path) -> io::Result<bool> {
-    let told = std::fs::read_to_string(path.join("cgroup.freeze"))?.trim() == "1";
-    Ok(told || std::fs::read_to_string(path.join("cgroup.events"))?.lines().any(|line| line == "frozen 1"))
-}
-
 /// A process inside a call to a dead filesystem freezes only when the call ends; until then this waits.
 pub(super) fn freeze(job: &Job, path: &Path) -> Result<(), Failure> {
     match std::fs::write(path.join("cgroup.freeze"), "1") {

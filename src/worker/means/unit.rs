@@ -1,14 +1,10 @@
 //! systemd units, stopped and started or frozen and thawed.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 
-use super::{Failure, Job, cgroup};
+use super::{Failure, Job};
 use crate::config::UnitBy;
 use crate::worker::pause::Found;
-
-/// Where systemd mounts control groups when all are of version 2; it cannot freeze others.
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What systemd says of a unit.
 struct Shown(HashMap<String, String>);
@@ -35,16 +31,7 @@ impl Shown {
 
     fn is_frozen(&self) -> bool {
         // Also "frozen-by-parent": that is not ours to thaw either.
-        let said = ["frozen", "freezing"].iter().any(|word| self.get("FreezerState").starts_with(word));
-        // What systemd did not thaw itself it goes on calling so.
-        said && self.group().is_none_or(|group| cgroup::is_frozen(&group).unwrap_or(true))
-    }
-
-    /// Its control group, if it is where systemd has those that can be frozen.
-    fn group(&self) -> Option<PathBuf> {
-        let name = self.get("ControlGroup").strip_prefix('/').filter(|name| !name.is_empty())?;
-        let path = Path::new(CGROUPS).join(name);
-        path.join("cgroup.freeze").exists().then_some(path)
+        ["frozen", "freezing"].iter().any(|word| self.get("FreezerState").starts_with(word))
     }
 
     /// There is nothing to start: it runs, or has been removed.
@@ -109,12 +96,7 @@ fn start_without_waiting(systemctl: &str, job: &Job, unit: &str) -> Result<(), F
 }
 
 pub(super) fn freeze(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
-    let Err(failure) = job.ask(&[systemctl, "--no-ask-password", "freeze", "--", unit]) else { return Ok(()) };
-    match Shown::of(systemctl, job, unit).map(|shown| (shown.get("FreezerState") == "freezing", shown.group())) {
-        // It is still at an earlier freeze, and refuses another.
-        Ok((true, Some(group))) if !failure.timeout => cgroup::freeze(job, &group),
-        _ => Err(failure),
-    }
+    job.ask(&[systemctl, "--no-ask-password", "freeze", "--", unit]).map(drop)
 }
 
 pub(super) fn thaw(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
@@ -122,9 +104,6 @@ pub(super) fn thaw(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure
     let Err(failure) = begun.ask(&[systemctl, "--no-ask-password", "thaw", "--", unit]) else { return Ok(()) };
     match Shown::of(systemctl, job, unit) {
         Ok(shown) if !shown.runs() || !shown.is_frozen() => Ok(()),
-        // systemd does not thaw what it is still freezing, which may last as long as a process is inside a call to a dead
-        // filesystem, nor what has a job that waits. The kernel does.
-        Ok(shown) => shown.group().map_or(Err(failure), |group| cgroup::thaw(&group, &Found::Named)),
-        Err(_) => Err(failure),
+        _ => Err(failure),
     }
 }
