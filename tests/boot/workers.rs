@@ -273,6 +273,7 @@ fn units_are_stopped_and_frozen_in_an_outage_and_let_go_whatever_becomes_of_stea
     steadfs_is_killed(&machine);
     one_that_cannot_be_frozen_whole(&machine);
     steadfs_is_stopped(&machine);
+    the_machine_is_rebooted(&mut machine);
 
     let took = machine.down("poweroff");
     assert!(took < NO_TIMEOUT, "{took:?}");
@@ -400,4 +401,22 @@ fn steadfs_is_stopped(machine: &Machine) {
     assert_eq!((unit("ActiveState").as_str(), state(machine, "idle").as_str()), ("inactive", "inactive"));
     assert!(is_frozen(machine, "foreign"));
     assert_eq!(lines(machine, "/run/broken"), 4, "hooks are for a recovery");
+}
+
+/// Nothing can be started while the machine shuts down, so that is left to the next boot, which alone would start none of them.
+fn the_machine_is_rebooted(machine: &mut Machine) {
+    shell(machine, "rm /run/refused");
+    machine.ok(&["systemctl", "start", UNIT, "dependent.service"]);
+    outage(machine);
+    assert_eq!(["plain", "dependent"].map(|name| state(machine, name)), ["inactive", "inactive"]);
+    let took = machine.down("reboot");
+    println!("shut down in {took:?}");
+    assert!(took < NO_TIMEOUT, "{took:?}");
+    machine.boot();
+    for name in ["plain", "dependent"] {
+        machine.wait(name, || state(machine, name) == "active");
+        assert_eq!(starts(machine, name), 1, "{name}");
+    }
+    machine.wait("nobody is left paused", || noted(machine).is_none());
+    assert_eq!(state(machine, "idle"), "inactive");
 }
