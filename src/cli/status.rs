@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::daemons;
+use crate::config::DaemonConfig;
 use crate::daemon::MountError;
 use crate::mountpoint::claim;
 use crate::plain::{plain, plain_json};
@@ -120,10 +121,10 @@ fn text(found: &Found, json: bool, one: bool) -> Result<String, String> {
     Ok(json.map(|json| plain_json(&json) + "\n").unwrap_or_default())
 }
 
-/// The source that the daemon of `mountpoint` serves there.
-pub fn source(mountpoint: &Path) -> Result<String, String> {
-    match ask(&rundir::control_socket(mountpoint), &Request::Status, PATIENCE) {
-        Ok(Reply::Status(status)) => Ok(status.source),
+/// What the daemon of `mountpoint` is configured to do at present.
+pub fn config(mountpoint: &Path) -> Result<DaemonConfig, String> {
+    match ask(&rundir::control_socket(mountpoint), &Request::Config, PATIENCE) {
+        Ok(Reply::Config(config)) => Ok(*config),
         Ok(_) => Err("it answered something else".into()),
         Err(error) => Err(error.to_string()),
     }

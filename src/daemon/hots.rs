@@ -115,7 +115,7 @@ impl Hots {
         let (gate, traits) = (Arc::clone(&self.shared.gate), self.shared.traits);
         let (rescue, log_size, label) = {
             let config = self.config.lock();
-            (Rescue::new(spool_of(&config, &at)), config.log.size, label_of(&config, &at))
+            (Rescue::new(spool_of(&config, &at)), config.log.size, config.label_of(&at))
         };
         let notes = will.notes();
         let overlay = Overlay::noting(gate, traits, at.clone(), log_size, rescue, notes.clone());
@@ -669,7 +669,7 @@ impl Hots {
     }
 
     fn label(&self, at: &HotPath) -> String {
-        label_of(&self.config.lock(), at)
+        self.config.lock().label_of(at)
     }
 }
 
@@ -708,29 +708,19 @@ fn unmount(mount: &Mount, lazy: bool) -> Result<(), UmountRefused> {
     }
 }
 
-/// What mount tables show as its source: as sshfs would be asked for that directory.
-fn label_of(config: &DaemonConfig, at: &HotPath) -> String {
-    let label = config.source.label();
-    if at.path.as_os_str().is_empty() {
-        return label;
-    }
-    let joint = if label.ends_with(['/', ':']) { "" } else { "/" };
-    format!("{label}{joint}{}", at.path.display())
-}
-
 fn spool_of(config: &DaemonConfig, at: &HotPath) -> Spool {
     Spool {
         directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&at.mountpoint)),
         limit: config.log.spool_size,
         overlay: at.mountpoint.clone(),
-        backing: config.source.label(),
+        backing: config.label_of(at),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{OverlayConfig, Source};
+    use crate::config::OverlayConfig;
 
     fn at(mountpoint: &str, path: &str, read_only: bool) -> HotPath {
         let overlay = OverlayConfig { read_only, ..OverlayConfig::default() };
@@ -749,17 +739,5 @@ mod tests {
         for mountpoint in ["/hot/a", "/hot/a/b", "/hot", "/"] {
             assert!(overlaps(&present, &at(mountpoint, "x", true)).is_err(), "{mountpoint}");
         }
-    }
-
-    #[test]
-    fn mount_tables_show_the_directory() {
-        let label = |target: &str, path: &str| {
-            let source = Source::Sshfs { target: target.into() };
-            let config = DaemonConfig::of_one(source, PathBuf::from("/hot"), OverlayConfig::default());
-            label_of(&config, &at("/hot", path, false))
-        };
-        assert_eq!(label("u@h:/d", "a/b"), "u@h:/d/a/b");
-        assert_eq!(label("h:", "a"), "h:a");
-        assert_eq!(label("h:/", ""), "h:/");
     }
 }

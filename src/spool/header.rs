@@ -42,7 +42,7 @@ pub struct Header {
     /// The mountpoint.
     #[serde(with = "text::path")]
     pub overlay: PathBuf,
-    /// The backing's label.
+    /// What it showed: the backing's label with the overlay's own directory, as mount tables show it.
     pub backing: String,
     /// The file, below the root.
     #[serde(with = "text::path")]
