@@ -8,7 +8,7 @@ use super::file::{self, overlays};
 use super::{complain, daemons, exit_code, options};
 use crate::config::{HotPath, OverlayConfig};
 use crate::daemon::MountError;
-use crate::mountpoint::place;
+use crate::mountpoint::{dead, place};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 
@@ -66,8 +66,11 @@ fn try_attach(args: &AttachArgs) -> Result<(), MountError> {
     let path = below(&path).map_err(MountError::Usage)?;
     let (overlay, nonempty) = look(&args.options).map_err(MountError::Usage)?;
     let mountpoint = place::resolve(&args.mountpoint)?;
-    place::check(&mountpoint, nonempty)?;
     let home = daemons::of_name(args.to.as_deref())?;
+    if dead::clear(&mountpoint, &overlay.subtype)? {
+        complain(&format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
+    }
+    place::check(&mountpoint, nonempty)?;
     ask(&home, &Request::Attach { hot: HotPath { mountpoint, path, slot: 0, overlay }, nonempty })
 }
 

@@ -200,10 +200,7 @@ impl Hots {
             return Ok(());
         }
         let path = &hot.at.mountpoint;
-        let claimed = hot.claim.lock().is_some();
-        if dead::clear_as(path, &hot.at.overlay.subtype, claimed)? {
-            tracing::info!(mountpoint = %path.display(), "the dead mount of an earlier steadfs is detached");
-        }
+        self.clear_the_dead(&hot.at, hot.claim.lock().is_some())?;
         place::check(path, true)?;
         let mut held = hot.claim.lock();
         if held.is_none() {
@@ -219,6 +216,20 @@ impl Hots {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Detaches what a steadfs that died has left mounted there; `claimed` if it was a predecessor of this one.
+    fn clear_the_dead(&self, at: &HotPath, claimed: bool) -> Result<(), MountError> {
+        let (path, look) = (&at.mountpoint, &at.overlay);
+        let cleared = if claimed {
+            dead::clear_claimed(path, &look.subtype, look.fsname.as_ref().unwrap_or(&self.label(at)))?
+        } else {
+            dead::clear(path, &look.subtype)?
+        };
+        if cleared {
+            tracing::info!(mountpoint = %path.display(), "the dead mount of an earlier steadfs is detached");
+        }
+        Ok(())
     }
 
     /// Serves a session, one that begins or a predecessor's, in a thread of its own; returns when it has begun.
@@ -366,6 +377,7 @@ impl Hots {
             }
             overlaps(&config.overlays, &at)?;
         }
+        self.clear_the_dead(&at, false)?;
         at.overlay.directory = Some(place::check(&at.mountpoint, nonempty)?);
         at.slot = self.next_slot.fetch_add(1, Relaxed);
         let slot = at.slot;
