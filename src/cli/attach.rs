@@ -48,7 +48,7 @@ pub fn attach(args: &AttachArgs) -> ExitCode {
 
 /// Detaches.
 pub fn detach(args: &DetachArgs) -> ExitCode {
-    finish(place::resolve(&args.mountpoint).and_then(|path| try_detach(&path, args.lazy)))
+    finish(daemons::hot_path(&args.mountpoint).and_then(|path| try_detach(&path, args.lazy)))
 }
 
 fn finish(result: Result<(), MountError>) -> ExitCode {

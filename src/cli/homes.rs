@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::daemons;
 use crate::backing::mountinfo;
@@ -13,39 +13,14 @@ use crate::mountpoint::{claim, place};
 use crate::rundir;
 
 /// What the directories of the daemon are named after that is called `given`: `@NAME`, `NAME`, its hot path, or one of its
-/// hot paths.
+/// hot paths, mounted or not.
 pub fn named(given: &Path) -> Result<PathBuf, MountError> {
-    let bytes = given.as_os_str().as_bytes();
-    if bytes.first() == Some(&b'@') {
-        return Ok(given.to_owned());
-    }
-    if !bytes.contains(&b'/') {
-        let name = PathBuf::from(OsString::from_vec([b"@", bytes].concat()));
-        if claim::is_own(&name)? {
-            return Ok(name);
-        }
-    }
-    // As written it may be one that is known: then nothing has to be resolved, on whatever it lies.
-    let written: PathBuf = std::path::absolute(given)
-        .unwrap_or_else(|_| given.to_owned())
-        .components()
-        .filter(|part| *part != Component::CurDir)
-        .collect();
     // One of several overlays has a directory of its own, which leads to its daemon's.
-    let known = |path: &Path| match daemons::leads_to(path) {
+    daemons::find(given, |path| match daemons::leads_to(path) {
         Some(home) => Ok(Some(home)),
-        None => claim::is_own(path).and_then(|own| if own { Ok(Some(path.to_owned())) } else { owner(path) }),
-    };
-    if let Some(home) = known(&written)? {
-        return Ok(home);
-    }
-    // Nothing is resolved on a mount that may hang.
-    let below = written.parent().unwrap_or(Path::new("/"));
-    if mountinfo::covering(below).map_err(place::no_mountinfo)?.is_some_and(|entry| entry.may_hang()) {
-        return Ok(written);
-    }
-    let real = place::resolve(given)?;
-    Ok(known(&real)?.unwrap_or(real))
+        None if claim::is_own(path)? => Ok(Some(path.to_owned())),
+        None => owner(path),
+    })
 }
 
 /// The daemon among whose overlays that one is.

@@ -46,7 +46,7 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     if home.is_relative() && !args.mountpoint.is_absolute() && !is_path(&args.mountpoint) {
         return end(&home, args.lazy);
     }
-    let path = place::resolve(&args.mountpoint)?;
+    let path = daemons::hot_path(&args.mountpoint)?;
     let shown = path.display();
     if daemons::leads_to(&path).is_some_and(|home| claim::is_alive(&home)) {
         let watching = Watching::of(&path);
