@@ -204,8 +204,7 @@ mod tests {
             let said = shows_the_same(&plain, &mounted(source, fstype), &header("h:/d/a"));
             assert!(said.is_err_and(|text| text.starts_with(&format!("is covered by {source} ({fstype})"))));
         }
-        let look =
-            OverlayConfig { fsname: Some("store".into()), subtype: "sshfs".into(), ..OverlayConfig::default() };
+        let look = OverlayConfig { fsname: Some("store".into()), subtype: "sshfs".into(), ..OverlayConfig::default() };
         let named = daemon(&[("/hot", "a")], &look);
         assert_eq!(shows_the_same(&named, &mounted("store", "fuse.sshfs"), &header("h:/d/a")), Ok(()));
         assert!(shows_the_same(&named, &mounted("h:/d/a", "fuse.sshfs"), &header("h:/d/a")).is_err());
