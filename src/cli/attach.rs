@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::file::{self, overlays};
-use super::{complain, daemons, exit_code, options};
+use super::{complain, daemons, finish, options};
 use crate::config::{HotPath, OverlayConfig};
 use crate::daemon::MountError;
 use crate::mountpoint::{dead, place};
@@ -49,16 +49,6 @@ pub fn attach(args: &AttachArgs) -> ExitCode {
 /// Detaches.
 pub fn detach(args: &DetachArgs) -> ExitCode {
     finish(daemons::hot_path(&args.mountpoint).and_then(|path| try_detach(&path, args.lazy)))
-}
-
-fn finish(result: Result<(), MountError>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
-    }
 }
 
 fn try_attach(args: &AttachArgs) -> Result<(), MountError> {

@@ -95,10 +95,8 @@ pub fn leads_to(mountpoint: &Path) -> Option<PathBuf> {
 }
 
 fn running() -> Result<Vec<PathBuf>, MountError> {
-    let base = rundir::base();
-    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
-    claim::own(&base)?;
-    let names = entries.flatten().map(|entry| PathBuf::from(entry.file_name()));
+    let all = claim::directories()?.into_iter();
+    let names = all.filter_map(|dir| dir.file_name().map(PathBuf::from));
     let is_name = |home: &PathBuf| home.to_str().is_some_and(|name| name.starts_with('@')) && claim::is_alive(home);
     Ok(names.filter(is_name).collect())
 }

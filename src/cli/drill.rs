@@ -9,7 +9,6 @@ mod play;
 mod production;
 mod report;
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -60,11 +59,7 @@ pub fn run(args: &DrillArgs) -> ExitCode {
         let list = Drill::ALL.iter().map(|drill| format!("{:<8} {}\n", drill.name(), drill.about()));
         return say(&if args.json { fault::list_as_json() + "\n" } else { list.collect() });
     }
-    let homes = match &args.hot {
-        Some(hot) => homes::named(hot).map(|home| vec![home]),
-        None => homes::all(),
-    };
-    let production = match homes {
+    let production = match homes::meant(args.hot.as_deref()) {
         Ok(homes) => Production::look(&homes),
         Err(error) => return failed(&error.to_string(), 1),
     };
@@ -116,8 +111,7 @@ fn json(report: &Report) -> ExitCode {
 }
 
 fn say(text: &str) -> ExitCode {
-    // A reader that went away is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    super::say(text);
     ExitCode::SUCCESS
 }
 

@@ -1,7 +1,7 @@
 //! `steadfs triage`: looks, without touching what may hang, and has [`crate::evidence::triage`] judge.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
-use super::{complain, homes, status};
+use super::{complain, homes, say, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::evidence::triage::{Answer, Mounted, Seen, Urgency, Verdict, judge};
 use crate::evidence::{self, Settings};
@@ -38,11 +38,7 @@ pub struct TriageArgs {
 
 /// Prints verdicts. 0: all is healthy; 1: somebody has to act or to wait; 2: it cannot be told.
 pub fn run(args: &TriageArgs) -> ExitCode {
-    let homes = match &args.hot {
-        Some(hot) => homes::named(hot).map(|home| vec![home]),
-        None => homes::all(),
-    };
-    let seen = homes.and_then(|homes| {
+    let seen = homes::meant(args.hot.as_deref()).and_then(|homes| {
         let table = mountinfo::entries().map_err(crate::mountpoint::place::no_mountinfo)?;
         Ok(homes.iter().map(|home| look(home, &table)).collect::<Vec<_>>())
     });
@@ -66,8 +62,7 @@ pub fn run(args: &TriageArgs) -> ExitCode {
     } else {
         verdicts.iter().map(describe).collect::<Vec<_>>().join("\n")
     };
-    // A reader that went away is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    say(&text);
     ExitCode::from(exit_code(&verdicts))
 }
 

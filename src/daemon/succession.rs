@@ -5,7 +5,7 @@
 //! behind the name ([`slotted`]).
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -384,7 +384,7 @@ type Taken = (Session, Mounted, Option<OwnedFd>);
 
 fn take_session(slot: u32, take: &mut impl FnMut(&str, u32) -> Option<OwnedFd>) -> io::Result<Option<Taken>> {
     let (Some(device), Some(session)) = (take(DEVICE, slot), take(SESSION, slot)) else { return Ok(None) };
-    let session = read_session(session)?;
+    let session: Session = stored::read(session)?;
     let mounted = Mounted {
         device: Device::new(device),
         greeting: Greeting { init: session.init.clone(), reply: session.reply.clone() },
@@ -435,15 +435,6 @@ fn new_memory(link: &Link, slot: u32, log_size: u64) -> Notes {
             Notes::nowhere()
         }
     }
-}
-
-fn read_session(descriptor: OwnedFd) -> io::Result<Session> {
-    let mut file = File::from(descriptor);
-    // Its offset is shared with whoever read it before.
-    file.rewind()?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
 }
 
 /// What is made of the text of a session and of an outage, by arbitrary bytes.
