@@ -385,6 +385,20 @@ fn what_cannot_be_written_again_is_restored_below_its_own_hot_path() {
 }
 
 #[test]
+fn a_canary_can_be_like_one_of_several_overlays() {
+    let here = Served::serve("[calls]\ndeadline = \"7s\"\n");
+    let alpha = here.hot("alpha");
+    let dry_run = |hot: &Path| here.ask(&["drill", "frozen", "@box", "--like", hot.to_str().unwrap(), "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&dry_run(&alpha).stdout).unwrap();
+    let options = report["options"].as_array().unwrap();
+    assert!(options.contains(&"deadline=7s".into()) && options.contains(&"gather=50ms".into()), "{report}");
+    let output = dry_run(&here.lab.path("nothing"));
+    let there = JOBS.map(|job| here.hot(job).display().to_string()).join(", ");
+    assert!(output.status.code() == Some(1) && text(&output).contains(&there), "{output:?}");
+    here.end();
+}
+
+#[test]
 fn a_daemon_is_ended_whole_or_not_at_all_and_lazily_when_its_last_user_is_gone() {
     let mut here = Served::serve("");
     let mut files = Files::open(&here);
