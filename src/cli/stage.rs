@@ -29,6 +29,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::options::split;
 use procs::Proc;
 use status::Question;
 
@@ -45,18 +46,20 @@ pub struct Identity {
 }
 
 /// Which stage it is to be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     /// For the names of directories and for messages.
     pub name: &'static str,
     /// Metrics are written for node_exporter too, into the directory `metrics`.
     pub textfile: bool,
+    /// `-o` options of the mount on top of its own.
+    pub options: Vec<String>,
 }
 
 impl Setup {
     /// As simple as can be.
     pub fn named(name: &'static str) -> Setup {
-        Setup { name, textfile: false }
+        Setup { name, textfile: false, options: Vec::new() }
     }
 }
 
@@ -77,7 +80,7 @@ impl Stage {
         let dir = tempfile::Builder::new().prefix(&format!("steadfs_{}_", setup.name)).tempdir_in(&root);
         let dir = dir.map_err(|e| format!("{}: {e}", root.display()))?;
         let metrics = free_port().map_err(|e| format!("no free port on loopback: {e}"))?;
-        let mut stage = Stage { setup: *setup, dir: Some(dir), daemon: None, exe, metrics };
+        let mut stage = Stage { setup: setup.clone(), dir: Some(dir), daemon: None, exe, metrics };
         stage.furnish(server).map_err(|e| format!("{}: {e}", stage.path("").display()))?;
         // What the daemon might leave behind becomes a child of ours and can be seen.
         prctl::set_child_subreaper(true).map_err(|e| format!("prctl: {e}"))?;
@@ -107,6 +110,9 @@ impl Stage {
             format!("ssh_command={},guard=no,backoff_max=2s,metrics={}", self.path("ssh").display(), self.metrics);
         if self.setup.textfile {
             options.push_str(&format!(",textfile={}", self.path("metrics").display()));
+        }
+        for option in &self.setup.options {
+            options.push_str(&format!(",{}", split::join([option.as_str()])));
         }
         let log = File::create(self.path("daemon.log"))?;
         let mut command = Command::new(&self.exe);

@@ -11,12 +11,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::backing::mountinfo;
+use crate::moment;
 
 /// Bytes of a file that are shown: its end.
 const SHOWN: u64 = 256 << 10;
@@ -387,8 +388,8 @@ fn listing(directory: &Path, left: &mut usize) -> io::Result<()> {
         *left -= 1;
         // Of the entry itself, never of what a link leads to.
         let Ok(found) = entry.metadata() else { continue };
-        let changed =
-            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(found.mtime().max(0).cast_unsigned()));
+        let changed = moment::after_epoch(Duration::from_secs(found.mtime().max(0).cast_unsigned()));
+        let changed = humantime::format_rfc3339_seconds(changed);
         say(&format!("  {:06o} {:>12} {changed} {:?}", found.mode(), found.len(), entry.file_name()))?;
         if found.is_dir() && found.dev() == std::fs::symlink_metadata(directory).map_or(0, |parent| parent.dev()) {
             below.push(entry.path());
