@@ -22,8 +22,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn make(target: &str, destination: &Path, variables: &[&str]) {
-    let places =
-        [format!("DESTDIR={}", destination.display()), format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs"))];
+    let places = [format!("DESTDIR={}", destination.display()), format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs"))];
     let output = Command::new("make").arg("-C").arg(root()).arg(target).args(places).args(variables).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
@@ -145,8 +144,7 @@ fn package(into: &Path) -> PathBuf {
 }
 
 /// What only a package has: Debian's policy asks for the first, lintian for the second.
-const OF_A_PACKAGE: [&str; 2] =
-    ["usr/share/doc/steadfs/changelog.Debian.gz", "usr/share/lintian/overrides/steadfs"];
+const OF_A_PACKAGE: [&str; 2] = ["usr/share/doc/steadfs/changelog.Debian.gz", "usr/share/lintian/overrides/steadfs"];
 
 /// The package has what `make install` installs, to the byte and with the same modes, but for what debug information takes.
 fn same_as_make_install(package: &Path, place: &Path) {

@@ -97,7 +97,9 @@ fn look(mountpoint: Option<&Path>) -> Result<Found, MountError> {
                 found.complaints.extend(mountpoint.map(|path| match nix::unistd::geteuid().is_root() {
                     true => format!("no steadfs serves {}", path.display()),
                     // Nobody else may ask.
-                    false => format!("no steadfs of this user serves {}: if root mounted it, ask as root", path.display()),
+                    false => {
+                        format!("no steadfs of this user serves {}: if root mounted it, ask as root", path.display())
+                    }
                 }));
             }
             Err(error) => found.silent.push(format!(

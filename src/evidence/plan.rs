@@ -273,7 +273,8 @@ mod tests {
         let mut scope = scope();
         scope.targets[0].settings.compat_state = Some("/state.json".into());
         // Names of files end with what they are about.
-        let kinds = ["status", "threads", "generations", "descriptors", "path", "log", "state", "journal", "unit", "df"];
+        let kinds =
+            ["status", "threads", "generations", "descriptors", "path", "log", "state", "journal", "unit", "df"];
         for probe in statuses(&scope).into_iter().map(|(_, probe)| probe).chain(probes(&scope)) {
             let kind = kinds.iter().find(|kind| probe.file.starts_with(&format!("{kind}-")));
             let name = match kind {
