@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -309,14 +310,25 @@ impl Drop for Stage {
     }
 }
 
-/// Paths go into sshfs's `-o` list and a shell script, so only plain ones will do.
+/// Where stages are made: in $TMPDIR, or where one can be made.
 fn private_root() -> PathBuf {
-    let plain = |path: &PathBuf| {
-        path.is_absolute()
-            && path.as_os_str().as_encoded_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(b))
-    };
     // A directory behind a symlink would not be found in mountinfo.
-    std::env::temp_dir().canonicalize().ok().filter(plain).unwrap_or_else(|| "/tmp".into())
+    let given = std::env::temp_dir().canonicalize().ok();
+    let mut places = given.iter().cloned().chain(["/tmp".into(), "/var/tmp".into()]);
+    let found = places.find(|path| is_plain(path) && may_hold_programs(path));
+    // Then it is said what is wrong with that.
+    found.or(given.filter(|path| is_plain(path))).unwrap_or_else(|| "/tmp".into())
+}
+
+/// Paths go into sshfs's `-o` list and a shell script, so only plain ones will do.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && path.as_os_str().as_encoded_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(b))
+}
+
+/// False if the script that stands for ssh could not be run there.
+fn may_hold_programs(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|figures| !figures.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 fn free_port() -> io::Result<SocketAddr> {
@@ -370,6 +382,15 @@ mod tests {
             exe: "/nonexistent".into(),
             metrics: ([127, 0, 0, 1], 1).into(),
         }
+    }
+
+    #[test]
+    fn a_stage_is_made_where_programs_may_be_run_and_paths_are_plain() {
+        assert!(is_plain(Path::new("/tmp/a-b_c.d")));
+        for path in ["tmp", "/tmp/a b", "/tmp/a,b", "/tmp/a'b", "/tmp/\u{e9}"] {
+            assert!(!is_plain(Path::new(path)), "{path}");
+        }
+        assert!(may_hold_programs(&private_root()) && !may_hold_programs(Path::new("/nonexistent")));
     }
 
     #[test]

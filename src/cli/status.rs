@@ -94,7 +94,13 @@ fn look(mountpoint: Option<&Path>) -> Result<Found, MountError> {
             Ok(other) => found.complaints.push(format!("{}: unexpected answer: {other:?}", socket.display())),
             Err(error) if is_absent(&error) => {
                 // A socket without a daemon is what a killed one leaves behind.
-                found.complaints.extend(mountpoint.map(|path| format!("no steadfs serves {}", path.display())));
+                found.complaints.extend(mountpoint.map(|path| match nix::unistd::geteuid().is_root() {
+                    true => format!("no steadfs serves {}", path.display()),
+                    // Nobody else may ask.
+                    false => {
+                        format!("no steadfs of this user serves {}: if root mounted it, ask as root", path.display())
+                    }
+                }));
             }
             Err(error) => found.silent.push(format!(
                 "{}: the daemon does not answer: {}",
