@@ -157,6 +157,23 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "steadfs: {}", plain(text));
 }
 
+/// Text on stdout. A reader that went away (a pager, `head`) is no error.
+fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Says why a mount, or what was to be done with it, failed.
+fn failed(error: &MountError) -> ExitCode {
+    complain(&error.to_string());
+    ExitCode::from(exit_code(error))
+}
+
+/// The end of a command that says nothing if all went well.
+fn finish(result: Result<(), MountError>) -> ExitCode {
+    result.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
 /// The exit code that mount(8) documents for this kind of failure.
 fn exit_code(error: &MountError) -> u8 {
     match error {

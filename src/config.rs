@@ -220,6 +220,16 @@ impl DaemonConfig {
         self.home.is_relative()
     }
 
+    /// What mount tables show as the source of one of its overlays: as sshfs would be asked for that directory.
+    pub fn label_of(&self, at: &HotPath) -> String {
+        let label = self.source.label();
+        if at.path.as_os_str().is_empty() {
+            return label;
+        }
+        let joint = if label.ends_with(['/', ':']) { "" } else { "/" };
+        format!("{label}{joint}{}", at.path.display())
+    }
+
     /// The same, seen by nobody but `steadfs status`.
     pub fn without_metrics(&self) -> DaemonConfig {
         DaemonConfig { telemetry: TelemetryConfig::default(), ..self.clone() }
@@ -319,6 +329,18 @@ mod tests {
 
     fn read(value: Value) -> DaemonConfig {
         serde_json::from_value(value).expect("another version's is understood")
+    }
+
+    #[test]
+    fn mount_tables_show_the_directory() {
+        let label = |target: &str, path: &str| {
+            let source = Source::Sshfs { target: target.into() };
+            let config = DaemonConfig::of_one(source, "/hot".into(), OverlayConfig::default());
+            config.label_of(&HotPath { path: path.into(), ..config.overlays[0].clone() })
+        };
+        assert_eq!(label("u@h:/d", "a/b"), "u@h:/d/a/b");
+        assert_eq!(label("h:", "a"), "h:a");
+        assert_eq!(label("h:/", ""), "h:/");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod orphans;
 pub mod reload;
 mod signals;
 pub mod stored;
-mod succession;
+pub(crate) mod succession;
 mod upkeep;
 
 use std::collections::BTreeSet;

@@ -4,7 +4,13 @@
 //! To add one: the function and its line in [`TARGETS`] here, `fuzz/fuzz_targets/NAME.rs`, and a few seeds.
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::errno::Errno;
 
 use crate::backing::posix::dirents;
 use crate::backing::record::Record;
@@ -17,21 +23,32 @@ use crate::backing::{mountinfo, unmount};
 use crate::cli::file;
 use crate::cli::options::{self, duration, size, split, value, words};
 use crate::cli::source;
-use crate::config::{DaemonConfig, Source};
+use crate::config::{DaemonConfig, PermitConfig, Source};
+use crate::daemon::succession;
 use crate::handover::item::{Item, ItemError};
 use crate::handover::picture::Picture;
+use crate::handover::slots::RESENT;
 use crate::handover::tape::{self, Scan, TapeError};
+use crate::handover::{Memory, Sizes};
 use crate::keeper::message::Message;
 use crate::overlay::hidden_journal::line;
 use crate::spool::header::{self, Header};
 use crate::spool::text;
+use crate::supervisor::Event;
+use crate::supervisor::permit::{self, Permit, Sight};
+use crate::supervisor::report::LastRepair;
+use crate::telemetry::compat::state::State;
+use crate::telemetry::compat::{fold, targets::Target as HotPath};
 use crate::telemetry::control::{Reply, Request};
+use crate::worker::pause::{self, Paused};
 
 /// What is given arbitrary bytes.
 pub type Target = fn(&[u8]);
 
 /// All of them by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 17] = [
+    ("bequest", bequest),
+    ("compat", compat),
     ("config", config),
     ("control", control),
     ("dirents", dirents),
@@ -41,6 +58,8 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("manifest", manifest),
     ("mountinfo", mountinfo),
     ("options", options),
+    ("paused", paused),
+    ("repairs", repairs),
     ("source", source),
     ("spool", spool),
     ("ssh_output", ssh_output),
@@ -109,13 +128,7 @@ pub fn dirents(data: &[u8]) {
 pub fn handover(data: &[u8]) {
     let mut scan = Scan::new(data, data.len() as u64 / 2, 0);
     assert!(scan.by_ref().count() <= data.len());
-    let mut records: Vec<(u16, &[u8])> = Vec::new();
-    let mut rest = data;
-    while let [kind, length, tail @ ..] = rest {
-        let (payload, tail) = tail.split_at(usize::from(*length).min(tail.len()));
-        records.push((u16::from(*kind), payload));
-        rest = tail;
-    }
+    let records = records(data);
     let picture = Picture::fold(records.iter().map(|&record| Ok::<_, ItemError>(record)));
     // Each by itself too, as a session has to come first.
     let mut loose = Picture::default();
@@ -136,6 +149,17 @@ pub fn handover(data: &[u8]) {
     on_tape(&records, data);
 }
 
+/// Kind, length and payload of each.
+fn records(data: &[u8]) -> Vec<(u16, &[u8])> {
+    let (mut records, mut rest) = (Vec::new(), data);
+    while let [kind, length, tail @ ..] = rest {
+        let (payload, tail) = tail.split_at(usize::from(*length).min(tail.len()));
+        records.push((u16::from(*kind), payload));
+        rest = tail;
+    }
+    records
+}
+
 /// The same on a tape that somebody has altered in one place: it is read as it was, or not at all.
 fn on_tape(records: &[(u16, &[u8])], data: &[u8]) {
     let (mut bytes, last) = tape::laid_out(records);
@@ -150,6 +174,92 @@ fn on_tape(records: &[(u16, &[u8])], data: &[u8]) {
             assert!(*before == after || matches!(after, Err(TapeError::Damaged { .. })));
         }
     }
+}
+
+/// What a successor is left: the session of an overlay, and its memory, of which some words have been altered.
+pub fn bequest(data: &[u8]) {
+    succession::fuzz(data);
+    let Ok(Ok((memory, inherited))) = memory_of(data).map(Memory::take_over) else { return };
+    // Whoever has taken it over goes on with it.
+    for request in &inherited.requests {
+        let entered = memory.requests().enter(request.unique | RESENT, request.opcode, request.node);
+        memory.requests().leave(entered);
+    }
+    memory.requests().forget_leftovers();
+    let _ = memory.note(&Item::Aside { key: "key", value: data.into() });
+    let _ = (memory.picture(), memory.compact(), memory.attend(), memory.rest(), memory.requests().is_idle());
+}
+
+/// A count, so many words (where, 16 bits; what, 64 bits), and then records as [`handover`] has them.
+fn memory_of(data: &[u8]) -> std::io::Result<OwnedFd> {
+    let memory = Memory::create(Sizes { slots: 4, tape: 1 << 16 }).map_err(std::io::Error::other)?;
+    let (count, rest) = data.split_first().map_or((0, data), |(count, rest)| (usize::from(*count), rest));
+    let (words, rest) = rest.split_at((count * 10).min(rest.len()));
+    for (kind, payload) in records(rest) {
+        if let Ok(item) = Item::decode(kind, payload, "fuzz") {
+            let _ = memory.note(&item);
+        }
+    }
+    let file = File::from(memory.fd().try_clone_to_owned()?);
+    for word in words.chunks_exact(10) {
+        let at = u64::from(word[0]) << 8 | u64::from(word[1]);
+        // The control words, the slots, the tape.
+        let at = [1024 + at / 4 % 320, 4096 + at / 4 % 256, 8192 + at / 4][(at % 4).min(2) as usize];
+        file.write_all_at(&word[2..], at & !7)?;
+    }
+    Ok(file.into())
+}
+
+/// The state file of another watchdog.
+pub fn compat(data: &[u8]) {
+    let mut state = State::parse(data);
+    let seen = |state: &State| {
+        (state.observations.clone(), state.applies.clone(), state.last_healthy, state.last_skip.clone())
+    };
+    // Parts of a second, and what belongs to nothing, are not written.
+    let again = State::parse(state.text().as_bytes());
+    assert_eq!(seen(&State::parse(again.text().as_bytes())), seen(&again), "what is written is read again");
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000);
+    let known: Vec<String> = state.observations.values().map(|observation| observation.path.clone()).collect();
+    let targets: Vec<HotPath> = known.into_iter().map(|path| HotPath { path, errno: Some(Errno::EIO) }).collect();
+    state.observe(&targets, at);
+    let detail = lossy(data).into_owned();
+    let began = Event::OutageBegan { since: at, reason: "silence".into(), detail: detail.clone() };
+    let failed = Event::StartFailed { generation: 1, detail, halted: false, retry_in_secs: None };
+    for event in [began, failed, Event::Recovered { generation: 2, outage_secs: 1.0 }] {
+        state.applies.fold(at, &event);
+    }
+    assert!(state.applies.within(at, fold::DAY) <= state.applies.times.len());
+    let _ = state.text();
+}
+
+/// The note of who is paused, and the flag file.
+pub fn paused(data: &[u8]) {
+    let _ = serde_json::from_slice::<Paused>(data);
+    let Some(record) = pause::Record::parse(data) else { return };
+    let now = Instant::now();
+    let times = record.workers.iter().flat_map(|held| [held.timeout, held.steady]).chain([record.hook_timeout]);
+    assert!(times.flatten().all(|time| now.checked_add(time).is_some()), "nobody could wait for it");
+    let all = record.workers.iter().map(|held| held.found.clone()).reduce(pause::Found::and);
+    assert_eq!(all.is_none(), record.workers.is_empty());
+    let _ = record.stage_of_pair();
+    let text = serde_json::to_vec(&record).unwrap_or_default();
+    assert_eq!(pause::Record::parse(&text), Some(record));
+}
+
+/// What is known of earlier repairs.
+pub fn repairs(data: &[u8]) {
+    let Ok(record) = permit::record::Record::parse(data) else { return };
+    let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_770_000_000));
+    let (starts, unfinished) = (record.instants(now, wall), record.unfinished(now, wall));
+    assert!(starts.iter().chain(&unfinished).all(|at| *at <= now));
+    let last = record.last.as_ref().map(LastRepair::from);
+    for at in last.iter().flat_map(|last| [Some(last.started), last.ended]).flatten() {
+        let _ = humantime::format_rfc3339_millis(at).to_string();
+    }
+    let written = permit::record::Record::of(&starts, record.started_total, last.as_ref(), now, wall);
+    assert!(permit::record::Record::parse(&serde_json::to_vec(&written).unwrap_or_default()).is_ok());
+    let _ = Permit::new(PermitConfig::default(), starts).holds(now, &Sight { outage_since: now, begun: false });
 }
 
 /// The journal of hidden names, its checksums made good.
@@ -264,7 +374,6 @@ pub fn tcp(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -361,6 +470,26 @@ mod tests {
             runs += 1;
         }
         println!("{name}: {runs} executions");
+    }
+
+    #[test]
+    fn no_bequest_panics() {
+        run("bequest");
+    }
+
+    #[test]
+    fn no_state_of_another_watchdog_panics() {
+        run("compat");
+    }
+
+    #[test]
+    fn no_note_of_who_is_paused_panics() {
+        run("paused");
+    }
+
+    #[test]
+    fn no_record_of_repairs_panics() {
+        run("repairs");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod gate;
 pub mod handover;
 pub mod keeper;
 pub mod log;
+pub(crate) mod moment;
 pub mod mountpoint;
 pub mod overlay;
 pub(crate) mod plain;

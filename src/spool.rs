@@ -16,7 +16,7 @@
 //! | Member | Is |
 //! | --- | --- |
 //! | `steadfs_spool` | the version of the format |
-//! | `overlay`, `backing` | the mountpoint, and what it showed |
+//! | `overlay`, `backing` | the mountpoint, and what it showed: the source with the overlay's own directory, as in a mount table |
 //! | `path` | the file, below the root of both |
 //! | `reason` | why it was saved |
 //! | `at` | when, RFC 3339 in UTC |
@@ -60,7 +60,7 @@ pub use text::encode as printable_path;
 pub struct Saved {
     /// The mountpoint.
     pub overlay: PathBuf,
-    /// The backing's label.
+    /// What it showed: the backing's label with the overlay's own directory, as mount tables show it.
     pub backing: String,
     /// The file, below the root.
     pub path: PathBuf,

@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod lab;
+#[path = "boot/workers.rs"]
+mod workers;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -58,26 +61,48 @@ while True:
     time.sleep(0.02)
 "#;
 
-/// What is on that machine's disk.
-fn install(machine: &Machine) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What `make install` puts on that machine's disk.
+fn make_install(machine: &Machine) {
     let variables = [
         format!("DESTDIR={}", machine.disk("").display()),
         format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs")),
         "PREFIX=/usr".into(),
     ];
-    let output = Command::new("make").arg("-C").arg(root).arg("install").args(variables).output().unwrap();
+    let output = Command::new("make").arg("-C").arg(root()).arg("install").args(variables).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    // As `systemctl enable` would have it.
+    machine.write(
+        "etc/systemd/system/multi-user.target.d/steadfs.conf",
+        "[Unit]\nWants=steadfs@box.service remote-fs.target\n",
+    );
+}
+
+/// A program on that disk.
+fn write_script(machine: &Machine, name: &str, script: &str) {
+    machine.write(name, &format!("#!/bin/sh\n{script}\n"));
+    fs::set_permissions(machine.disk(name), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The example's drop-in for a job that needs the first overlay.
+fn write_drop_in(machine: &Machine, job: &str) {
+    let example = fs::read_to_string(root().join("systemd/examples/worker.conf")).unwrap();
+    machine.write(&format!("etc/systemd/system/{job}.service.d/steadfs.conf"), &example);
+}
+
+/// What is on that machine's disk.
+fn install(machine: &Machine) {
+    make_install(machine);
     machine.write("etc/steadfs/box.toml", CONFIG);
-    machine.write("etc/steadfs/server", "#!/bin/sh\nexec /usr/lib/openssh/sftp-server\n");
-    fs::set_permissions(machine.disk("etc/steadfs/server"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .unwrap();
+    write_script(machine, "etc/steadfs/server", "exec /usr/lib/openssh/sftp-server");
     machine.write("etc/systemd/system/job.service", JOB);
     machine.write("etc/writer.py", WRITER);
     machine.write("etc/systemd/system/writer.service", "[Service]\nExecStart=/usr/bin/python3 -u /etc/writer.py\n");
-    let example = fs::read_to_string(root.join("systemd/examples/worker.conf")).unwrap();
     for job in ["job", "writer"] {
-        machine.write(&format!("etc/systemd/system/{job}.service.d/steadfs.conf"), &example);
+        write_drop_in(machine, job);
     }
     let after = "x-systemd.after=steadfs@box.service";
     let fstab = format!(
@@ -89,11 +114,6 @@ fn install(machine: &Machine) {
         fs::create_dir_all(machine.disk("srv/jobs").join(place)).unwrap();
         fs::create_dir(machine.store(place)).unwrap();
     }
-    // As `systemctl enable` would have it.
-    machine.write(
-        "etc/systemd/system/multi-user.target.d/steadfs.conf",
-        "[Unit]\nWants=steadfs@box.service remote-fs.target\n",
-    );
 }
 
 const UNIT: &str = "steadfs@box.service";

@@ -256,3 +256,101 @@ fn a_remount_changes_flags_and_nothing_else() {
     scene.ok(&["umount", &at]);
     scene.end();
 }
+
+/// A process in a mount namespace made from that of a scene, which ends with its input.
+struct Inner(Child);
+
+impl Inner {
+    fn of(scene: &Scene) -> Inner {
+        let mut command = scene.command(&["unshare", "-m", "--propagation", "private", "cat"]);
+        let inner = Inner(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        wait("the inner namespace is there", || process::name(inner.0.id().cast_signed()) == "cat");
+        inner
+    }
+
+    fn mounts(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/mountinfo", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn switches_of_mount_reach_the_helper() {
+    let scene = Scene::new();
+    let (lab, hot) = (&scene.lab, scene.lab.hot.clone());
+    let ours = format!("guard=no,{}", lab.sshd.client_options());
+    let (at, source) = (name(&hot).to_owned(), lab.source());
+    scene.fstab(&[format!("{source} {at} steadfs noauto,{ours} 0 0")]);
+
+    // -f and -v: what would be done, and nothing is.
+    let said = scene.ok(&["mount", "-f", "-v", &at]);
+    assert!(said.contains("mount.steadfs: steadfs mount -o ") && !scene.is_mounted(&hot), "{said}");
+    assert!(scene.ok(&["mount", "-f", &at]).is_empty() && !scene.is_mounted(&hot));
+    // -s: options that nobody knows are refused all the same.
+    scene.refused(&["mount", "-s", "-t", "steadfs", "-o", "deadlin=3s", &source, &at], "deadline");
+    // -n: there is no /etc/mtab to leave alone.
+    scene.ok(&["mount", "-n", &at]);
+    assert!(scene.is_mounted(&hot));
+    scene.ok(&["umount", "-n", &at]);
+    // -i leaves the helper out, and the kernel knows no such type: nothing is mounted.
+    for (kind, complaint) in [("steadfs", "unknown filesystem type"), ("fuse.steadfs", "wrong fs type")] {
+        scene.refused(&["mount", "-i", "-t", kind, "-o", &ours, &source, &at], complaint);
+        assert!(!scene.is_mounted(&hot));
+    }
+    // -v for real.
+    assert!(scene.ok(&["mount", "-v", &at]).contains("-- "));
+    scene.ok(&["umount", &at]);
+
+    // -N: into another mount namespace.
+    let inner = Inner::of(&scene);
+    let namespace = format!("/proc/{}/ns/mnt", inner.0.id());
+    scene.ok(&["mount", "-N", &namespace, &at]);
+    assert!(mount_in(&inner.mounts(), &hot).is_some() && !scene.is_mounted(&hot));
+    scene.ok(&["umount", "-N", &namespace, &at]);
+    assert!(mount_in(&inner.mounts(), &hot).is_none());
+    drop(inner);
+    // What the helper is not told by mount(8).
+    for words in [&["mount.steadfs"][..], &["mount.steadfs", &source], &["mount.steadfs", &source, &at, "-x"]] {
+        let output = scene.ask(words);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("usage: mount.steadfs "), "{output:?}");
+    }
+    scene.end();
+}
+
+#[test]
+fn an_overlay_of_sshfs_s_type_is_remounted_by_its_line_or_without_a_helper() {
+    let scene = Scene::new();
+    let (lab, hot) = (&scene.lab, scene.lab.hot.clone());
+    let at = name(&hot).to_owned();
+    let line = format!("{} {at} steadfs noauto,guard=no,subtype=sshfs,{} 0 0", lab.source(), lab.sshd.client_options());
+    scene.fstab(&[line]);
+    scene.ok(&["mount", &at]);
+    let before = scene.mount_of(&hot);
+    assert_eq!(scene.ok(&["findmnt", "-n", "-o", "FSTYPE", "-M", &at]).trim(), "fuse.sshfs");
+    // The line says steadfs, so it is steadfs that is asked.
+    scene.ok(&["mount", "-o", "remount,ro", &at]);
+    assert!(scene.has(&hot, "ro"));
+    scene.ok(&["mount", "-o", "remount,rw", &at]);
+    assert!(scene.has(&hot, "rw"));
+    // Without a line mount(8) goes by the type, and asks sshfs, which refuses: nothing changes, and nothing is mounted over it.
+    scene.fstab(&[]);
+    scene.refused(&["mount", "-o", "remount,ro", &at], "unknown option");
+    assert!(scene.has(&hot, "rw"));
+    assert_eq!(scene.mount_of(&hot), before);
+    // Without a helper it is the kernel's.
+    scene.ok(&["mount", "-i", "-o", "remount,ro", &at]);
+    assert!(scene.has(&hot, "ro"));
+    // Or the type is given.
+    scene.ok(&["mount", "-t", "steadfs", "-o", "remount,rw", &lab.source(), &at]);
+    assert!(scene.has(&hot, "rw"));
+    assert_eq!(scene.mount_of(&hot), before);
+    scene.ok(&["umount", &at]);
+    scene.end();
+}

@@ -5,6 +5,7 @@
 mod lab;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -20,13 +21,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn make(target: &str, destination: &Path, prefix: &str) {
-    let variables = [
-        format!("DESTDIR={}", destination.display()),
-        format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs")),
-        format!("PREFIX={prefix}"),
-    ];
-    let output = Command::new("make").arg("-C").arg(root()).arg(target).args(variables).output().unwrap();
+fn make(target: &str, destination: &Path, variables: &[&str]) {
+    let places = [format!("DESTDIR={}", destination.display()), format!("BINARY={}", env!("CARGO_BIN_EXE_steadfs"))];
+    let output = Command::new("make").arg("-C").arg(root()).arg(target).args(places).args(variables).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 }
 
@@ -47,13 +44,16 @@ fn files(below: &Path) -> BTreeSet<String> {
 }
 
 /// What any installation has, by its prefix.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 12] = [
     "bin/steadfs",
     "lib/systemd/system/steadfs@.service",
     "lib/systemd/system/steadfs-mount@.service",
     "lib/tmpfiles.d/steadfs.conf",
     "share/bash-completion/completions/steadfs",
+    "share/doc/steadfs/copyright",
     "share/doc/steadfs/operations.md",
+    "share/doc/steadfs/decisions/0006-write-log.md",
+    "share/doc/steadfs/monitoring/alerts.yml",
     "share/doc/steadfs/examples/healtharchive.toml",
     "share/doc/steadfs/examples/box.env",
     "share/doc/steadfs/examples/worker.conf",
@@ -62,19 +62,41 @@ const PARTS: [&str; 9] = [
 #[test]
 fn make_installs_and_uninstalls() {
     let place = tempfile::tempdir().unwrap();
-    make("install", place.path(), "/opt/it");
-    let found = files(place.path());
-    let manual = ["share/man/man8/steadfs.8", "share/man/man5/steadfs.toml.5", "share/zsh/site-functions/_steadfs"];
+    let destination = place.path().join("a place");
+    make("install", &destination, &["PREFIX=/opt/it"]);
+    let found = files(&destination);
+    let manual = [
+        "share/man/man8/steadfs.8",
+        "share/man/man8/mount.steadfs.8",
+        "share/man/man8/mount.fuse.steadfs.8",
+        "share/man/man5/steadfs.toml.5",
+        "share/zsh/site-functions/_steadfs",
+    ];
     for part in PARTS.iter().chain(&manual).chain(&["share/fish/vendor_completions.d/steadfs.fish"]) {
         assert!(found.contains(&format!("opt/it/{part}")), "{part} is not among {found:#?}");
     }
     assert!(found.contains("usr/sbin/mount.steadfs") && found.contains("usr/sbin/mount.fuse.steadfs"), "{found:#?}");
-    let unit = std::fs::read_to_string(place.path().join("opt/it/lib/systemd/system/steadfs@.service")).unwrap();
+    let unit = std::fs::read_to_string(destination.join("opt/it/lib/systemd/system/steadfs@.service")).unwrap();
     assert!(unit.contains("ExecStart=/opt/it/bin/steadfs run") && !unit.contains("/usr/bin/steadfs"), "{unit}");
-    let output = run(place.path().join("opt/it/bin/steadfs").to_str().unwrap(), &["--version"]);
+    let output = run(destination.join("opt/it/bin/steadfs").to_str().unwrap(), &["--version"]);
     assert_eq!(text(&output.stdout), format!("steadfs {}\n", env!("CARGO_PKG_VERSION")));
-    make("uninstall", place.path(), "/opt/it");
-    assert_eq!(files(place.path()), BTreeSet::new());
+    leads_somewhere(&destination.join("opt/it/share/doc/steadfs"));
+    // What the operator has put there is his.
+    std::fs::write(destination.join("etc/steadfs/box.toml"), "").unwrap();
+    make("uninstall", &destination, &["PREFIX=/opt/it"]);
+    assert_eq!(files(&destination), BTreeSet::from(["etc/steadfs/box.toml".to_owned()]));
+}
+
+/// The links of installed documents.
+fn leads_somewhere(documents: &Path) {
+    for name in files(documents).iter().filter(|name| name.ends_with(".md")) {
+        let file = documents.join(name);
+        let content = std::fs::read_to_string(&file).unwrap();
+        for target in content.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let there = target.contains("://") || file.parent().unwrap().join(target).exists();
+            assert!(there, "{name}: {target}");
+        }
+    }
 }
 
 /// What bash offers for a line.
@@ -121,6 +143,33 @@ fn package(into: &Path) -> PathBuf {
     into.join(all.next().expect("a package"))
 }
 
+/// What only a package has: Debian's policy asks for the first, lintian for the second.
+const OF_A_PACKAGE: [&str; 2] = ["usr/share/doc/steadfs/changelog.Debian.gz", "usr/share/lintian/overrides/steadfs"];
+
+/// The package has what `make install` installs, to the byte and with the same modes, but for what debug information takes.
+fn same_as_make_install(package: &Path, place: &Path) {
+    let (packed, made) = (place.join("packed"), place.join("made"));
+    let output = run("dpkg-deb", &["-x", package.to_str().unwrap(), packed.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    make("install", &made, &["PREFIX=/usr", "ZSHDIR=/usr/share/zsh/vendor-completions"]);
+    for name in OF_A_PACKAGE {
+        std::fs::remove_file(packed.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    for name in files(&packed).iter().filter(|name| name.ends_with(".gz")) {
+        let output = run("gzip", &["-d", packed.join(name).to_str().unwrap()]);
+        assert!(output.status.success(), "{name}: {output:?}");
+    }
+    let all = files(&made);
+    assert_eq!(files(&packed), all);
+    for name in all {
+        let both = [packed.join(&name), made.join(&name)];
+        let [one, other] = both.each_ref().map(|path| std::fs::symlink_metadata(path).unwrap().mode());
+        assert_eq!(one, other, "the mode of {name}");
+        let [one, other] = both.each_ref().map(|path| std::fs::read(path).unwrap());
+        assert!(name == "usr/bin/steadfs" || one == other, "{name} differs");
+    }
+}
+
 fn shell(script: &str, words: &[&Path]) -> Output {
     Command::new("unshare")
         .args(["-m", "--propagation", "private", "sh", "-euc", script, "sh"])
@@ -153,6 +202,8 @@ fn a_debian_package_comes_and_goes() {
         assert!(!["stop", "restart", "kill"].iter().any(|word| found.contains(&format!("invoke {word}"))), "{found}");
         assert!(!found.contains("deb-systemd-invoke"), "{script}: {found}");
     }
+
+    same_as_make_install(&package, place.path());
 
     // In a layer over this machine: dpkg's dependencies are those that are really installed.
     let script = r#"

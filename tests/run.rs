@@ -355,11 +355,46 @@ fn what_cannot_be_written_again_is_restored_below_its_own_hot_path() {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     };
     wait("it is in the spool", || listed().as_array().is_some_and(|all| !all.is_empty()));
-    let text = listed().to_string();
-    assert!(text.contains("\"log\"") || text.contains("gamma/log"), "{text}");
-    assert!(!text.contains("jobs/gamma/log"), "as it is called below the hot path: {text}");
+    let shown = listed().to_string();
+    assert!(shown.contains("\"log\"") || shown.contains("gamma/log"), "{shown}");
+    assert!(!shown.contains("jobs/gamma/log"), "as it is called below the hot path: {shown}");
     assert_eq!(std::fs::read_to_string(&stored).unwrap(), "another one, and much shorter");
     drop(file);
+    // The same mountpoint shows another directory of the same source by now: nothing is written there.
+    let (place, spool) = (here.hot("gamma"), here.lab.path("spool"));
+    let (place, spool) = (place.to_str().unwrap(), spool.to_str().unwrap());
+    let name = listed()[0]["entry"].as_str().unwrap().to_owned();
+    let restore = |more: &[&str]| here.ask(&[&["spool", "restore", name.as_str(), "--dir", spool], more].concat());
+    let attach = |path: &str| {
+        assert!(here.ask(&["detach", place]).status.success());
+        let output = here.ask(&["attach", place, "--path", path, "-o", "guard=no"]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    std::fs::create_dir(here.stored("delta")).unwrap();
+    std::fs::write(here.stored("delta").join("log"), "innocent").unwrap();
+    attach("jobs/delta");
+    let source = here.lab.source();
+    let output = restore(&["--apply"]);
+    let said = format!("shows {source}/jobs/delta and not {source}/jobs/gamma");
+    assert!(output.status.code() == Some(1) && text(&output).contains(&said), "{output:?}");
+    assert_eq!(std::fs::read_to_string(here.stored("delta").join("log")).unwrap(), "innocent");
+    attach("jobs/gamma");
+    let output = restore(&[]);
+    assert!(output.status.success(), "{output:?}");
+    here.end();
+}
+
+#[test]
+fn a_canary_can_be_like_one_of_several_overlays() {
+    let here = Served::serve("[calls]\ndeadline = \"7s\"\n");
+    let alpha = here.hot("alpha");
+    let dry_run = |hot: &Path| here.ask(&["drill", "frozen", "@box", "--like", hot.to_str().unwrap(), "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&dry_run(&alpha).stdout).unwrap();
+    let options = report["options"].as_array().unwrap();
+    assert!(options.contains(&"deadline=7s".into()) && options.contains(&"gather=50ms".into()), "{report}");
+    let output = dry_run(&here.lab.path("nothing"));
+    let there = JOBS.map(|job| here.hot(job).display().to_string()).join(", ");
+    assert!(output.status.code() == Some(1) && text(&output).contains(&there), "{output:?}");
     here.end();
 }
 

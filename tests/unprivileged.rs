@@ -16,12 +16,19 @@ lab::also_runs_as!(agent_process: lab::agents::main);
 /// `nobody` of any Linux: fusermount3 wants a user that has a name.
 const USER: u32 = 65534;
 
-/// Binds a /dev/fuse that anybody may open, as udev makes it where it runs. $1: a directory of ours.
+/// Binds a /dev/fuse that anybody may open, as udev makes it where it runs; has mount(8)'s helper where it looks for it, and an
+/// /etc/fstab of ours. $1: a directory of ours, $2: that above it, $3: the repository.
 const SCENE: &str = r#"
 set -eu
 mount -t tmpfs tmpfs "$1"
 mknod -m 0666 "$1/fuse" c 10 229
 mount --bind "$1/fuse" /dev/fuse
+helpers=$(realpath /usr/sbin)
+mkdir "$1/upper" "$1/work"
+mount -t overlay overlay -o "lowerdir=$helpers,upperdir=$1/upper,workdir=$1/work" "$helpers"
+install -m 0755 "$3/mount-helper/mount.steadfs" "$helpers/mount.steadfs"
+ln -s "$2/steadfs" "$helpers/steadfs"
+mount --bind "$2/fstab" /etc/fstab
 exec cat
 "#;
 
@@ -41,7 +48,9 @@ impl User {
         let device = directory.path().join("device");
         fs::create_dir(&device).unwrap();
         let mut command = Command::new("unshare");
+        fs::write(directory.path().join("fstab"), "").unwrap();
         command.args(["-m", "--propagation", "private", "sh", "-c", SCENE, "sh"]).arg(device);
+        command.arg(directory.path()).arg(env!("CARGO_MANIFEST_DIR"));
         let keeper = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         wait("the namespace is there", || process::name(keeper.id().cast_signed()) == "cat");
         let user = User { directory, keeper };
@@ -205,5 +214,75 @@ fn so_do_the_overlays_of_a_configuration() {
     assert_eq!(user.processes("sshfs").len(), 1);
     user.ok(&["detach", second.to_str().unwrap()]);
     user.ok(&["umount", "@box"]);
+    user.ended();
+}
+
+#[test]
+fn a_user_mounts_and_unmounts_what_fstab_lets_him() {
+    let user = User::new();
+    let (hot, second) = (user.path("home/hot"), user.path("home/second"));
+    let line = |place: &Path, dir: &str, who: &str| {
+        let store = user.path("store").join(dir);
+        let server = user.path("server");
+        format!(
+            "box:{} {} steadfs {who},noauto,guard=no,ssh_command={} 0 0\n",
+            store.display(),
+            place.display(),
+            server.display()
+        )
+    };
+    fs::write(user.path("fstab"), line(&hot, "a", "user") + &line(&second, "b", "users")).unwrap();
+    let (at, other) = (hot.to_str().unwrap(), second.to_str().unwrap());
+    let mount = |words: &[&str]| user.ask(&[&["mount"], words].concat());
+    let refused = |output: Output| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !said.is_empty(), "{output:?}");
+        said
+    };
+
+    for (place, path, stored) in [(at, &hot, "store/a/file"), (other, &second, "store/b/file")] {
+        let output = mount(&[place]);
+        assert!(output.status.success(), "{output:?}");
+        // His own, with the flags that mount(8) adds for a user's mount.
+        let mounts = user.mounts();
+        let shown = mounts.lines().find(|found| found.contains(place)).unwrap();
+        for wanted in ["nosuid", "nodev", "noexec", "fuse.steadfs", &format!("user_id={USER}")] {
+            assert!(shown.contains(wanted), "{wanted}: {shown}");
+        }
+        user.outlives_its_sshfs(place, &path.join("file"), &user.path(stored));
+        assert!(refused(mount(&["-o", "remount,exec", place])).contains("only root can remount"));
+        let output = user.ask(&["umount", place]);
+        assert!(output.status.success(), "{output:?}");
+        user.ended();
+    }
+    // With options of his own, or by a line that is not for users, he mounts as by `steadfs mount`: as himself.
+    for (who, words) in [("user", &["-o", "rw", at][..]), ("owner", &[at]), ("nofail", &[at])] {
+        fs::write(user.path("fstab"), line(&hot, "a", who)).unwrap();
+        let output = mount(words);
+        assert!(output.status.success(), "{who}: {output:?}");
+        let mounts = user.mounts();
+        let shown = mounts.lines().find(|found| found.contains(at)).unwrap();
+        for wanted in ["nosuid", "nodev", &format!("user_id={USER}")] {
+            assert!(shown.contains(wanted), "{who}: {wanted}: {shown}");
+        }
+        let output = user.ask(&["umount", at]);
+        assert!(output.status.success(), "{who}: {output:?}");
+        user.ended();
+    }
+
+    // What root has mounted by a line with `user` is root's; with `users` it is anybody's to unmount.
+    fs::write(user.path("fstab"), line(&hot, "a", "user") + &line(&second, "b", "users")).unwrap();
+    for (place, path) in [(at, &hot), (other, &second)] {
+        let mut command = user.inside(&["mount", place]);
+        command.env("STEADFS_RUNTIME_DIR", user.path("run")).env("STEADFS_STATE_DIR", user.path("state"));
+        let output = command.output().unwrap();
+        assert!(output.status.success() && user.is_mounted(path), "{output:?}");
+    }
+    refused(user.ask(&["umount", at]));
+    assert!(user.is_mounted(&hot));
+    let output = user.ask(&["umount", other]);
+    assert!(output.status.success(), "{output:?}");
+    let output = user.inside(&["umount", at]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
     user.ended();
 }

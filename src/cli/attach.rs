@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::file::{self, overlays};
-use super::{complain, daemons, exit_code, options};
+use super::{complain, daemons, finish, options};
 use crate::config::{HotPath, OverlayConfig};
 use crate::daemon::MountError;
-use crate::mountpoint::place;
+use crate::mountpoint::{dead, place};
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
 
@@ -48,17 +48,7 @@ pub fn attach(args: &AttachArgs) -> ExitCode {
 
 /// Detaches.
 pub fn detach(args: &DetachArgs) -> ExitCode {
-    finish(place::resolve(&args.mountpoint).and_then(|path| try_detach(&path, args.lazy)))
-}
-
-fn finish(result: Result<(), MountError>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    finish(daemons::hot_path(&args.mountpoint).and_then(|path| try_detach(&path, args.lazy)))
 }
 
 fn try_attach(args: &AttachArgs) -> Result<(), MountError> {
@@ -66,8 +56,11 @@ fn try_attach(args: &AttachArgs) -> Result<(), MountError> {
     let path = below(&path).map_err(MountError::Usage)?;
     let (overlay, nonempty) = look(&args.options).map_err(MountError::Usage)?;
     let mountpoint = place::resolve(&args.mountpoint)?;
-    place::check(&mountpoint, nonempty)?;
     let home = daemons::of_name(args.to.as_deref())?;
+    if dead::clear(&mountpoint, &overlay.subtype)? {
+        complain(&format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
+    }
+    place::check(&mountpoint, nonempty)?;
     ask(&home, &Request::Attach { hot: HotPath { mountpoint, path, slot: 0, overlay }, nonempty })
 }
 

@@ -11,11 +11,11 @@ mod session;
 mod tool;
 mod trust;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::file::{self, LoadError, Loaded, Machine, Mistake};
+use super::say;
 use crate::mountpoint::claim;
 use report::{Report, Verdict};
 
@@ -40,7 +40,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
         Err(error) => {
             let mistakes = if let LoadError::Mistakes(mistakes) = &error { mistakes.as_slice() } else { &[] };
             if args.json && !mistakes.is_empty() {
-                print(&json(args, Verdict::Error, mistakes, &Report::default()));
+                say(&json(args, Verdict::Error, mistakes, &Report::default()));
             } else {
                 for line in error.to_string().lines() {
                     super::complain(&report::harmless(line));
@@ -51,7 +51,7 @@ pub fn run(args: &CheckArgs) -> ExitCode {
     };
     let report = all(&loaded, args.offline);
     let worst = report.worst();
-    print(&if args.json { json(args, worst, &[], &report) } else { report.text() });
+    say(&if args.json { json(args, worst, &[], &report) } else { report.text() });
     ExitCode::from(u8::from(worst == Verdict::Error))
 }
 
@@ -83,9 +83,4 @@ fn json(args: &CheckArgs, verdict: Verdict, mistakes: &[Mistake], report: &Repor
         "items": report.items(),
     });
     format!("{value}\n")
-}
-
-fn print(text: &str) {
-    // A reader that went away (a pager, `head`) is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::mount::logging;
-use super::{complain, exit_code};
+use super::{exit_code, finish};
 use crate::config::DaemonConfig;
 use crate::daemon::link::{Link, Request, Start};
 use crate::daemon::stored::{CONFIG, read_config};
@@ -28,13 +28,7 @@ pub struct DaemonArgs {
 
 /// Serves a mount.
 pub fn run(args: DaemonArgs) -> ExitCode {
-    match serve(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    finish(serve(args))
 }
 
 fn serve(args: DaemonArgs) -> Result<(), MountError> {

@@ -5,11 +5,11 @@
 
 mod alerts;
 mod fault;
+mod like;
 mod play;
 mod production;
 mod report;
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,6 +37,10 @@ pub struct DrillArgs {
     /// The hot path, or the name of a configuration, whose state is looked at before and after; all of this user's when absent.
     #[arg(value_name = "HOT|NAME")]
     hot: Option<PathBuf>,
+    /// An overlay whose times and sizes, and its daemon's, the canary gets: deadlines, probing, back-off, caching, write log. Those
+    /// of a mount without options when absent.
+    #[arg(long, value_name = "HOT")]
+    like: Option<PathBuf>,
     /// Do it, rather than say what would be done.
     #[arg(long)]
     apply: bool,
@@ -60,14 +64,15 @@ pub fn run(args: &DrillArgs) -> ExitCode {
         let list = Drill::ALL.iter().map(|drill| format!("{:<8} {}\n", drill.name(), drill.about()));
         return say(&if args.json { fault::list_as_json() + "\n" } else { list.collect() });
     }
-    let homes = match &args.hot {
-        Some(hot) => homes::named(hot).map(|home| vec![home]),
-        None => homes::all(),
-    };
-    let production = match homes {
-        Ok(homes) => Production::look(&homes),
+    let homes = match homes::meant(args.hot.as_deref()) {
+        Ok(homes) => homes,
         Err(error) => return failed(&error.to_string(), 1),
     };
+    let options = match args.like.as_deref().map(|hot| like::options(&homes, hot)).transpose() {
+        Ok(options) => options.unwrap_or_default(),
+        Err(problem) => return failed(&problem, 1),
+    };
+    let production = Production::look(&homes);
     let server = match tools::find() {
         Ok(server) => server,
         Err(missing) => return failed(&missing, UNAVAILABLE),
@@ -77,7 +82,7 @@ pub fn run(args: &DrillArgs) -> ExitCode {
         Err((problem, missing)) => return failed(&problem, if missing { UNAVAILABLE } else { 1 }),
     };
     if !args.apply {
-        let report = Report::of_plan(args.drill, production);
+        let report = Report::of_plan(args.drill, options, production);
         return if args.json { json(&report) } else { say(&report.text()) };
     }
     let interrupted = Arc::new(AtomicBool::new(false));
@@ -86,7 +91,7 @@ pub fn run(args: &DrillArgs) -> ExitCode {
             return failed(&format!("cannot watch for signals: {error}"), 1);
         }
     }
-    let setup = Setup { textfile: true, ..Setup::named("drill") };
+    let setup = Setup { textfile: true, options: options.clone(), ..Setup::named("drill") };
     let mut stage = match Stage::set(&setup, &server, &interrupted) {
         Ok(stage) => stage,
         Err(problem) => return failed(&problem, if interrupted.load(SeqCst) { INTERRUPTED } else { 1 }),
@@ -95,7 +100,7 @@ pub fn run(args: &DrillArgs) -> ExitCode {
     drop(stage);
     match played {
         Ok(outcome) => {
-            let report = Report::of(args.drill, outcome, production.again());
+            let report = Report::of(args.drill, options, outcome, production.again());
             if args.json {
                 json(&report)
             } else {
@@ -116,8 +121,7 @@ fn json(report: &Report) -> ExitCode {
 }
 
 fn say(text: &str) -> ExitCode {
-    // A reader that went away is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    super::say(text);
     ExitCode::SUCCESS
 }
 

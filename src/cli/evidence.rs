@@ -95,11 +95,7 @@ pub fn run(args: EvidenceArgs) -> ExitCode {
 
 fn take(args: TakeArgs) -> ExitCode {
     // Whoever wants to know what is wrong stands in the middle of it.
-    let homes = match &args.hot {
-        Some(hot) => homes::named(hot).map(|home| vec![home]),
-        None => homes::all(),
-    };
-    let homes = match homes {
+    let homes = match homes::meant(args.hot.as_deref()) {
         Ok(homes) => homes,
         Err(error) => return failed(&error.to_string()),
     };
@@ -151,8 +147,7 @@ fn look_at(args: &LookArgs) -> io::Result<()> {
 }
 
 fn say(text: &str) -> ExitCode {
-    // A reader that went away (a pager, `head`) is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    super::say(text);
     ExitCode::SUCCESS
 }
 

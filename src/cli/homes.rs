@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::daemons;
 use crate::backing::mountinfo;
@@ -13,39 +13,19 @@ use crate::mountpoint::{claim, place};
 use crate::rundir;
 
 /// What the directories of the daemon are named after that is called `given`: `@NAME`, `NAME`, its hot path, or one of its
-/// hot paths.
-pub fn named(given: &Path) -> Result<PathBuf, MountError> {
-    let bytes = given.as_os_str().as_bytes();
-    if bytes.first() == Some(&b'@') {
-        return Ok(given.to_owned());
-    }
-    if !bytes.contains(&b'/') {
-        let name = PathBuf::from(OsString::from_vec([b"@", bytes].concat()));
-        if claim::is_own(&name)? {
-            return Ok(name);
-        }
-    }
-    // As written it may be one that is known: then nothing has to be resolved, on whatever it lies.
-    let written: PathBuf = std::path::absolute(given)
-        .unwrap_or_else(|_| given.to_owned())
-        .components()
-        .filter(|part| *part != Component::CurDir)
-        .collect();
+/// hot paths, mounted or not.
+fn named(given: &Path) -> Result<PathBuf, MountError> {
     // One of several overlays has a directory of its own, which leads to its daemon's.
-    let known = |path: &Path| match daemons::leads_to(path) {
+    daemons::find(given, |path| match daemons::leads_to(path) {
         Some(home) => Ok(Some(home)),
-        None => claim::is_own(path).and_then(|own| if own { Ok(Some(path.to_owned())) } else { owner(path) }),
-    };
-    if let Some(home) = known(&written)? {
-        return Ok(home);
-    }
-    // Nothing is resolved on a mount that may hang.
-    let below = written.parent().unwrap_or(Path::new("/"));
-    if mountinfo::covering(below).map_err(place::no_mountinfo)?.is_some_and(|entry| entry.may_hang()) {
-        return Ok(written);
-    }
-    let real = place::resolve(given)?;
-    Ok(known(&real)?.unwrap_or(real))
+        None if claim::is_own(path)? => Ok(Some(path.to_owned())),
+        None => owner(path),
+    })
+}
+
+/// The one that is meant, or all there are.
+pub fn meant(given: Option<&Path>) -> Result<Vec<PathBuf>, MountError> {
+    given.map_or_else(all, |given| named(given).map(|home| vec![home]))
 }
 
 /// The daemon among whose overlays that one is.
@@ -55,7 +35,7 @@ fn owner(hot: &Path) -> Result<Option<PathBuf>, MountError> {
 }
 
 /// Those of all daemons of this user, and of overlays that somebody who is dead has left.
-pub fn all() -> Result<Vec<PathBuf>, MountError> {
+fn all() -> Result<Vec<PathBuf>, MountError> {
     let mut found: BTreeSet<PathBuf> = running()?.into_iter().collect();
     let served: BTreeSet<PathBuf> = found.iter().flat_map(|home| Settings::read(home).overlays).collect();
     let table = mountinfo::entries().map_err(place::no_mountinfo)?;
@@ -72,12 +52,9 @@ pub fn all() -> Result<Vec<PathBuf>, MountError> {
 
 /// Those that have a runtime directory.
 fn running() -> Result<Vec<PathBuf>, MountError> {
-    let base = rundir::base();
-    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
-    claim::own(&base)?;
-    let names = entries.flatten().map(|entry| entry.file_name());
+    let all = claim::directories()?;
     // A name that does not lead back is that of a long path, or no name of ours.
-    let homes = names.map(|name| unescape(name.as_bytes()));
+    let homes = all.iter().filter_map(|dir| Some(unescape(dir.file_name()?.as_bytes())));
     let mut homes: Vec<PathBuf> = homes.filter(|home| rundir::of(home).is_dir()).collect();
     homes.retain(|home| daemons::leads_to(home).is_none() && claim::own(&rundir::of(home)).is_ok());
     homes.sort();

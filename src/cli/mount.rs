@@ -10,7 +10,7 @@ mod remount;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use super::{attach, complain, exit_code, options, source};
+use super::{attach, complain, failed, options, source};
 use crate::config::{DaemonConfig, MetricsListen, Source};
 use crate::daemon::{self, MountError};
 use crate::keeper::notify;
@@ -98,12 +98,7 @@ pub fn run(args: MountArgs) -> ExitCode {
         }
         return attach::attach(&attach::AttachArgs { mountpoint, path: Some(path), to: Some(name), options });
     }
-    start(args.foreground, args.debug, || {
-        prepare(&args).map_err(|error| {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        })
-    })
+    start(args.foreground, args.debug, || prepare(&args).map_err(|error| failed(&error)))
 }
 
 /// Starts what is prepared, or goes on with what a service manager has kept of it. In the background the process returns when
@@ -137,10 +132,7 @@ pub(super) fn start(foreground: bool, debug: bool, prepare: impl FnOnce() -> Res
 }
 
 fn exit(result: Result<ExitCode, MountError>) -> ExitCode {
-    result.unwrap_or_else(|error| {
-        complain(&error.to_string());
-        ExitCode::from(exit_code(&error))
-    })
+    result.unwrap_or_else(|error| failed(&error))
 }
 
 /// Runs the daemon to its end.

@@ -16,7 +16,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{
-    CallPolicy, KeeperConfig, LogConfig, OverlayConfig, PermitConfig, RepairPolicy, TelemetryConfig, WorkerConfig,
+    CallPolicy, DaemonConfig, KeeperConfig, LogConfig, OverlayConfig, PermitConfig, RepairPolicy, TelemetryConfig,
+    WorkerConfig,
 };
 use crate::plain::plain;
 use known::Fate;
@@ -92,6 +93,34 @@ pub fn parse<'a>(values: impl IntoIterator<Item = &'a str>) -> Result<Options, S
     options.check_sshfs()?;
     options.finish_ssh();
     Ok(options)
+}
+
+/// The times and sizes of an overlay and of its daemon that concern calls, repair, the mount and the write log, and the error of an
+/// outage, as they are given with `-o`.
+pub fn times_and_sizes(config: &DaemonConfig, overlay: &OverlayConfig) -> Vec<String> {
+    use table::{Group, Kind};
+    let mut options = Options {
+        calls: config.calls,
+        repair: config.repair,
+        log: config.log.clone(),
+        overlay: overlay.clone(),
+        ..Options::default()
+    };
+    let mut all = vec![
+        format!("errno={:?}", options.calls.outage_errno),
+        format!("attr_timeout={}", duration::format(overlay.attr_timeout)),
+        format!("entry_timeout={}", duration::format(overlay.entry_timeout())),
+    ];
+    let concerned = [Group::Calls, Group::Repair, Group::Mount, Group::Log];
+    for definition in table::TABLE.iter().filter(|definition| concerned.contains(&definition.group)) {
+        let value = match definition.kind {
+            Kind::Duration(_, _, field) => duration::format(*field(&mut options)),
+            Kind::Size(_, _, field) => size::format(*field(&mut options)),
+            _ => continue,
+        };
+        all.push(format!("{}={value}", definition.name));
+    }
+    all
 }
 
 impl Options {

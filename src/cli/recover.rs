@@ -1,15 +1,14 @@
 //! `steadfs recover`: what a repair would do and what holds it back, or the repair itself.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::daemons;
 use super::options::duration;
-use super::status;
+use super::{daemons, say, status};
 use crate::mountpoint::claim;
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
@@ -116,7 +115,7 @@ fn dry_run(daemon: &Daemon, args: &RecoverArgs) -> Result<u8, String> {
         print_json(&Report { recovery: &recovery, applied: false, result, took_secs: None, then: None })?;
     } else {
         let end = if well { "nothing to do: calls succeed" } else { "nothing was done; --apply does it now" };
-        print(&format!("{}{end}\n", describe(&recovery)));
+        say(&format!("{}{end}\n", describe(&recovery)));
     }
     Ok(if well { WELL } else { ILL })
 }
@@ -126,7 +125,7 @@ fn apply(daemon: &Daemon, args: &RecoverArgs) -> Result<u8, String> {
     let before = daemon.ask(true)?;
     let (ordered, mut shown) = (Instant::now(), None);
     if talks {
-        print(&describe(&before));
+        say(&describe(&before));
     }
     let (now, done) = loop {
         std::thread::sleep(LOOK);
@@ -135,7 +134,7 @@ fn apply(daemon: &Daemon, args: &RecoverArgs) -> Result<u8, String> {
         if talks && shown.as_ref() != Some(&seen) {
             let why = now.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
             let took = ordered.elapsed().as_secs_f64();
-            print(&format!("  {took:6.1} s  {}, generation {}{why}\n", now.state, now.generation));
+            say(&format!("  {took:6.1} s  {}, generation {}{why}\n", now.state, now.generation));
             shown = Some(seen);
         }
         if is_done(&before, &now, args.force) {
@@ -153,7 +152,7 @@ fn apply(daemon: &Daemon, args: &RecoverArgs) -> Result<u8, String> {
     } else if done {
         let took = ordered.elapsed().as_secs_f64();
         let what = if now.generation == before.generation && before.healthy { "answered a probe" } else { "is live" };
-        print(&format!("generation {} {what} after {took:.1} s\n", now.generation));
+        say(&format!("generation {} {what} after {took:.1} s\n", now.generation));
     } else {
         let why = now.why.map(|why| format!(": {why}")).unwrap_or_default();
         super::complain(&format!("{}: not live after {:.0?}, {}{why}", daemon.name, ordered.elapsed(), now.state));
@@ -194,13 +193,8 @@ fn describe(recovery: &Recovery) -> String {
 
 fn print_json(report: &Report<'_>) -> Result<(), String> {
     let text = serde_json::to_string(report).map_err(|error| error.to_string())?;
-    print(&(text + "\n"));
+    say(&(text + "\n"));
     Ok(())
-}
-
-/// A reader that went away (a pager, `head`) is no error.
-fn print(text: &str) {
-    let _ = io::stdout().write_all(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! `steadfs run`: one backing and any number of overlays, as a file says.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::file::{self, Loaded};
 use super::mount::{self, Prepared, machine};
-use super::{complain, daemons, exit_code, status};
+use super::{complain, daemons, failed, say, status};
 use crate::config::{DaemonConfig, Source};
 use crate::daemon::MountError;
 use crate::daemon::reload::Reloaded;
@@ -69,17 +68,13 @@ pub fn reload(args: &ReloadArgs) -> ExitCode {
         let lines = lines.iter().flat_map(|(word, what)| what.iter().map(move |one| format!("{word}: {one}\n")));
         lines.collect()
     };
-    // A reader that went away is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    say(&text);
     done.failed.iter().for_each(|words| complain(words));
     if done.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn try_reload(daemon: &Path) -> Result<Reloaded, ExitCode> {
-    let fail = |error: MountError| {
-        complain(&error.to_string());
-        ExitCode::from(exit_code(&error))
-    };
+    let fail = |error| failed(&error);
     let unanswered = |words: String| fail(MountError::Mount(words));
     let file = if daemon.is_file() { daemon.to_owned() } else { file_of(daemon).map_err(fail)? };
     let Loaded { config, nonempty, .. } = file::load(&file).map_err(|error| {
@@ -120,10 +115,7 @@ fn prepare(path: &Path) -> Result<Prepared, ExitCode> {
         complain(&error.to_string());
         ExitCode::from(error.exit_code())
     })?;
-    checked(config, |mountpoint| nonempty.contains(mountpoint), notes).map_err(|error| {
-        complain(&error.to_string());
-        ExitCode::from(exit_code(&error))
-    })
+    checked(config, |mountpoint| nonempty.contains(mountpoint), notes).map_err(|error| failed(&error))
 }
 
 /// Everything that can be found out before anything is changed, but for dead mounts of ours that are in the way.

@@ -9,6 +9,7 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::say;
 use crate::plain::{plain, plain_json};
 use crate::spool::SpoolError;
 
@@ -70,13 +71,6 @@ pub fn run(args: &SpoolArgs) -> ExitCode {
             ExitCode::from(code)
         }
     }
-}
-
-/// Prints it.
-fn say(text: &str) {
-    use std::io::Write;
-    // A reader that went away (a pager, `head`) is no error.
-    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Prints it as a line of JSON.

@@ -25,10 +25,12 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::options::split;
 use procs::Proc;
 use status::Question;
 
@@ -45,18 +47,20 @@ pub struct Identity {
 }
 
 /// Which stage it is to be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Setup {
     /// For the names of directories and for messages.
     pub name: &'static str,
     /// Metrics are written for node_exporter too, into the directory `metrics`.
     pub textfile: bool,
+    /// `-o` options of the mount on top of its own.
+    pub options: Vec<String>,
 }
 
 impl Setup {
     /// As simple as can be.
     pub fn named(name: &'static str) -> Setup {
-        Setup { name, textfile: false }
+        Setup { name, textfile: false, options: Vec::new() }
     }
 }
 
@@ -77,7 +81,7 @@ impl Stage {
         let dir = tempfile::Builder::new().prefix(&format!("steadfs_{}_", setup.name)).tempdir_in(&root);
         let dir = dir.map_err(|e| format!("{}: {e}", root.display()))?;
         let metrics = free_port().map_err(|e| format!("no free port on loopback: {e}"))?;
-        let mut stage = Stage { setup: *setup, dir: Some(dir), daemon: None, exe, metrics };
+        let mut stage = Stage { setup: setup.clone(), dir: Some(dir), daemon: None, exe, metrics };
         stage.furnish(server).map_err(|e| format!("{}: {e}", stage.path("").display()))?;
         // What the daemon might leave behind becomes a child of ours and can be seen.
         prctl::set_child_subreaper(true).map_err(|e| format!("prctl: {e}"))?;
@@ -107,6 +111,9 @@ impl Stage {
             format!("ssh_command={},guard=no,backoff_max=2s,metrics={}", self.path("ssh").display(), self.metrics);
         if self.setup.textfile {
             options.push_str(&format!(",textfile={}", self.path("metrics").display()));
+        }
+        for option in &self.setup.options {
+            options.push_str(&format!(",{}", split::join([option.as_str()])));
         }
         let log = File::create(self.path("daemon.log"))?;
         let mut command = Command::new(&self.exe);
@@ -303,14 +310,25 @@ impl Drop for Stage {
     }
 }
 
-/// Paths go into sshfs's `-o` list and a shell script, so only plain ones will do.
+/// Where stages are made: in $TMPDIR, or where one can be made.
 fn private_root() -> PathBuf {
-    let plain = |path: &PathBuf| {
-        path.is_absolute()
-            && path.as_os_str().as_encoded_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(b))
-    };
     // A directory behind a symlink would not be found in mountinfo.
-    std::env::temp_dir().canonicalize().ok().filter(plain).unwrap_or_else(|| "/tmp".into())
+    let given = std::env::temp_dir().canonicalize().ok();
+    let mut places = given.iter().cloned().chain(["/tmp".into(), "/var/tmp".into()]);
+    let found = places.find(|path| is_plain(path) && may_hold_programs(path));
+    // Then it is said what is wrong with that.
+    found.or(given.filter(|path| is_plain(path))).unwrap_or_else(|| "/tmp".into())
+}
+
+/// Paths go into sshfs's `-o` list and a shell script, so only plain ones will do.
+fn is_plain(path: &Path) -> bool {
+    path.is_absolute()
+        && path.as_os_str().as_encoded_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(b))
+}
+
+/// False if the script that stands for ssh could not be run there.
+fn may_hold_programs(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|figures| !figures.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 fn free_port() -> io::Result<SocketAddr> {
@@ -364,6 +382,15 @@ mod tests {
             exe: "/nonexistent".into(),
             metrics: ([127, 0, 0, 1], 1).into(),
         }
+    }
+
+    #[test]
+    fn a_stage_is_made_where_programs_may_be_run_and_paths_are_plain() {
+        assert!(is_plain(Path::new("/tmp/a-b_c.d")));
+        for path in ["tmp", "/tmp/a b", "/tmp/a,b", "/tmp/a'b", "/tmp/\u{e9}"] {
+            assert!(!is_plain(Path::new(path)), "{path}");
+        }
+        assert!(may_hold_programs(&private_root()) && !may_hold_programs(Path::new("/nonexistent")));
     }
 
     #[test]

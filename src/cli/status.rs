@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::daemons;
+use crate::config::DaemonConfig;
 use crate::daemon::MountError;
 use crate::mountpoint::claim;
 use crate::plain::{plain, plain_json};
@@ -70,8 +71,7 @@ pub fn run(args: StatusArgs) -> ExitCode {
         Ok(text) => text,
         Err(error) => return failed(&error),
     };
-    // A reader that went away (a pager, `head`) is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    super::say(&text);
     if found.code() == 3 && !one && !json {
         super::complain("nothing is mounted");
     }
@@ -94,7 +94,13 @@ fn look(mountpoint: Option<&Path>) -> Result<Found, MountError> {
             Ok(other) => found.complaints.push(format!("{}: unexpected answer: {other:?}", socket.display())),
             Err(error) if is_absent(&error) => {
                 // A socket without a daemon is what a killed one leaves behind.
-                found.complaints.extend(mountpoint.map(|path| format!("no steadfs serves {}", path.display())));
+                found.complaints.extend(mountpoint.map(|path| match nix::unistd::geteuid().is_root() {
+                    true => format!("no steadfs serves {}", path.display()),
+                    // Nobody else may ask.
+                    false => {
+                        format!("no steadfs of this user serves {}: if root mounted it, ask as root", path.display())
+                    }
+                }));
             }
             Err(error) => found.silent.push(format!(
                 "{}: the daemon does not answer: {}",
@@ -120,10 +126,10 @@ fn text(found: &Found, json: bool, one: bool) -> Result<String, String> {
     Ok(json.map(|json| plain_json(&json) + "\n").unwrap_or_default())
 }
 
-/// The source that the daemon of `mountpoint` serves there.
-pub fn source(mountpoint: &Path) -> Result<String, String> {
-    match ask(&rundir::control_socket(mountpoint), &Request::Status, PATIENCE) {
-        Ok(Reply::Status(status)) => Ok(status.source),
+/// What the daemon of `mountpoint` is configured to do at present.
+pub fn config(mountpoint: &Path) -> Result<DaemonConfig, String> {
+    match ask(&rundir::control_socket(mountpoint), &Request::Config, PATIENCE) {
+        Ok(Reply::Config(config)) => Ok(*config),
         Ok(_) => Err("it answered something else".into()),
         Err(error) => Err(error.to_string()),
     }
@@ -146,15 +152,12 @@ fn failed(text: &str) -> ExitCode {
 
 /// Those of all mounts of this user; an error if somebody else could have made them.
 pub(super) fn all_sockets() -> Result<Vec<PathBuf>, MountError> {
-    let base = rundir::base();
-    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
-    claim::own(&base)?;
     let mut sockets = Vec::new();
-    for entry in entries.flatten() {
-        let socket = entry.path().join("control.sock");
+    for dir in claim::directories()? {
+        let socket = dir.join("control.sock");
         // That of one of several overlays leads to its daemon's, which is there too.
         if socket.exists() && !socket.is_symlink() {
-            claim::own(&entry.path())?;
+            claim::own(&dir)?;
             sockets.push(socket);
         }
     }

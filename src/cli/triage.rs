@@ -1,7 +1,7 @@
 //! `steadfs triage`: looks, without touching what may hang, and has [`crate::evidence::triage`] judge.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,11 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
-use super::{complain, homes, status};
+use super::{complain, homes, say, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::evidence::triage::{Answer, Mounted, Seen, Urgency, Verdict, judge};
 use crate::evidence::{self, Settings};
-use crate::mountpoint::claim;
+use crate::mountpoint::{claim, place};
 use crate::telemetry::control::{Reply, Request};
 use crate::{rundir, spool, worker};
 
@@ -38,12 +38,8 @@ pub struct TriageArgs {
 
 /// Prints verdicts. 0: all is healthy; 1: somebody has to act or to wait; 2: it cannot be told.
 pub fn run(args: &TriageArgs) -> ExitCode {
-    let homes = match &args.hot {
-        Some(hot) => homes::named(hot).map(|home| vec![home]),
-        None => homes::all(),
-    };
-    let seen = homes.and_then(|homes| {
-        let table = mountinfo::entries().map_err(crate::mountpoint::place::no_mountinfo)?;
+    let seen = homes::meant(args.hot.as_deref()).and_then(|homes| {
+        let table = mountinfo::entries().map_err(place::no_mountinfo)?;
         Ok(homes.iter().map(|home| look(home, &table)).collect::<Vec<_>>())
     });
     let verdicts: Vec<Verdict> = match seen {
@@ -66,8 +62,7 @@ pub fn run(args: &TriageArgs) -> ExitCode {
     } else {
         verdicts.iter().map(describe).collect::<Vec<_>>().join("\n")
     };
-    // A reader that went away is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    say(&text);
     ExitCode::from(exit_code(&verdicts))
 }
 
@@ -147,7 +142,8 @@ fn mounted(hot: &Path, table: &[Entry]) -> Mounted {
         Some(entry) if entry.fstype == "fuse.steadfs" => Mounted::Overlay,
         Some(entry) => Mounted::Other(entry.fstype.to_string_lossy().into_owned()),
         None => {
-            let local = mountinfo::covering_in(table, hot).is_some_and(|entry| !entry.may_hang());
+            // A look at what is on a mount that hangs would never end, and a path may lead there.
+            let local = matches!(place::resolve_from_afar(hot), Ok(Some(_)));
             Mounted::Nothing { guarded: local.then(|| guarded(hot)).flatten() }
         }
     }

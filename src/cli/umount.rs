@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 
-use super::{attach, complain, daemons, exit_code, status};
+use super::{attach, complain, daemons, finish, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
 use crate::mountpoint::claim::{self, Claim, Holder, Watching};
@@ -32,13 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Unmounts.
 pub fn run(args: &UmountArgs) -> ExitCode {
-    match umount(args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
-    }
+    finish(umount(args))
 }
 
 fn umount(args: &UmountArgs) -> Result<(), MountError> {
@@ -46,7 +40,7 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
     if home.is_relative() && !args.mountpoint.is_absolute() && !is_path(&args.mountpoint) {
         return end(&home, args.lazy);
     }
-    let path = place::resolve(&args.mountpoint)?;
+    let path = daemons::hot_path(&args.mountpoint)?;
     let shown = path.display();
     if daemons::leads_to(&path).is_some_and(|home| claim::is_alive(&home)) {
         let watching = Watching::of(&path);

@@ -2,14 +2,13 @@
 
 mod candidate;
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{complain, daemons, exit_code, status};
+use super::{complain, daemons, say, status};
 use crate::daemon::MountError;
 use crate::mountpoint::claim::{self, Watching};
 use crate::rundir;
@@ -89,18 +88,14 @@ pub fn run(args: &UpgradeArgs) -> ExitCode {
     } else {
         outcomes.iter().filter(|outcome| outcome.accepted).map(describe).collect()
     };
-    // A reader that went away is no error.
-    let _ = io::stdout().write_all(text.as_bytes());
+    say(&text);
     let failed = outcomes.iter().find(|outcome| !outcome.accepted);
     match (result, failed) {
         (Err(Refused::Absent(text)), _) => {
             complain(&text);
             ExitCode::from(ABSENT)
         }
-        (Err(Refused::Other(error)), _) => {
-            complain(&error.to_string());
-            ExitCode::from(exit_code(&error))
-        }
+        (Err(Refused::Other(error)), _) => super::failed(&error),
         (Ok(()), Some(outcome)) => {
             complain(&format!("{}: {}", outcome.mountpoint, outcome.reason.as_deref().unwrap_or_default()));
             ExitCode::from(32)

@@ -115,7 +115,7 @@ impl Hots {
         let (gate, traits) = (Arc::clone(&self.shared.gate), self.shared.traits);
         let (rescue, log_size, label) = {
             let config = self.config.lock();
-            (Rescue::new(spool_of(&config, &at)), config.log.size, label_of(&config, &at))
+            (Rescue::new(spool_of(&config, &at)), config.log.size, config.label_of(&at))
         };
         let notes = will.notes();
         let overlay = Overlay::noting(gate, traits, at.clone(), log_size, rescue, notes.clone());
@@ -200,10 +200,7 @@ impl Hots {
             return Ok(());
         }
         let path = &hot.at.mountpoint;
-        let claimed = hot.claim.lock().is_some();
-        if dead::clear_as(path, &hot.at.overlay.subtype, claimed)? {
-            tracing::info!(mountpoint = %path.display(), "the dead mount of an earlier steadfs is detached");
-        }
+        self.clear_the_dead(&hot.at, hot.claim.lock().is_some())?;
         place::check(path, true)?;
         let mut held = hot.claim.lock();
         if held.is_none() {
@@ -219,6 +216,20 @@ impl Hots {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Detaches what a steadfs that died has left mounted there; `claimed` if it was a predecessor of this one.
+    fn clear_the_dead(&self, at: &HotPath, claimed: bool) -> Result<(), MountError> {
+        let (path, look) = (&at.mountpoint, &at.overlay);
+        let cleared = if claimed {
+            dead::clear_claimed(path, &look.subtype, look.fsname.as_ref().unwrap_or(&self.label(at)))?
+        } else {
+            dead::clear(path, &look.subtype)?
+        };
+        if cleared {
+            tracing::info!(mountpoint = %path.display(), "the dead mount of an earlier steadfs is detached");
+        }
+        Ok(())
     }
 
     /// Serves a session, one that begins or a predecessor's, in a thread of its own; returns when it has begun.
@@ -367,6 +378,7 @@ impl Hots {
             overlaps(&config.overlays, &at)?;
         }
         self.is_possible(&at.overlay).map_err(MountError::Usage)?;
+        self.clear_the_dead(&at, false)?;
         at.overlay.directory = Some(place::check(&at.mountpoint, nonempty)?);
         at.slot = self.next_slot.fetch_add(1, Relaxed);
         let slot = at.slot;
@@ -688,7 +700,7 @@ impl Hots {
     }
 
     fn label(&self, at: &HotPath) -> String {
-        label_of(&self.config.lock(), at)
+        self.config.lock().label_of(at)
     }
 }
 
@@ -727,29 +739,19 @@ fn unmount(mount: &Mount, lazy: bool) -> Result<(), UmountRefused> {
     }
 }
 
-/// What mount tables show as its source: as sshfs would be asked for that directory.
-fn label_of(config: &DaemonConfig, at: &HotPath) -> String {
-    let label = config.source.label();
-    if at.path.as_os_str().is_empty() {
-        return label;
-    }
-    let joint = if label.ends_with(['/', ':']) { "" } else { "/" };
-    format!("{label}{joint}{}", at.path.display())
-}
-
 fn spool_of(config: &DaemonConfig, at: &HotPath) -> Spool {
     Spool {
         directory: config.log.spool_dir.clone().unwrap_or_else(|| spool::default_dir(&at.mountpoint)),
         limit: config.log.spool_size,
         overlay: at.mountpoint.clone(),
-        backing: config.source.label(),
+        backing: config.label_of(at),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{OverlayConfig, Source};
+    use crate::config::OverlayConfig;
 
     fn at(mountpoint: &str, path: &str, read_only: bool) -> HotPath {
         let overlay = OverlayConfig { read_only, ..OverlayConfig::default() };
@@ -768,17 +770,5 @@ mod tests {
         for mountpoint in ["/hot/a", "/hot/a/b", "/hot", "/"] {
             assert!(overlaps(&present, &at(mountpoint, "x", true)).is_err(), "{mountpoint}");
         }
-    }
-
-    #[test]
-    fn mount_tables_show_the_directory() {
-        let label = |target: &str, path: &str| {
-            let source = Source::Sshfs { target: target.into() };
-            let config = DaemonConfig::of_one(source, PathBuf::from("/hot"), OverlayConfig::default());
-            label_of(&config, &at("/hot", path, false))
-        };
-        assert_eq!(label("u@h:/d", "a/b"), "u@h:/d/a/b");
-        assert_eq!(label("h:", "a"), "h:a");
-        assert_eq!(label("h:/", ""), "h:/");
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::de::DeserializeOwned;
 
 use crate::config::DaemonConfig;
 
@@ -22,7 +23,12 @@ pub fn write_config(config: &DaemonConfig) -> io::Result<OwnedFd> {
 
 /// Reads one.
 pub fn read_config(descriptor: &OwnedFd) -> io::Result<DaemonConfig> {
-    let mut file = File::from(descriptor.try_clone()?);
+    read(descriptor.try_clone()?)
+}
+
+/// What is held as JSON in a piece of memory.
+pub(super) fn read<T: DeserializeOwned>(held: OwnedFd) -> io::Result<T> {
+    let mut file = File::from(held);
     // Its offset is shared with whoever read it before.
     file.rewind()?;
     let mut text = Vec::new();

@@ -5,7 +5,7 @@
 //! behind the name ([`slotted`]).
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,6 +22,7 @@ use crate::config::{DaemonConfig, HotPath};
 use crate::handover::{Inherited, Item, Memory, Notes, Picture, Sizes, item};
 use crate::keeper::message::{What, Why};
 use crate::keeper::{DEVICE, monotonic_ms, slotted};
+use crate::moment;
 use crate::overlay::mount::Mount;
 use crate::overlay::{Device, Greeting};
 use crate::supervisor::{Event, Legacy, Predecessor};
@@ -50,6 +51,17 @@ struct Session {
     /// When the first one mounted it, in seconds since 1970.
     #[serde(default)]
     mounted: Option<u64>,
+}
+
+impl Session {
+    /// How a daemon came to its mount that goes on with it now.
+    fn lineage(&self, reason: String) -> Lineage {
+        Lineage {
+            successions: self.successions.saturating_add(1),
+            mounted: self.mounted.map_or(SystemTime::now(), |at| moment::after_epoch(Duration::from_secs(at))),
+            last: Some(Last { at: SystemTime::now(), reason, pause: Duration::ZERO }),
+        }
+    }
 }
 
 /// A mount that is to be gone on with.
@@ -170,11 +182,7 @@ impl Succession {
             let ago = Duration::from_millis(monotonic_ms().saturating_sub(start.died));
             let died = if start.died == 0 { None } else { Instant::now().checked_sub(ago) };
             succession.died = died.unwrap_or(succession.died);
-            succession.lineage = Mutex::new(Lineage {
-                successions: session.successions + 1,
-                mounted: session.mounted.map_or(SystemTime::now(), |at| UNIX_EPOCH + Duration::from_secs(at)),
-                last: Some(Last { at: SystemTime::now(), reason: start.reason, pause: Duration::ZERO }),
-            });
+            succession.lineage = Mutex::new(session.lineage(start.reason));
         }
         let succession = Arc::new(succession);
         let (mut all, mut before) = (Vec::new(), Predecessor::default());
@@ -376,7 +384,7 @@ type Taken = (Session, Mounted, Option<OwnedFd>);
 
 fn take_session(slot: u32, take: &mut impl FnMut(&str, u32) -> Option<OwnedFd>) -> io::Result<Option<Taken>> {
     let (Some(device), Some(session)) = (take(DEVICE, slot), take(SESSION, slot)) else { return Ok(None) };
-    let session = read_session(session)?;
+    let session: Session = stored::read(session)?;
     let mounted = Mounted {
         device: Device::new(device),
         greeting: Greeting { init: session.init.clone(), reply: session.reply.clone() },
@@ -406,7 +414,8 @@ fn note_predecessor(before: &mut Predecessor, picture: &Picture) {
 
 fn instant_of(millis: &[u8]) -> Option<Instant> {
     let millis = std::str::from_utf8(millis).ok()?.parse().ok()?;
-    let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(millis)).unwrap_or_default();
+    let since = moment::after_epoch(Duration::from_millis(millis));
+    let age = SystemTime::now().duration_since(since).unwrap_or_default();
     Instant::now().checked_sub(age)
 }
 
@@ -428,13 +437,18 @@ fn new_memory(link: &Link, slot: u32, log_size: u64) -> Notes {
     }
 }
 
-fn read_session(descriptor: OwnedFd) -> io::Result<Session> {
-    let mut file = File::from(descriptor);
-    // Its offset is shared with whoever read it before.
-    file.rewind()?;
-    let mut text = Vec::new();
-    file.read_to_end(&mut text)?;
-    Ok(serde_json::from_slice(&text)?)
+/// What is made of the text of a session and of an outage, by arbitrary bytes.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(session) = serde_json::from_slice::<Session>(data) {
+        let lineage = session.lineage(String::new());
+        let _ = humantime::format_rfc3339_seconds(lineage.mounted).to_string();
+        let _ = Greeting { init: session.init.clone(), reply: session.reply.clone() }.protocol();
+        let text = serde_json::to_vec(&session).unwrap_or_default();
+        assert_eq!(serde_json::from_slice::<Session>(&text).ok(), Some(session));
+    }
+    let _ = instant_of(data);
+    let _ = predecessor(Some(data));
 }
 
 fn predecessor(record: Option<&[u8]>) -> Predecessor {

@@ -11,12 +11,13 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use crate::backing::mountinfo;
+use crate::moment;
 
 /// Bytes of a file that are shown: its end.
 const SHOWN: u64 = 256 << 10;
@@ -28,8 +29,6 @@ const LOOKERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Names of programs that have to do with mounts like ours.
 const NAMES: [&str; 7] = ["steadfs", "steadfs-keeper", "sshfs", "ssh", "sftp-server", "fusermount3", "rclone"];
-/// How the names of metrics files begin that tell of hot paths.
-const METRICS: [&str; 2] = ["steadfs", "healtharchive_"];
 /// Those that serve us if nobody says which.
 const OURS: [&str; 3] = ["steadfs", "steadfs-keeper", "sshfs"];
 
@@ -56,7 +55,7 @@ pub enum Kind {
     Listing,
     /// The end of files.
     Files,
-    /// The same of the metrics in these directories that tell of hot paths.
+    /// The same of those in these directories whose names begin with one of the words that are no paths.
     Metrics,
     /// What the daemons answer that are named so: asked by whoever has their sockets.
     Status,
@@ -83,8 +82,9 @@ pub fn look(kind: Kind, arguments: &[PathBuf], without: Option<i32>) -> io::Resu
         }
         Kind::Files => arguments.iter().try_for_each(|path| file(path)),
         Kind::Metrics => {
-            let found = arguments.iter().flat_map(|directory| beginning(directory, &METRICS));
-            found.into_iter().try_for_each(|path| file(&path))
+            let (directories, names): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| word.is_absolute());
+            let mut found = directories.into_iter().flat_map(|directory| beginning(directory, &names));
+            found.try_for_each(|path| file(&path))
         }
         Kind::Status => Err(io::Error::other("only the command line has the sockets")),
     }
@@ -387,8 +387,8 @@ fn listing(directory: &Path, left: &mut usize) -> io::Result<()> {
         *left -= 1;
         // Of the entry itself, never of what a link leads to.
         let Ok(found) = entry.metadata() else { continue };
-        let changed =
-            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(found.mtime().max(0).cast_unsigned()));
+        let changed = moment::after_epoch(Duration::from_secs(found.mtime().max(0).cast_unsigned()));
+        let changed = humantime::format_rfc3339_seconds(changed);
         say(&format!("  {:06o} {:>12} {changed} {:?}", found.mode(), found.len(), entry.file_name()))?;
         if found.is_dir() && found.dev() == std::fs::symlink_metadata(directory).map_or(0, |parent| parent.dev()) {
             below.push(entry.path());
@@ -429,9 +429,9 @@ fn tail(file: &mut File, length: u64) -> io::Result<Vec<u8>> {
 }
 
 /// The files of a directory whose names begin so.
-fn beginning(directory: &Path, prefixes: &[&str]) -> Vec<PathBuf> {
+fn beginning(directory: &Path, prefixes: &[&PathBuf]) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let wanted = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix.as_bytes()));
+    let wanted = |name: &[u8]| prefixes.iter().any(|prefix| name.starts_with(prefix.as_os_str().as_bytes()));
     let mut found: Vec<PathBuf> =
         entries.filter(|entry| wanted(entry.file_name().as_bytes())).map(|entry| entry.path()).collect();
     found.sort();
@@ -497,6 +497,16 @@ mod tests {
     fn command_lines_are_one_line_of_words() {
         assert_eq!(quoted(b"sshfs\0-o\0a=b,c\0two words\0\0x\ny\0"), "sshfs -o a=b,c 'two words' '' 'x\\ny'");
         assert_eq!(quoted(b""), "''");
+    }
+
+    #[test]
+    fn of_a_directory_of_metrics_only_those_are_read_that_were_asked_for() {
+        let place = tempfile::tempdir().expect("a directory");
+        for name in ["steadfs-a.prom", "steadfs.prom", "other_steadfs.prom", "secret"] {
+            std::fs::write(place.path().join(name), "").expect("written");
+        }
+        let found = beginning(place.path(), &[&"steadfs".into(), &"absent_".into()]);
+        assert_eq!(found, ["steadfs-a.prom", "steadfs.prom"].map(|name| place.path().join(name)));
     }
 
     #[test]

@@ -15,9 +15,14 @@ const LOOK: Duration = Duration::from_secs(3);
 const SLOW: Duration = Duration::from_secs(8);
 /// Lines of a log that are asked for.
 const LINES: &str = "3000";
-/// Where other watchdogs and exporters leave what is worth a look, where they exist.
+/// Where HealthArchive has the state of its watchdog, its manifest and how names of its metrics files begin: of interest only
+/// where steadfs stands in for that watchdog (`compat`).
 const WATCHDOG: &str = "/srv/healtharchive/ops/watchdog/storage-hotpath-auto-recover.json";
 const MANIFEST: &str = "/etc/healtharchive/warc-tiering.binds";
+const ITS_METRICS: &str = "healtharchive_";
+/// How names of ours begin.
+const METRICS: &str = "steadfs";
+/// Where node_exporter reads metrics that others write, where it does.
 const TEXTFILES: [&str; 3] =
     ["/var/lib/node_exporter/textfile_collector", "/var/lib/prometheus/node-exporter", "/var/lib/node_exporter"];
 
@@ -194,19 +199,25 @@ fn logs(scope: &Scope, all: &mut Vec<Probe>) {
 fn files(scope: &Scope, all: &mut Vec<Probe>) {
     let settings = scope.targets.iter().map(|target| &target.settings);
     let mut watchdog: Vec<PathBuf> = settings.clone().filter_map(|settings| settings.compat_state.clone()).collect();
-    watchdog.push(WATCHDOG.into());
     let mut manifests: Vec<PathBuf> = settings.clone().filter_map(|s| s.evidence.manifest.clone()).collect();
     manifests.extend(scope.manifest.clone());
-    manifests.push(MANIFEST.into());
-    let mut metrics: Vec<PathBuf> = settings.filter_map(|s| s.textfile.as_ref()?.parent().map(PathBuf::from)).collect();
+    let mut metrics: Vec<PathBuf> = vec![METRICS.into()];
+    metrics.extend(settings.filter_map(|s| s.textfile.as_ref()?.parent().map(PathBuf::from)));
     metrics.extend(TEXTFILES.map(PathBuf::from));
-    for list in [&mut watchdog, &mut manifests, &mut metrics] {
-        let mut seen = std::collections::BTreeSet::new();
-        list.retain(|path| seen.insert(path.clone()));
+    if !watchdog.is_empty() {
+        watchdog.push(WATCHDOG.into());
+        manifests.push(MANIFEST.into());
+        metrics.push(ITS_METRICS.into());
     }
-    all.push(look(scope, "watchdog.txt", "files", watchdog));
-    all.push(look(scope, "manifest.txt", "files", manifests));
-    all.push(look(scope, "metrics.txt", "metrics", metrics));
+    for (file, kind, mut about) in
+        [("watchdog.txt", "files", watchdog), ("manifest.txt", "files", manifests), ("metrics.txt", "metrics", metrics)]
+    {
+        let mut seen = std::collections::BTreeSet::new();
+        about.retain(|path| seen.insert(path.clone()));
+        if !about.is_empty() {
+            all.push(look(scope, file, kind, about));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -235,7 +246,46 @@ mod tests {
             assert!(names.contains(wanted), "{wanted}: {names:?}");
         }
         assert_eq!(all.iter().filter(|probe| probe.shown.contains("--unit=crawl.service")).count(), 1);
-        assert!(all.iter().any(|probe| probe.file == "manifest.txt" && probe.shown.contains(" /m ")));
+        assert!(all.iter().any(|probe| probe.file == "manifest.txt" && probe.shown.ends_with(" /m")));
+    }
+
+    #[test]
+    fn paths_of_another_project_are_read_only_where_its_watchdog_is_stood_in_for() {
+        let mut scope = scope();
+        let theirs = |scope: &Scope| -> Vec<String> {
+            let all = probes(scope).into_iter().filter(|probe| probe.shown.contains("healtharchive"));
+            all.map(|probe| probe.file).collect()
+        };
+        assert_eq!(theirs(&scope), Vec::<String>::new());
+        assert!(!probes(&scope).iter().any(|probe| probe.file == "watchdog.txt"));
+        scope.targets[1].settings.compat_state = Some("/state.json".into());
+        assert_eq!(theirs(&scope), ["watchdog.txt", "manifest.txt", "metrics.txt"]);
+        let all = probes(&scope);
+        let watchdog = all.iter().find(|probe| probe.file == "watchdog.txt").expect("there");
+        assert!(watchdog.shown.contains(" /state.json "), "{}", watchdog.shown);
+        // Who has no manifest has no file about one.
+        assert!(!probes(&Scope::default()).iter().any(|probe| probe.file == "manifest.txt"));
+    }
+
+    #[test]
+    fn every_probe_is_in_the_operators_guide() {
+        let guide = include_str!("../../docs/operations.md");
+        let mut scope = scope();
+        scope.targets[0].settings.compat_state = Some("/state.json".into());
+        // Names of files end with what they are about.
+        let kinds =
+            ["status", "threads", "generations", "descriptors", "path", "log", "state", "journal", "unit", "df"];
+        for probe in statuses(&scope).into_iter().map(|(_, probe)| probe).chain(probes(&scope)) {
+            let kind = kinds.iter().find(|kind| probe.file.starts_with(&format!("{kind}-")));
+            let name = match kind {
+                Some(kind) => format!("`{kind}-*.txt`"),
+                None => format!("`{}`", probe.file),
+            };
+            assert!(guide.contains(&name), "{name} is not in docs/operations.md");
+        }
+        for path in TEXTFILES.iter().chain(&[WATCHDOG, MANIFEST]) {
+            assert!(guide.contains(path), "{path} is not in docs/operations.md");
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Memory {
             return Err(ItemError::NoSession.into());
         }
         // Only now: a successor that cannot read it has not died of it.
-        let successions = arena.word(at::SUCCESSIONS).fetch_add(1, Relaxed) + 1;
+        let successions = arena.word(at::SUCCESSIONS).fetch_add(1, Relaxed).saturating_add(1);
         let unrecorded = memory.slots.unrecorded().0;
         let (newest, requests) = (memory.slots.newest(), memory.slots.succeed());
         Ok((memory, Inherited { picture, requests, newest, unrecorded, torn, successions }))

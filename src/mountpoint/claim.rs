@@ -152,6 +152,15 @@ pub fn is_alive(mountpoint: &Path) -> bool {
     matches!(try_lock(&rundir::of(mountpoint)), Ok(None))
 }
 
+/// All that lies where runtime directories do, in no order; nothing if there is no such place. An error if somebody else could
+/// have made it.
+pub fn directories() -> Result<Vec<PathBuf>, MountError> {
+    let base = rundir::base();
+    let Ok(entries) = std::fs::read_dir(&base) else { return Ok(Vec::new()) };
+    own(&base)?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
 /// Whether the runtime directory of this mountpoint is there. An error if somebody else could have made it or what is in
 /// it: nothing there is to be trusted, and nothing touched.
 pub fn is_own(mountpoint: &Path) -> Result<bool, MountError> {

@@ -18,24 +18,35 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Detaches what is mounted at `mountpoint` if it is provably a dead mount of ours; true if it was. Others are left alone.
 /// Must be called before the process has any thread that is to outlive it.
 pub fn clear(mountpoint: &Path, subtype: &str) -> Result<bool, MountError> {
-    clear_as(mountpoint, subtype, false)
+    clear_if(mountpoint, |entry| {
+        // Held until it is detached, so that nobody else begins meanwhile.
+        let holder = claim::holder(mountpoint)?;
+        let ours = match &holder {
+            Holder::Daemon => false,
+            Holder::Nobody => entry.fstype == "fuse.steadfs",
+            // Another type needs more than a name to be ours.
+            Holder::Left(_) => entry.fstype == "fuse.steadfs" || is_of(entry, subtype),
+        };
+        Ok(ours.then_some(holder))
+    })
 }
 
-/// The same; `claimed` by this very process, or by a predecessor who handed that on: nobody else's daemon serves there.
-pub fn clear_as(mountpoint: &Path, subtype: &str, claimed: bool) -> Result<bool, MountError> {
+/// The same for whoever has the claim on it from a predecessor, which died over mounting that type and source there: a dead mount
+/// of any other is somebody else's, and covers it.
+pub fn clear_claimed(mountpoint: &Path, subtype: &str, source: &str) -> Result<bool, MountError> {
+    clear_if(mountpoint, |entry| Ok((is_of(entry, subtype) && entry.source == source).then_some(())))
+}
+
+fn is_of(entry: &Entry, subtype: &str) -> bool {
+    entry.fstype == format!("fuse.{subtype}").as_str()
+}
+
+/// `ours` says whether a mount may be detached if it is dead, by something that is kept until it is.
+fn clear_if<T>(mountpoint: &Path, ours: impl Fn(&Entry) -> Result<Option<T>, MountError>) -> Result<bool, MountError> {
     let mut cleared = false;
     while let Some(entry) = mountinfo::at(mountpoint).map_err(place::no_mountinfo)?.filter(Entry::is_fuse) {
-        // Held until it is detached, so that nobody else begins meanwhile.
-        let holder = if claimed { None } else { Some(claim::holder(mountpoint)?) };
-        let ours = match &holder {
-            Some(Holder::Daemon) => false,
-            Some(Holder::Nobody) => entry.fstype == "fuse.steadfs",
-            // Another type needs more than a name to be ours.
-            None | Some(Holder::Left(_)) => {
-                entry.fstype == "fuse.steadfs" || entry.fstype == format!("fuse.{subtype}").as_str()
-            }
-        };
-        if !ours || !is_dead(mountpoint) {
+        let Some(_held) = ours(&entry)? else { break };
+        if !is_dead(mountpoint) {
             break;
         }
         sweep::detach(&entry)?;

@@ -15,37 +15,62 @@ const MAX_LINKS: usize = 40;
 
 /// The absolute path of `given` with all symbolic links resolved. What is mounted exactly there is never touched.
 pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
-    let fail = |error: io::Error| match error.kind() {
+    let table = mountinfo::entries().map_err(no_mountinfo)?;
+    resolve_in(&table, given, &|_| false).map_err(|error| unresolved(given, error))
+}
+
+/// The same without a look at anything that lies on a mount which may hang; `None` if one would be needed.
+pub fn resolve_from_afar(given: &Path) -> Result<Option<PathBuf>, MountError> {
+    let table = mountinfo::entries().map_err(no_mountinfo)?;
+    match resolve_in(&table, given, &|path| may_hang(&table, path)) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        result => result.map(Some).map_err(|error| unresolved(given, error)),
+    }
+}
+
+/// Whether a look at this path may wait for ever. If the root does, this program does not even start.
+fn may_hang(table: &[Entry], path: &Path) -> bool {
+    mountinfo::covering_in(table, path).is_some_and(|entry| entry.may_hang() && entry.mountpoint != Path::new("/"))
+}
+
+fn unresolved(given: &Path, error: io::Error) -> MountError {
+    match error.kind() {
         io::ErrorKind::NotFound => missing(given),
         _ => MountError::Mount(format!("{}: {error}", given.display())),
-    };
-    let table = mountinfo::entries().map_err(no_mountinfo)?;
-    let mut path = std::path::absolute(given).map_err(fail)?;
+    }
+}
+
+/// Of a path at which it must not look it is a [`io::ErrorKind::WouldBlock`].
+fn resolve_in(table: &[Entry], given: &Path, avoided: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
+    let mut path = std::path::absolute(given)?;
     for _ in 0..MAX_LINKS {
         path = path.components().filter(|part| *part != Component::CurDir).collect();
         // As written it may be a mountpoint already: then its name is final, whatever it would answer.
-        if mountinfo::at_in(&table, &path).is_some() {
+        if mountinfo::at_in(table, &path).is_some() {
             return Ok(path);
         }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return walk(&path).map_err(fail);
+            return walk(&path, avoided);
         };
-        let real = walk(parent).map_err(fail)?.join(name);
-        if mountinfo::at_in(&table, &real).is_some() {
+        let real = walk(parent, avoided)?.join(name);
+        if mountinfo::at_in(table, &real).is_some() {
             return Ok(real);
         }
+        if avoided(&real) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         match std::fs::read_link(&real) {
-            Ok(target) if trusted(&real).map_err(fail)? => path = real.parent().unwrap_or(Path::new("/")).join(target),
-            Ok(_) => return Err(fail(foreign_link(&real))),
+            Ok(target) if trusted(&real)? => path = real.parent().unwrap_or(Path::new("/")).join(target),
+            Ok(_) => return Err(foreign_link(&real)),
             // Not a link, or not there: both are for others to find.
             Err(_) => return Ok(real),
         }
     }
-    Err(MountError::Mount(format!("{}: too many symbolic links", given.display())))
+    Err(io::Error::other("too many symbolic links"))
 }
 
 /// As canonicalize(3), of an absolute path; but root follows no link of somebody else's, who could lead him anywhere.
-fn walk(path: &Path) -> io::Result<PathBuf> {
+fn walk(path: &Path, avoided: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
     let parts = |path: &Path| {
         let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
         names.map(|part| part.as_os_str().to_owned()).rev().collect::<Vec<_>>()
@@ -57,6 +82,9 @@ fn walk(path: &Path) -> io::Result<PathBuf> {
             continue;
         }
         let next = reached.join(name);
+        if avoided(&next) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         if !std::fs::symlink_metadata(&next)?.is_symlink() {
             reached = next;
             continue;
@@ -173,6 +201,29 @@ mod tests {
         assert_eq!(resolve(&base.join("a/..")), Ok(base.clone()));
         assert!(matches!(resolve(&base.join("loop")), Err(MountError::Mount(_))));
         assert!(matches!(resolve(&base.join("no/such")), Err(MountError::Mount(_))));
+    }
+
+    #[test]
+    fn nothing_is_looked_at_on_a_mount_that_may_hang() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base = dir.path().canonicalize().expect("real path");
+        std::fs::create_dir_all(base.join("a/hot")).expect("mkdir");
+        for (name, target) in [("link", "a/hot"), ("into", "nfs/deep"), ("through", "nfs/../a/hot")] {
+            std::os::unix::fs::symlink(target, base.join(name)).expect("symlink");
+        }
+        // Of this mount there is nothing but its line in the table: a look at what lies on it would say that it is missing.
+        let line = format!("1 1 0:1 / / rw - ext4 x rw\n2 1 0:2 / {}/nfs rw - nfs4 s:/ rw\n", base.display());
+        let table = mountinfo::parse(line.as_bytes());
+        let resolve = |given: &str| resolve_in(&table, &base.join(given), &|path| may_hang(&table, path));
+        for (given, found) in [("link", "a/hot"), ("a/none", "a/none"), ("nfs", "nfs"), ("a/../nfs", "nfs")] {
+            assert_eq!(resolve(given).ok(), Some(base.join(found)), "{given}");
+        }
+        for given in ["nfs/deep", "nfs/deep/er", "into", "into/er", "through", "a/../nfs/deep", "nfs/../a/hot"] {
+            let refused = resolve(given).err().map(|error| error.kind());
+            assert_eq!(refused, Some(io::ErrorKind::WouldBlock), "{given}");
+        }
+        let rootless = mountinfo::parse(b"1 1 0:1 / / rw - fuse.fuse-overlayfs x rw\n");
+        assert!(!may_hang(&rootless, &base), "or it would find nothing in such a container");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Spool {
     pub limit: u64,
     /// The mountpoint.
     pub overlay: PathBuf,
-    /// What it shows.
+    /// What it shows: the source with its own directory.
     pub backing: String,
 }
 

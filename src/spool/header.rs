@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::{Saved, SpoolError, text};
+use crate::moment;
 
 /// The version of the format that is written.
 const VERSION: u32 = 1;
@@ -42,7 +43,7 @@ pub struct Header {
     /// The mountpoint.
     #[serde(with = "text::path")]
     pub overlay: PathBuf,
-    /// The backing's label.
+    /// What it showed: the backing's label with the overlay's own directory, as mount tables show it.
     pub backing: String,
     /// The file, below the root.
     #[serde(with = "text::path")]
@@ -74,7 +75,7 @@ impl Header {
             backing: saved.backing.clone(),
             path: saved.path.clone(),
             reason: saved.reason.clone(),
-            at: text::writable(saved.at),
+            at: moment::writable(saved.at),
             cut: saved.cut,
             size: saved.size,
             extents: saved.extents.iter().map(extent).collect(),

@@ -12,7 +12,8 @@ use nix::sys::stat::Mode;
 
 use super::entry::{Entry, split};
 use super::list::{PART, RESTORED, SPOOL};
-use super::{Header, SpoolError, text};
+use super::{Header, SpoolError};
+use crate::moment;
 
 /// The file to write.
 #[derive(Debug, Clone, Copy)]
@@ -139,7 +140,7 @@ fn compare(entry: &Entry, target: PathBuf, file: Option<&File>) -> Result<Plan, 
     let header = entry.header();
     let present = match file.map(File::metadata).transpose() {
         Ok(found) => {
-            found.map(|found| Present { size: found.len(), modified: found.modified().ok().map(text::writable) })
+            found.map(|found| Present { size: found.len(), modified: found.modified().ok().map(moment::writable) })
         }
         Err(error) => return Err(SpoolError::io("look at", &target, error)),
     };

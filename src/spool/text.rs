@@ -1,7 +1,6 @@
 //! Values of the header as text: paths of any bytes, times, checksums.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use crate::plain::obeyed;
 
@@ -47,14 +46,6 @@ fn hex(text: &str) -> Option<u32> {
     if text.bytes().all(digits) { u32::from_str_radix(text, 16).ok() } else { None }
 }
 
-/// The last moment that RFC 3339 can write, in seconds.
-const LAST: u64 = 253_402_300_799;
-
-/// The nearest time that can be written down.
-pub fn writable(at: SystemTime) -> SystemTime {
-    at.clamp(SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + Duration::from_secs(LAST))
-}
-
 /// For `#[serde(with)]` on a path.
 pub mod path {
     use std::path::{Path, PathBuf};
@@ -79,7 +70,7 @@ pub mod time {
     use serde::ser::Serializer;
 
     pub fn serialize<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&humantime::format_rfc3339_nanos(super::writable(*at)))
+        to.collect_str(&humantime::format_rfc3339_nanos(crate::moment::writable(*at)))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {

@@ -60,7 +60,7 @@ impl Repairs {
 
     /// A repair has started.
     pub fn started(&mut self, permit: &Permit) {
-        self.started_total += 1;
+        self.started_total = self.started_total.saturating_add(1);
         self.open = true;
         self.last = Some(LastRepair { started: SystemTime::now(), ended: None, ok: None, errors: Vec::new() });
         self.save(permit);

@@ -90,11 +90,11 @@ pub enum Event {
         /// The generation.
         generation: u64,
     },
-    /// Something was done to a worker, or a hook that follows a recovery has run.
+    /// Something was done to a worker, or a hook has run.
     WorkerStep {
         /// Name of the worker, or of the hook.
         worker: String,
-        /// `pause`, `resume` or `after_recovery`.
+        /// `pause` or `resume`; `hook` (`on_outage`, `on_recovery`) or `after_recovery`.
         action: String,
         /// `ok`, `skipped` (there was nothing to do), `failed` or `timeout`.
         result: String,

@@ -333,9 +333,9 @@ impl Hand {
             _ => tracing::warn!(hook = name, result = result.word(), output = result.output(), "hook"),
         }
         self.told.hook(name, result.word());
-        if let Some(name) = name.strip_prefix("after_recovery:") {
-            self.told.publish(name, "after_recovery", result.word(), result.output().trim());
-        }
+        let after = name.strip_prefix("after_recovery:");
+        let (name_alone, action) = after.map_or((name, "hook"), |name| (name, "after_recovery"));
+        self.told.publish(name_alone, action, result.word(), result.output().trim());
         match result {
             hooks::Ended::Ok(_) => None,
             hooks::Ended::Failed(words) => Some(format!("{name} failed: {}", words.trim())),

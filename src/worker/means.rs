@@ -29,6 +29,8 @@ pub(super) struct Job<'a> {
     pub(super) environment: &'a [(&'a str, &'a OsStr)],
     /// True once it need not be done any more.
     pub(super) cut: &'a dyn Fn() -> bool,
+    /// steadfs ends: what waits for that must not be waited for.
+    pub(super) ending: bool,
 }
 
 impl Job<'_> {

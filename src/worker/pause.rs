@@ -14,6 +14,9 @@ use crate::config::Means;
 /// Names of files that are being written begin so.
 const UNFINISHED: &str = ".steadfs";
 
+/// Longest time that a note can ask for: no clock ends before that, so that whoever waits can reckon with it.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86400);
+
 /// What the flag file holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Paused {
@@ -147,6 +150,16 @@ pub struct Record {
 }
 
 impl Record {
+    /// What is in such a note; `None` if nobody can tell.
+    pub fn parse(text: &[u8]) -> Option<Record> {
+        let mut record: Record = serde_json::from_slice(text).ok()?;
+        let all = record.workers.iter_mut().flat_map(|held| [&mut held.timeout, &mut held.steady]);
+        for time in all.chain([&mut record.hook_timeout]) {
+            *time = time.map(|time| time.min(LONGEST));
+        }
+        Some(record)
+    }
+
     /// How far the pause file and the hooks are.
     pub fn stage_of_pair(&self) -> Stage {
         if self.pair == Stage::Unknown { self.stage } else { self.pair }
@@ -189,7 +202,7 @@ impl Note {
             Ok(found) if found.is_file() && found.uid() == nix::unistd::geteuid().as_raw() => {}
             _ => return Some(unknown),
         }
-        let record = std::fs::read(&self.path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let record = std::fs::read(&self.path).ok().and_then(|text| Record::parse(&text));
         Some(record.unwrap_or(unknown))
     }
 

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
@@ -14,8 +15,10 @@ use super::{process, run_ok};
 /// A boot, a shutdown or a job may take so long on a busy machine.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
-/// Control groups of machines are this and the pid of their test.
+/// Control groups of machines are this, the pid of their test, and a number.
 const CGROUP: &str = "steadfs-boot-";
+/// Of the machines of this process.
+static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Makes the namespaces' mounts, and becomes the first process. $1 is the directory of everything.
 const INIT: &str = r#"
@@ -65,9 +68,11 @@ impl Machine {
         let tree = tree.iter().find(|entry| entry.fstype == "cgroup2").expect("this test needs a mount of cgroup2");
         let prefix = format!("{}{}-", super::sweep::PREFIX, std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
-        let cgroup = tree.mountpoint.join(format!("{CGROUP}{}", std::process::id()));
+        let number = NUMBER.fetch_add(1, SeqCst);
+        let cgroup = tree.mountpoint.join(format!("{CGROUP}{}.{number}", std::process::id()));
         for entry in fs::read_dir(&tree.mountpoint).into_iter().flatten().flatten() {
-            let owner = entry.file_name().to_str().and_then(|name| name.strip_prefix(CGROUP)?.parse().ok());
+            let owner =
+                entry.file_name().to_str().and_then(|name| name.strip_prefix(CGROUP)?.split('.').next()?.parse().ok());
             if owner.is_some_and(|pid| !process::exists(pid)) {
                 remove_tree(&entry.path());
             }

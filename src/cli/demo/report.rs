@@ -38,6 +38,15 @@ impl FaultReport {
             (None, None) => "never".into(),
         }
     }
+
+    /// The same for a table.
+    fn back_after(&self) -> String {
+        match (self.back_after_lifted_seconds, self.back_after_seconds) {
+            (Some(lifted), _) => format!("{lifted:.1} s (lifted)"),
+            (None, Some(back)) => format!("{back:.1} s"),
+            (None, None) => "never".into(),
+        }
+    }
 }
 
 /// `3 EIO, 20 ENOTCONN`, or `none`.
@@ -119,12 +128,13 @@ impl Report {
     }
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(out, "{:<30} {:>8} {:>8}  {:<28} errors seen", "fault", "stall", "call", "back")?;
+        // Not wider than 80 columns.
+        writeln!(out, "{:<30} {:>7} {:>7}  {:<14}  errors", "fault", "stall", "call", "back after")?;
         for (index, fault) in self.faults.iter().enumerate() {
-            let (back, errors) = (fault.back(), count_by_name(&fault.errors));
+            let (back, errors) = (fault.back_after(), count_by_name(&fault.errors));
             let name = format!("{} {}", index + 1, fault.name);
             let (stall, call) = (fault.longest_stall_seconds, fault.longest_call_seconds);
-            writeln!(out, "{name:<30} {stall:>6.1} s {call:>6.1} s  {back:<28} {errors}")?;
+            writeln!(out, "{name:<30} {stall:>5.1} s {call:>5.1} s  {back:<14}  {errors}")?;
         }
         writeln!(out, "\n{:<24} {:>9} {:>9} {:>13}", "on the store", "bytes", "records", "acknowledged")?;
         for file in &self.files {

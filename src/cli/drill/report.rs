@@ -13,6 +13,8 @@ pub struct Report {
     pub drill: &'static str,
     /// What it is.
     pub about: &'static str,
+    /// Options that the canary gets from an overlay, as with `-o`.
+    pub options: Vec<String>,
     /// False for a dry run.
     pub applied: bool,
     /// Mended, nothing lost, nothing left over; absent in a dry run.
@@ -26,15 +28,15 @@ pub struct Report {
 
 impl Report {
     /// Of a drill that would be done.
-    pub fn of_plan(drill: Drill, production: Production) -> Report {
-        let production = production.overlays();
-        Report { drill: drill.name(), about: drill.about(), applied: false, ok: None, outcome: None, production }
+    pub fn of_plan(drill: Drill, options: Vec<String>, production: Production) -> Report {
+        let (drill, about, production) = (drill.name(), drill.about(), production.overlays());
+        Report { drill, about, options, applied: false, ok: None, outcome: None, production }
     }
 
     /// Of one that was.
-    pub fn of(drill: Drill, outcome: Outcome, production: Production) -> Report {
+    pub fn of(drill: Drill, options: Vec<String>, outcome: Outcome, production: Production) -> Report {
         let ok = outcome.failures.is_empty() && outcome.bytes_lost == 0 && outcome.repaired_secs.is_some();
-        let mut report = Report::of_plan(drill, production);
+        let mut report = Report::of_plan(drill, options, production);
         (report.applied, report.ok, report.outcome) = (true, Some(ok), Some(outcome));
         report
     }
@@ -52,6 +54,9 @@ impl Report {
                 "  5. it is unmounted, and everything of it is removed, also when interrupted".into(),
             ]),
             Some(outcome) => lines.extend(told(outcome)),
+        }
+        if !self.options.is_empty() {
+            lines.push(format!("  options     {}", self.options.join(",")));
         }
         for overlay in &self.production {
             let says = match (overlay.unchanged, &overlay.after) {
@@ -119,11 +124,11 @@ mod tests {
     #[test]
     fn only_what_is_mended_and_lost_nothing_is_well() {
         let good = Outcome { repaired_secs: Some(0.5), ..Outcome::default() };
-        let ok = |outcome| Report::of(Drill::Killed, outcome, Production::default()).ok;
+        let ok = |outcome| Report::of(Drill::Killed, Vec::new(), outcome, Production::default()).ok;
         assert_eq!(ok(good.clone()), Some(true));
         assert_eq!(ok(Outcome { repaired_secs: None, ..good.clone() }), Some(false));
         assert_eq!(ok(Outcome { bytes_lost: 1, ..good.clone() }), Some(false));
         assert_eq!(ok(Outcome { failures: vec!["x".into()], ..good }), Some(false));
-        assert_eq!(Report::of_plan(Drill::Killed, Production::default()).ok, None);
+        assert_eq!(Report::of_plan(Drill::Killed, Vec::new(), Production::default()).ok, None);
     }
 }

@@ -5,10 +5,14 @@ use std::time::Duration;
 /// Units from long to short, in seconds.
 const UNITS: [(&str, f64); 6] = [("d", 86400.0), ("h", 3600.0), ("m", 60.0), ("min", 60.0), ("s", 1.0), ("ms", 0.001)];
 
+/// Longest duration that can be given: no clock ends before that, so that whoever waits can reckon with it.
+const LONGEST: Duration = Duration::from_secs(36500 * 86400);
+
 /// Reads a duration; the error says what may be written.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    total(text.trim())
-        .ok_or_else(|| "is not a duration: write a number of seconds or a sum such as 5s, 500ms, 2m, 1h30m".to_string())
+    let total = total(text.trim())
+        .ok_or("is not a duration: write a number of seconds or a sum such as 5s, 500ms, 2m, 1h30m")?;
+    if total > LONGEST { Err("is longer than 36500d".into()) } else { Ok(total) }
 }
 
 fn total(text: &str) -> Option<Duration> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Failure, bytes, find, plain, say};
 use crate::backing::mountinfo;
 use crate::cli::status;
+use crate::config::DaemonConfig;
 use crate::mountpoint::claim;
 use crate::spool::{self, Change, Entry, Header, Plan, State, Target, printable_path};
 
@@ -67,18 +68,31 @@ fn check_mount(header: &Header) -> Result<(), Failure> {
         return Err(Failure::refused(format!("{shown} is not a mount of steadfs: mount it, {elsewhere}")));
     }
     // fsname= may have changed what the mount table says, so the daemon is asked.
-    match status::source(&header.overlay) {
-        Ok(source) if source == header.backing => Ok(()),
-        Ok(source) => Err(Failure::refused(format!(
-            "{shown} shows {} and not {}: mount that, {elsewhere}",
-            plain(&source),
-            plain(&header.backing)
-        ))),
-        Err(error) => Err(Failure {
-            code: 2,
-            text: format!("the daemon of {shown} does not answer: {}: see steadfs status, {elsewhere}", plain(&error)),
-        }),
+    let config = status::config(&header.overlay).map_err(|error| Failure {
+        code: 2,
+        text: format!("the daemon of {shown} does not answer: {}: see steadfs status, {elsewhere}", plain(&error)),
+    })?;
+    shows_the_same(&config, &mounted, header)
+        .map_err(|found| Failure::refused(format!("{shown} {}: mount that, {elsewhere}", plain(&found))))
+}
+
+/// Whether the overlay that this daemon has there shows what the entry is about, and is what is mounted there; or what
+/// there is instead. The same mountpoint may have been given to another directory since.
+fn shows_the_same(config: &DaemonConfig, mounted: &mountinfo::Entry, header: &Header) -> Result<(), String> {
+    let wanted = &header.backing;
+    let Some(hot) = config.overlays.iter().find(|hot| hot.mountpoint == header.overlay) else {
+        return Err(format!("is no overlay of its daemon, and would have to show {wanted}"));
+    };
+    let shows = config.label_of(hot);
+    if shows != *wanted {
+        return Err(format!("shows {shows} and not {wanted}"));
     }
+    let source = hot.overlay.fsname.as_deref().unwrap_or(&shows);
+    if mounted.source != source || mounted.fstype != format!("fuse.{}", hot.overlay.subtype).as_str() {
+        let (other, kind) = (mounted.source.to_string_lossy(), mounted.fstype.to_string_lossy());
+        return Err(format!("is covered by {other} ({kind}) and does not show {wanted}"));
+    }
+    Ok(())
 }
 
 fn describe(plan: &Plan, done: bool) -> String {
@@ -123,5 +137,76 @@ fn judge(change: &Change, was: &str) -> String {
         (0, beyond) if within == 0 => format!("{beyond} beyond its end"),
         (differing, 0) => format!("{differing} differ from what {was} there"),
         (differing, beyond) => format!("{differing} differ from what {was} there, {beyond} beyond its end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::config::{HotPath, OverlayConfig, Source};
+
+    /// An entry of what `/hot` showed.
+    fn header(backing: &str) -> Header {
+        Header {
+            version: 1,
+            overlay: "/hot".into(),
+            backing: backing.into(),
+            path: "file".into(),
+            reason: String::new(),
+            at: SystemTime::UNIX_EPOCH,
+            cut: None,
+            size: None,
+            extents: Vec::new(),
+        }
+    }
+
+    /// A daemon of `h:/d` that shows these directories at these mountpoints.
+    fn daemon(overlays: &[(&str, &str)], look: &OverlayConfig) -> DaemonConfig {
+        let source = Source::Sshfs { target: "h:/d".into() };
+        let overlays = overlays.iter().map(|(mountpoint, path)| HotPath {
+            mountpoint: mountpoint.into(),
+            path: path.into(),
+            slot: 1,
+            overlay: look.clone(),
+        });
+        DaemonConfig {
+            overlays: overlays.collect(),
+            ..DaemonConfig::of_one(source, "@box".into(), OverlayConfig::default())
+        }
+    }
+
+    fn mounted(source: &str, fstype: &str) -> mountinfo::Entry {
+        let line = format!("1 1 0:1 / /hot rw - {fstype} {source} rw\n");
+        mountinfo::parse(line.as_bytes()).pop().expect("an entry")
+    }
+
+    #[test]
+    fn the_directory_that_the_overlay_shows_counts_and_not_only_the_source() {
+        let plain = OverlayConfig::default();
+        let here = mounted("h:/d/a", "fuse.steadfs");
+        let config = daemon(&[("/other", "b"), ("/hot", "a")], &plain);
+        assert_eq!(shows_the_same(&config, &here, &header("h:/d/a")), Ok(()));
+        // Attached anew with another --path, by this daemon or by another one.
+        for backing in ["h:/d", "h:/d/b", "h:/d/a/b", "h:/e/a"] {
+            let said = shows_the_same(&config, &here, &header(backing));
+            assert_eq!(said, Err(format!("shows h:/d/a and not {backing}")));
+        }
+        let elsewhere = daemon(&[("/other", "a")], &plain);
+        assert!(shows_the_same(&elsewhere, &here, &header("h:/d/a")).is_err_and(|text| text.contains("no overlay")));
+    }
+
+    #[test]
+    fn what_covers_the_overlay_is_seen() {
+        let plain = daemon(&[("/hot", "a")], &OverlayConfig::default());
+        for (source, fstype) in [("h:/d/b", "fuse.steadfs"), ("h:/d/a", "fuse.sshfs"), ("tmpfs", "tmpfs")] {
+            let said = shows_the_same(&plain, &mounted(source, fstype), &header("h:/d/a"));
+            assert!(said.is_err_and(|text| text.starts_with(&format!("is covered by {source} ({fstype})"))));
+        }
+        let look = OverlayConfig { fsname: Some("store".into()), subtype: "sshfs".into(), ..OverlayConfig::default() };
+        let named = daemon(&[("/hot", "a")], &look);
+        assert_eq!(shows_the_same(&named, &mounted("store", "fuse.sshfs"), &header("h:/d/a")), Ok(()));
+        assert!(shows_the_same(&named, &mounted("h:/d/a", "fuse.sshfs"), &header("h:/d/a")).is_err());
     }
 }

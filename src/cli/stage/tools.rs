@@ -21,7 +21,11 @@ pub fn find() -> Result<PathBuf, String> {
         return Err("fusermount3 is not installed (package fuse3)".into());
     }
     if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        return Err(format!("/dev/fuse cannot be opened: {error} (package fuse3; in a container: --device /dev/fuse)"));
+        let next = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "run it as root, or chmod 0666 /dev/fuse as distributions have it",
+            _ => "package fuse3, modprobe fuse; in a container: --device /dev/fuse",
+        };
+        return Err(format!("/dev/fuse cannot be opened: {error} ({next})"));
     }
     let server = SFTP_SERVERS.iter().map(Path::new).find(|path| is_program(path));
     let server = server.map(Path::to_path_buf).or_else(|| in_path("sftp-server"));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::moment;
 use crate::supervisor::report::LastRepair;
 
 /// Name of the file in the state directory of a daemon.
@@ -45,8 +46,7 @@ fn secs(at: SystemTime) -> f64 {
 }
 
 fn time(secs: f64) -> SystemTime {
-    let since = Duration::try_from_secs_f64(secs).unwrap_or_default();
-    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
+    moment::after_epoch(Duration::try_from_secs_f64(secs).unwrap_or_default())
 }
 
 impl From<&LastRepair> for Last {
@@ -89,11 +89,16 @@ impl Record {
         Record { started_total, starts, last: last.map(Last::from) }
     }
 
+    /// What is in such a file.
+    pub fn parse(text: &[u8]) -> io::Result<Record> {
+        Ok(serde_json::from_slice(text)?)
+    }
+
     /// Reads it. A file that is missing says that nothing has happened; one that cannot be understood is an error, and the
     /// caller starts over.
     pub fn load(path: &Path) -> io::Result<Record> {
         match std::fs::read(path) {
-            Ok(text) => Ok(serde_json::from_slice(&text)?),
+            Ok(text) => Record::parse(&text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
             Err(error) => Err(error),
         }

@@ -98,7 +98,7 @@ impl Applies {
     }
 
     fn count(&mut self, at: SystemTime, ok: bool) {
-        self.total += 1;
+        self.total = self.total.saturating_add(1);
         self.times.push(at);
         let since = at.checked_sub(REMEMBERED).unwrap_or(SystemTime::UNIX_EPOCH);
         self.times.retain(|&time| time >= since);

@@ -1,6 +1,8 @@
 //! The other watchdog's state file: JSON with the fields that its readers know.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -10,6 +12,8 @@ use serde_json::{Map, Value};
 use super::fold::{Applies, Last};
 use super::targets::Target;
 
+/// Longest file that is read, in bytes: of thousands of hot paths and repairs it has a tenth of that.
+const LONGEST: u64 = 16 << 20;
 /// What `kind` says of every hot path.
 const KIND: &str = "tiering_hot_path";
 
@@ -82,9 +86,15 @@ impl State {
     /// What is in the file at `path`, also if the other watchdog wrote it. Each field that is missing or not understood is as
     /// at the beginning.
     pub fn read(path: &Path) -> State {
-        let value = std::fs::read(path).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
-        match value {
-            Some(Value::Object(fields)) => State::of(fields),
+        let mut text = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text));
+        read.map(|_| State::parse(&text)).unwrap_or_default()
+    }
+
+    /// What is in such a file.
+    pub fn parse(text: &[u8]) -> State {
+        match serde_json::from_slice(text) {
+            Ok(Value::Object(fields)) => State::of(fields),
             _ => State::default(),
         }
     }
@@ -131,7 +141,7 @@ impl State {
             let observation = Observation {
                 first_seen_utc: known.map_or_else(|| utc(now), |known| known.first_seen_utc.clone()),
                 last_seen_utc: utc(now),
-                consecutive: known.map_or(0, |known| known.consecutive) + 1,
+                consecutive: known.map_or(0, |known| known.consecutive).saturating_add(1),
                 errno: errno as i32,
                 path: target.path.clone(),
                 kind: KIND.into(),

@@ -186,7 +186,8 @@ impl Hand {
         let mut environment = self.environment(pausing, paused);
         environment.push(("STEADFS_WORKER", name.as_ref()));
         let cut = || pausing && self.ending.load(SeqCst);
-        act(self, &Job { name, means, until, paused, environment: &environment, cut: &cut })
+        let ending = self.ending.load(SeqCst);
+        act(self, &Job { name, means, until, paused, environment: &environment, cut: &cut, ending })
     }
 
     fn tell(&self, worker: &str, action: &str, result: &str, detail: &str) {

@@ -13,12 +13,13 @@ const LONG: Duration = Duration::from_secs(30);
 struct Rig {
     directory: tempfile::TempDir,
     paused: Paused,
+    ending: bool,
 }
 
 impl Rig {
     fn new() -> Rig {
         let directory = tempfile::tempdir().expect("a directory");
-        Rig { directory, paused: Paused { overlay: "/hot".into(), ..Paused::default() } }
+        Rig { directory, paused: Paused { overlay: "/hot".into(), ..Paused::default() }, ending: false }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -33,7 +34,7 @@ impl Rig {
         let until = Instant::now() + timeout;
         let environment = [("STEADFS_WORKER", OsStr::new("w"))];
         let (paused, environment) = (&self.paused, &environment);
-        act(&Job { name: "w", means, until, paused, environment, cut: &|| false })
+        act(&Job { name: "w", means, until, paused, environment, cut: &|| false, ending: self.ending })
     }
 
     fn look(&self, real: &Real, means: &Means) -> Result<Option<Found>, Failure> {
@@ -419,6 +420,29 @@ fn a_unit_that_takes_its_time_to_start_counts_as_let_go() {
     rig.write("state", "load=loaded active=inactive frozen=running hangs=1");
     let resumed = rig.step(&means, Duration::from_secs(6), |job| real.resume(job, &Found::Named));
     assert_eq!(resumed, Ok(()));
+}
+
+#[test]
+fn a_steadfs_that_ends_does_not_wait_for_a_unit_that_waits_for_its_end() {
+    let mut rig = Rig::new();
+    rig.program("systemctl", SYSTEMCTL);
+    let (real, means) = (rig.real(), Means::Unit { unit: "crawler.service".into(), by: UnitBy::Stop });
+    rig.ending = true;
+    rig.write("state", "load=loaded active=inactive frozen=running");
+    rig.resume(&real, &means, &Found::Named);
+    assert_eq!(rig.calls(), ["--no-ask-password --no-block --job-mode=fail start -- crawler.service"]);
+    assert!(rig.read("state").contains("active=active"));
+    // Its stop was ordered in the same outage, and is not done.
+    rig.program("systemctl", &SYSTEMCTL.replace("start) ", "--job-mode=fail) echo destructive; exit 4;; start) "));
+    rig.write("state", "load=loaded active=deactivating frozen=running");
+    rig.resume(&real, &means, &Found::Named);
+    let last = "--no-ask-password --no-block --job-mode=ignore-dependencies start -- crawler.service";
+    assert_eq!(rig.calls().last().map(String::as_str), Some(last));
+    // The machine shuts down: it is started after the next boot.
+    rig.write("state", "load=loaded active=inactive frozen=running");
+    assert!(rig.step(&means, LONG, |job| real.resume(job, &Found::Named)).is_err());
+    rig.write("state", "load=not-found active=inactive frozen=running");
+    rig.resume(&real, &means, &Found::Named);
 }
 
 #[test]

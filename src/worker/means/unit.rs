@@ -34,6 +34,11 @@ impl Shown {
         ["frozen", "freezing"].iter().any(|word| self.get("FreezerState").starts_with(word))
     }
 
+    /// There is nothing to start: it runs, or has been removed.
+    fn needs_no_start(&self) -> bool {
+        self.runs() || self.get("LoadState") == "not-found"
+    }
+
     /// steadfs runs in it, so it would stop itself and never start it again.
     fn is_ours(&self) -> bool {
         let group = self.get("ControlGroup").trim_end_matches('/');
@@ -63,12 +68,29 @@ pub(super) fn stop(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure
 }
 
 pub(super) fn start(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
+    if job.ending {
+        return start_without_waiting(systemctl, job, unit);
+    }
     let begun = Job { until: job.until - job.left() / 4, ..*job };
     let Err(failure) = begun.ask(&[systemctl, "--no-ask-password", "start", "--", unit]) else { return Ok(()) };
     match Shown::of(systemctl, job, unit) {
         // A unit of type oneshot counts as started when its work is done, which may take weeks.
-        Ok(shown) if shown.runs() => Ok(()),
-        Ok(shown) if shown.get("LoadState") == "not-found" => Ok(()),
+        Ok(shown) if shown.needs_no_start() => Ok(()),
+        _ => Err(failure),
+    }
+}
+
+/// For a steadfs that ends, perhaps because systemd stops its unit. What is ordered after that unit is started when it has
+/// stopped, so whoever waited here would wait for himself. And what wants that unit would have it started again: in the mode
+/// `fail` systemd leaves the stop as it is.
+fn start_without_waiting(systemctl: &str, job: &Job, unit: &str) -> Result<(), Failure> {
+    let begin =
+        |mode: &str| job.ask(&[systemctl, "--no-ask-password", "--no-block", mode, "start", "--", unit]).map(drop);
+    let Err(failure) = begin("--job-mode=fail") else { return Ok(()) };
+    match Shown::of(systemctl, job, unit) {
+        Ok(shown) if shown.needs_no_start() => Ok(()),
+        // It took too long to stop and is still at it. A stop that is a part of a shutdown cannot be replaced.
+        Ok(shown) if shown.get("ActiveState") == "deactivating" => begin("--job-mode=ignore-dependencies"),
         _ => Err(failure),
     }
 }
