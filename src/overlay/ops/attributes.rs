@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fuser::{ReplyAttr, ReplyStatfs};
+use fuser::{ReplyAttr, ReplyIoctl, ReplyStatfs};
 use nix::errno::Errno;
 
-use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
+use crate::backing::{Attr, FileKind, FlagsRequest, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
@@ -66,7 +66,7 @@ impl Overlay {
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
-                None => Err(Errno::ENOENT),
+                None => self.nodes.remains_of(node).ok_or(Errno::ENOENT),
             },
             result => result,
         }
@@ -182,6 +182,38 @@ impl Overlay {
             self.on_node(context, node, |tree, path| tree.set_times(path, at, mt), |file| file.set_times(at, mt))?;
         }
         Ok(())
+    }
+}
+
+impl Overlay {
+    /// FUSE_IOCTL. The kernel has checked that the caller may do what it hands on; everything but the flags of files
+    /// (chattr(1)) is of devices.
+    pub fn ioctl(self: &Arc<Self>, asked: Asked, node: u64, command: u32, data: &[u8], reply: ReplyIoctl) {
+        let Some(request) = FlagsRequest::of(command).filter(|_| self.traits.stable_inodes) else {
+            return reply.error(fuser::Errno::ENOTTY);
+        };
+        let mut value = data.to_vec();
+        value.resize(request.size(), 0);
+        self.submit(
+            asked,
+            Op::Ioctl,
+            Class::Meta,
+            move |overlay, context| {
+                if request.changes() {
+                    // What is held back of a file could not be written to it any more.
+                    overlay.show(context, node)?;
+                }
+                overlay.on_path(context, node, |tree, path| {
+                    let mut value = value.clone();
+                    tree.flags(path, request, &mut value)?;
+                    Ok(if request.changes() { Vec::new() } else { value })
+                })
+            },
+            |_, result| match result {
+                Ok(value) => reply.ioctl(0, &value),
+                Err(error) => reply.error(node_errno(error)),
+            },
+        );
     }
 }
 

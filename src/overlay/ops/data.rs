@@ -43,7 +43,14 @@ impl Overlay {
     }
 
     fn open_on_backing(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Opened> {
-        let open = || self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags)));
+        let open = || match self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags))) {
+            // By /proc/PID/fd of somebody who has it open.
+            Err(Errno::ENOENT) => match self.reopen_nameless(&**context.generation, node, first_flags(flags)) {
+                Err(LOST_FILE) => Err(Errno::ENOENT),
+                result => result,
+            },
+            result => result,
+        };
         if flags & libc::O_TRUNC == 0 {
             return Ok((context.generation.number(), open()?));
         }
@@ -83,7 +90,9 @@ impl Overlay {
         if flags & (libc::O_TRUNC | libc::O_EXCL) != 0 {
             inode.with_log(&self.budget, |log| log.learn_size(0));
         }
-        self.files.insert(OpenFile::new(inode, flags, generation, file), by)
+        let handle = self.files.insert(OpenFile::new(inode, flags, generation, file), by);
+        self.cool();
+        handle
     }
 
     /// FUSE_CREATE.
