@@ -118,7 +118,7 @@ fn holes(log: &mut Log) {
     file.set_len(2 << 20).unwrap();
     file.sync_all().unwrap();
     let fd = file.as_raw_fd();
-    let mut look = |log: &mut Log| {
+    let look = |log: &mut Log| {
         let mut at = 0;
         for whence in [libc::SEEK_HOLE, libc::SEEK_DATA, libc::SEEK_HOLE, libc::SEEK_DATA] {
             // SAFETY: only numbers are passed.

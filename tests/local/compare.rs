@@ -57,7 +57,7 @@ pub fn main() {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let mut log = Log { root: std::env::var_os("LOCAL_AT").unwrap().into(), lines: Vec::new() };
     find(name.to_str().unwrap())(&mut log);
-    let lines = log.lines.iter().map(|line| format!("\nlocal: {}", line.escape_default())).collect::<String>();
+    let lines = log.lines.iter().map(|line| format!("\nlocal: {line}")).collect::<String>();
     println!("{lines}\nlocal: end");
 }
 

@@ -95,7 +95,7 @@ fn locks_over_sshfs_are_held_through_its_death_and_that_of_the_daemon() {
     let succeeded = || {
         let before = lab.serving();
         lab.parts().kill(Part::Daemon).expect("there is one");
-        wait("the successor", || lab.status()["pid"].as_i64().is_some_and(|pid| pid != before.into()));
+        wait("the successor", || lab.status()["pid"].as_i64().is_some_and(|pid| pid != i64::from(before)));
         lab.wait_state("live");
     };
     held_through(

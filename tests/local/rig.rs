@@ -56,7 +56,9 @@ impl Local {
     pub fn succession(&self) {
         let before = self.lab.serving();
         self.lab.parts().kill(Part::Daemon).expect("there is one");
-        crate::lab::wait("the successor", || self.lab.status()["pid"].as_i64().is_some_and(|pid| pid != before.into()));
+        crate::lab::wait("the successor", || {
+            self.lab.status()["pid"].as_i64().is_some_and(|pid| pid != i64::from(before))
+        });
         self.lab.wait_state("live");
     }
 

@@ -53,7 +53,7 @@ impl Overlay {
         self.look(context, Some(node), || self.stat_on_backing(context, node, handle))
     }
 
-    fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
+    pub(super) fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
         // By handle where there is one: a file may have lost its name. One that nobody knows is of a predecessor whose
         // memory could not be read.
         if let Some(handle) = handle {
@@ -165,6 +165,10 @@ impl Overlay {
         if let Some(size) = changes.size {
             match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
                 (Some(file), _) => self.set_size_logged(context, &file?.inode, size)?,
+                // By /proc/PID/fd of somebody who has it open.
+                (None, Some(inode)) if self.nodes.parent(node).is_none() => {
+                    self.set_size_logged(context, &inode, size)?;
+                }
                 // By path, of a file that is open or has something unstable: both have one order.
                 (None, Some(inode)) => {
                     let order = inode.order(context)?;
