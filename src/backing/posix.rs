@@ -242,9 +242,10 @@ impl Tree for PosixTree {
         if data.len() < request.size() {
             return Err(Errno::EINVAL);
         }
-        // SAFETY: the number is one of four, each of which moves no more bytes than `size` says, and the buffer has these.
         retry(|| {
-            Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), request.number().into(), data.as_mut_ptr()) }).map(drop)
+            // SAFETY: the number is one of four, each of which moves no more bytes than `size` says; the buffer has these.
+            let result = unsafe { libc::ioctl(fd.as_raw_fd(), request.number().into(), data.as_mut_ptr()) };
+            Errno::result(result).map(drop)
         })
     }
 

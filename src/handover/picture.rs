@@ -222,10 +222,10 @@ impl Picture {
 
     fn unname(&mut self, name: &Name<'static>) -> Option<u64> {
         let node = self.by_name.remove(name)?;
-        if let Some(found) = self.nodes.get_mut(&node) {
-            if let Some(at) = found.names.iter().rposition(|its| its == name) {
-                found.names.swap_remove(at);
-            }
+        if let Some(found) = self.nodes.get_mut(&node)
+            && let Some(at) = found.names.iter().rposition(|its| its == name)
+        {
+            found.names.swap_remove(at);
         }
         Some(node)
     }

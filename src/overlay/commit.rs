@@ -370,7 +370,9 @@ impl Overlay {
         if let Err(refusal) = self.verify(generation, inode, &**writer.descriptor, reads) {
             return Err(self.refusal_errno(inode, refusal));
         }
-        Ok(inode.offer_writer(writer))
+        let writer = inode.offer_writer(writer);
+        self.counts_as_open(inode.node, &writer);
+        Ok(writer)
     }
 
     fn refusal_errno(&self, inode: &Arc<Inode>, refusal: Refusal) -> Errno {

@@ -128,6 +128,12 @@ impl OpenFile {
         self.slot.lock().descriptor.is_some()
     }
 
+    /// The generation that its descriptor is of, if it has one.
+    pub fn generation(&self) -> Option<u64> {
+        let slot = self.slot.lock();
+        slot.descriptor.is_some().then_some(slot.generation)
+    }
+
     /// True if somebody has used its descriptor since this was asked last.
     pub fn was_used(&self) -> bool {
         self.used.swap(false, Relaxed)
@@ -183,6 +189,19 @@ impl Overlay {
             self.cool();
         }
         Ok(opened)
+    }
+
+    /// The descriptor that a file is written through becomes that of a handle which has none, so that it counts.
+    pub(super) fn counts_as_open(&self, node: u64, writer: &Writer) {
+        let may = |file: &Arc<OpenFile>| file.writes() && (writer.reads || !file.reads()) && !file.is_warm();
+        let Some(file) = self.files.of_node(node).into_iter().find(may) else { return };
+        let mut slot = file.slot.lock();
+        if slot.descriptor.is_none() {
+            *slot = Slot::new(writer.generation, Arc::clone(&writer.descriptor));
+            drop(slot);
+            self.files.warm.add(file.handle);
+            self.cool();
+        }
     }
 
     fn open_again(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {

@@ -227,7 +227,7 @@ impl Inode {
         state.log.send_again();
     }
 
-    /// Lets the descriptor of a clean file go, to be opened again later.
+    /// Lets its descriptor go, to be opened again later.
     pub fn cool(&self) {
         drop(self.state.lock().writer.take());
     }

@@ -75,7 +75,7 @@ fn most() -> usize {
 }
 
 impl Overlay {
-    /// Closes descriptors that nobody needs at the moment, if there are too many. Never waits.
+    /// Closes descriptors that nobody needs at the moment, if there are too many. Never waits for a server.
     pub(super) fn cool(&self) {
         for _ in 0..LOOKS {
             if !self.files.warm.is_full() {
@@ -93,12 +93,23 @@ impl Overlay {
     fn cools(&self, file: &OpenFile) -> bool {
         // Whoever changes the file holds the order until the change is in the log.
         let Some(_order) = file.inode.order_now() else { return false };
-        if file.was_used() || file.inode.is_pinned() || !file.inode.is_clean() || self.nodes.parent(file.node).is_none()
-        {
+        if file.was_used() || file.inode.is_pinned() || self.nodes.parent(file.node).is_none() {
             return false;
         }
-        file.inode.cool();
-        file.cool();
+        // Here an fsync by any descriptor commits what was written by another; and numbers tell whether it is the same file.
+        if self.traits.stable_inodes {
+            file.generation().into_iter().for_each(|generation| file.inode.verified(generation));
+        } else if !file.inode.is_clean() {
+            return false;
+        }
+        if self.traits.stable_inodes {
+            // Done when the next is opened: closers may be behind.
+            file.inode.close_here();
+            file.close_here();
+        } else {
+            file.inode.cool();
+            file.cool();
+        }
         true
     }
 }

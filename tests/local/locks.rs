@@ -86,7 +86,10 @@ fn locks_over_a_directory_are_held_through_a_repair_and_the_death_of_the_daemon(
 
 #[test]
 fn locks_over_sshfs_are_held_through_its_death_and_that_of_the_daemon() {
-    let lab = Lab::new("");
+    let mut lab = Lab::untimed();
+    let command = lab.mount_command("-f", "");
+    lab.serve(command);
+    lab.wait_state("live");
     let repaired = || {
         let before = lab.generation();
         lab.signal("sshfs", Signal::SIGKILL);

@@ -18,7 +18,7 @@ pub struct Local {
 impl Local {
     /// Over the laboratory's store, with these options.
     pub fn new(options: &str) -> Local {
-        Local::over(Lab::unmounted(), "store", options, |_| {})
+        Local::over(Lab::untimed(), "store", options, |_| {})
     }
 
     /// Over that directory of the laboratory; `prepare` may change the command that mounts.
@@ -114,8 +114,8 @@ impl Actor {
 impl Drop for Actor {
     fn drop(&mut self) {
         let _ = self.child.kill();
-        // One that hangs in the mount is not waited for.
-        for _ in 0..400 {
+        // It has many files to close. One that hangs in the mount is not waited for for ever.
+        for _ in 0..6000 {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 break;
             }
