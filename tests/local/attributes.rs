@@ -160,7 +160,8 @@ fn holes(log: &mut Log) {
 
 fn direct(log: &mut Log) {
     let path = log.at("direct");
-    let open = |flags| OpenOptions::new().read(true).write(true).create(true).custom_flags(flags).open(&path);
+    let open =
+        |flags| OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(&path);
     let file = open(libc::O_DIRECT).unwrap();
     let mut memory = vec![0_u8; 3 * 4096];
     let start = memory.as_ptr().align_offset(4096);

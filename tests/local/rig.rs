@@ -140,7 +140,7 @@ pub fn main() {
 
 fn obey(files: &mut Vec<File>, words: &[&str]) -> io::Result<i64> {
     let number = |at: usize| words[at].parse::<i64>().unwrap();
-    let both = || OpenOptions::new().read(true).write(true).create(true).open(words[1]);
+    let both = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(words[1]);
     Ok(match words[0] {
         // open PATH: its number.
         "open" => {

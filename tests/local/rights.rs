@@ -137,14 +137,18 @@ fn directories(log: &mut Log) {
             "fifo in setgid",
             nix::unistd::mkfifo(&shared.join("p"), Mode::from_bits_truncate(0o644)).map_err(std::io::Error::from),
         );
-        let open = |name: &str| OpenOptions::new().write(true).create(true).mode(0o2755).open(shared.join(name));
+        let open = |name: &str| {
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o2755).open(shared.join(name))
+        };
         log.note("setgid file of a member", open("s").map(drop));
         log.note("mkdir further down", std::fs::create_dir(shared.join("d/e")));
     });
     directory(&log.at("open"), 0, GROUP, 0o2777);
     let open = log.at("open");
     as_user(ONE, ONE, &[], || {
-        let file = |mode| OpenOptions::new().write(true).create(true).mode(mode).open(open.join(format!("{mode:o}")));
+        let file = |mode| {
+            OpenOptions::new().write(true).create(true).truncate(false).mode(mode).open(open.join(format!("{mode:o}")))
+        };
         log.note("setgid file of a stranger", file(0o2755).map(drop));
         log.note("setgid file of a stranger, not executable", file(0o2644).map(drop));
         log.note("mkdir by a stranger", std::fs::create_dir(open.join("d")));
@@ -217,7 +221,13 @@ fn protected(log: &mut Log) {
     as_user(ONE, ONE, &[], || std::fs::write(place.join("ones"), "x")).unwrap();
     std::fs::set_permissions(place.join("ones"), PermissionsExt::from_mode(0o666)).unwrap();
     let create = |name: &str| {
-        OpenOptions::new().write(true).create(true).custom_flags(libc::O_NONBLOCK).open(place.join(name)).map(drop)
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(place.join(name))
+            .map(drop)
     };
     log.note("O_CREAT of another's", as_user(1003, 1003, &[], || create("ones")));
     log.note("O_CREAT of another's by root", create("ones"));
