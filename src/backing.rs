@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 pub use record::{AdoptError, Record};
-pub use types::{Attr, DirEntry, FileKind, SetTime, StatFs};
+pub use types::{Attr, DirEntry, FileKind, FlagsRequest, SetTime, StatFs};
 
 /// Result of one call into the backing; the error is the errno that the backing gave.
 pub type OpResult<T> = Result<T, Errno>;
@@ -178,6 +178,15 @@ pub trait Tree: Send + Sync {
     fn rename(&self, from: &Path, to: &Path, flags: u32) -> OpResult<()>;
     /// open(2) of an existing file, with the flags given.
     fn open(&self, path: &Path, flags: i32) -> OpResult<Box<dyn File>>;
+    /// open(2) of a file that is open already and may have lost its name, with the flags given. ENOENT where that cannot be.
+    fn open_again(&self, _file: &dyn File, _flags: i32) -> OpResult<Box<dyn File>> {
+        Err(Errno::ENOENT)
+    }
+    /// Reads or changes the flags of a file (ioctl_iflags(2), and the same of XFS): `request` is the ioctl's number, `data`
+    /// what goes in and out. ENOTTY where there are none.
+    fn flags(&self, _path: &Path, _request: FlagsRequest, _data: &mut [u8]) -> OpResult<()> {
+        Err(Errno::ENOTTY)
+    }
     /// open(2) with O_CREAT added.
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>>;
     /// All entries but `.` and `..`, in the backing's order.

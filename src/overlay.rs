@@ -23,6 +23,7 @@ mod session;
 mod settle;
 mod shown;
 mod sweep;
+mod warm;
 
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};

@@ -26,7 +26,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags};
 use nix::unistd::{Gid, Uid, UnlinkatFlags};
 
-use super::{Attr, DirEntry, File, OpResult, SetTime, StatFs, Tree};
+use super::{Attr, DirEntry, File, FlagsRequest, OpResult, SetTime, StatFs, Tree};
 
 pub use file::PosixFile;
 pub use nameless::Nameless;
@@ -224,6 +224,29 @@ impl Tree for PosixTree {
         // O_EXCL means nothing to a file that exists, and openat2 refuses a mode without O_CREAT.
         let fd = self.open_data(path, flags & !(libc::O_CREAT | libc::O_EXCL), Mode::empty())?;
         Ok(self.file(fd))
+    }
+
+    fn open_again(&self, file: &dyn File, flags: i32) -> OpResult<Box<dyn File>> {
+        self.stop.check()?;
+        let fd = file.as_raw_fd().ok_or(Errno::ENOENT)?;
+        let kept = OFlag::O_ACCMODE | OFlag::O_TRUNC | OFlag::O_SYNC | OFlag::O_DSYNC | OFlag::O_NOATIME;
+        let flags = (OFlag::from_bits_retain(flags) & kept) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let link = format!("/proc/self/fd/{fd}");
+        let fd = retry(|| nix::fcntl::open(link.as_str(), flags, Mode::empty()))?;
+        Ok(self.file(fd))
+    }
+
+    fn flags(&self, path: &Path, request: FlagsRequest, data: &mut [u8]) -> OpResult<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
+        let fd = self.open_at(path, flags, Mode::empty())?;
+        if data.len() < request.size() {
+            return Err(Errno::EINVAL);
+        }
+        retry(|| {
+            // SAFETY: the number is one of four, each of which moves no more bytes than `size` says; the buffer has these.
+            let result = unsafe { libc::ioctl(fd.as_raw_fd(), request.number().into(), data.as_mut_ptr()) };
+            Errno::result(result).map(drop)
+        })
     }
 
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>> {

@@ -95,3 +95,54 @@ pub struct StatFs {
     /// f_frsize in bytes.
     pub fragment_size: u32,
 }
+
+/// What is asked of a file's flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlagsRequest {
+    /// FS_IOC_GETFLAGS.
+    Get,
+    /// FS_IOC_SETFLAGS.
+    Set,
+    /// FS_IOC_FSGETXATTR.
+    GetExtended,
+    /// FS_IOC_FSSETXATTR.
+    SetExtended,
+}
+
+impl FlagsRequest {
+    const ALL: [FlagsRequest; 4] =
+        [FlagsRequest::Get, FlagsRequest::Set, FlagsRequest::GetExtended, FlagsRequest::SetExtended];
+
+    /// That of an ioctl(2); `None` if it is none of these.
+    pub fn of(number: u32) -> Option<FlagsRequest> {
+        FlagsRequest::ALL.into_iter().find(|request| request.number() == number)
+    }
+
+    /// Its number (linux/fs.h). The macro there makes it of the size of a long, though what is moved is an int.
+    pub fn number(self) -> u32 {
+        let long = (std::mem::size_of::<libc::c_long>() as u32) << 16;
+        let extended = (FSXATTR as u32) << 16;
+        match self {
+            FlagsRequest::Get => 2 << 30 | long | 0x6601,
+            FlagsRequest::Set => 1 << 30 | long | 0x6602,
+            FlagsRequest::GetExtended => 2 << 30 | extended | 0x581f,
+            FlagsRequest::SetExtended => 1 << 30 | extended | 0x5820,
+        }
+    }
+
+    /// Bytes that go in or out.
+    pub fn size(self) -> usize {
+        match self {
+            FlagsRequest::Get | FlagsRequest::Set => std::mem::size_of::<libc::c_int>(),
+            FlagsRequest::GetExtended | FlagsRequest::SetExtended => FSXATTR,
+        }
+    }
+
+    /// True if it changes something.
+    pub fn changes(self) -> bool {
+        matches!(self, FlagsRequest::Set | FlagsRequest::SetExtended)
+    }
+}
+
+/// Bytes of `struct fsxattr` (linux/fs.h).
+const FSXATTR: usize = 28;

@@ -38,6 +38,7 @@ pub enum Op {
     Lseek,
     Fallocate,
     CopyFileRange,
+    Ioctl,
 }
 
 impl Op {
@@ -74,11 +75,12 @@ impl Op {
             Op::Fallocate => 43,
             Op::Lseek => 46,
             Op::CopyFileRange => 47,
+            Op::Ioctl => 39,
         }
     }
 
     /// All of them, in order of their discriminants.
-    pub const ALL: [Op; 30] = [
+    pub const ALL: [Op; 31] = [
         Op::Lookup,
         Op::Getattr,
         Op::Setattr,
@@ -109,6 +111,7 @@ impl Op {
         Op::Lseek,
         Op::Fallocate,
         Op::CopyFileRange,
+        Op::Ioctl,
     ];
 
     /// True if its payload goes to the server.
@@ -149,6 +152,7 @@ impl Op {
             Op::Lseek => "lseek",
             Op::Fallocate => "fallocate",
             Op::CopyFileRange => "copy_file_range",
+            Op::Ioctl => "ioctl",
         }
     }
 }

@@ -222,17 +222,21 @@ impl Picture {
 
     fn unname(&mut self, name: &Name<'static>) -> Option<u64> {
         let node = self.by_name.remove(name)?;
-        if let Some(found) = self.nodes.get_mut(&node) {
-            found.names.retain(|its| its != name);
+        if let Some(found) = self.nodes.get_mut(&node)
+            && let Some(at) = found.names.iter().rposition(|its| its == name)
+        {
+            found.names.swap_remove(at);
         }
         Some(node)
     }
 
     fn see(&mut self, name: &Name<'static>) {
         if let Some(found) = self.by_name.get(name).and_then(|node| self.nodes.get_mut(node))
-            && let Some(at) = found.names.iter().position(|its| its == name)
+            && found.names.first() != Some(name)
+            // As a rule it has just been added; a file may have 65,000.
+            && let Some(at) = found.names.iter().rposition(|its| its == name)
         {
-            found.names[..=at].rotate_right(1);
+            found.names.swap(0, at);
         }
     }
 

@@ -372,6 +372,21 @@ impl Filesystem for Adapter {
             .lseek(asked, handle.0, offset, whence, reply));
     }
 
+    fn ioctl(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        command: u32,
+        data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        hand_on!(self, request, Ioctl, node.0, reply, |overlay, asked| overlay
+            .ioctl(asked, node.0, command, data, reply));
+    }
+
     fn copy_file_range(
         &self,
         request: &Request,

@@ -370,7 +370,9 @@ impl Overlay {
         if let Err(refusal) = self.verify(generation, inode, &**writer.descriptor, reads) {
             return Err(self.refusal_errno(inode, refusal));
         }
-        Ok(inode.offer_writer(writer))
+        let writer = inode.offer_writer(writer);
+        self.counts_as_open(inode.node, &writer);
+        Ok(writer)
     }
 
     fn refusal_errno(&self, inode: &Arc<Inode>, refusal: Refusal) -> Errno {
@@ -403,7 +405,11 @@ impl Overlay {
     ) -> Result<(), Refusal> {
         let number = generation.number();
         if inode.is_verified(number) {
-            return Ok(());
+            // It may have been closed since for want of descriptors; what others write to it meanwhile is none of our business.
+            return match self.traits.stable_inodes && !self.nodes.may_be(inode.node, file.stat()?.identity) {
+                true => Err(Refusal::Lost("another file has taken its name".into())),
+                false => Ok(()),
+            };
         }
         match self.compare(generation, inode, file, reads) {
             // Somebody else has compared meanwhile, and has changed it since.
@@ -455,12 +461,28 @@ impl Overlay {
         Ok(())
     }
 
+    /// Opens a file that has lost its name, where it lives as long as somebody has it open, by a descriptor of it: of an
+    /// earlier generation, perhaps, of the same filesystem. There is none if the daemon has died meanwhile.
+    pub(super) fn reopen_nameless(
+        &self,
+        generation: &dyn Generation,
+        node: u64,
+        flags: i32,
+    ) -> OpResult<Box<dyn File>> {
+        let open = self.files.of_node(node).into_iter().filter_map(|file| file.any_descriptor()).next();
+        let by = open.filter(|_| self.traits.keeps_unlinked).ok_or(LOST_FILE)?;
+        generation
+            .tree()
+            .open_again(&**by, flags)
+            .map_err(|error| if error == Errno::ENOENT { LOST_FILE } else { error })
+    }
+
     /// Opens the file of a node under its present name, as it is.
     pub(super) fn reopen(&self, generation: &dyn Generation, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
         let (until, mut tried) = (Instant::now() + RENAMING, None);
         loop {
             // A file without a name is lost, and so is one that is not where its name leads, unless it was just renamed.
-            let (path, stamp) = self.nodes.path(node).map_err(|_| LOST_FILE)?;
+            let Ok((path, stamp)) = self.nodes.path(node) else { return self.reopen_nameless(generation, node, flags) };
             match open_whatever_its_mode(generation, &path, flags) {
                 Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => {
                     if self.nodes.has_moved_since(stamp, &[node], until) {

@@ -1,6 +1,6 @@
 //! Between the backing's values and fuser's.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use nix::errno::Errno;
@@ -60,8 +60,17 @@ pub fn set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Omit,
         Some(TimeOrNow::Now) => SetTime::Now,
-        Some(TimeOrNow::SpecificTime(at)) => SetTime::At(at),
+        Some(TimeOrNow::SpecificTime(at)) => SetTime::At(mended(at)),
     }
+}
+
+/// fuser 0.18 counts the nanoseconds of a time before 1970 backwards, as it does not when it answers.
+fn mended(at: SystemTime) -> SystemTime {
+    let part = match SystemTime::UNIX_EPOCH.duration_since(at) {
+        Ok(before) => Duration::from_nanos(u64::from(before.subsec_nanos())),
+        Err(_) => Duration::ZERO,
+    };
+    at.checked_add(part * 2).unwrap_or(at)
 }
 
 /// The type bits of a mode, as a kind; what mknod(2) is given without any is a regular file.

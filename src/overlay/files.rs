@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
@@ -11,6 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use super::Overlay;
 use super::closer::Descriptor;
 use super::inodes::{Inode, Writer};
+use super::warm::{Counted, Warm};
 use crate::backing::{File, Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 use crate::handover::{Item, Notes};
@@ -33,9 +34,15 @@ pub fn first_flags(flags: i32) -> i32 {
 struct Slot {
     generation: u64,
     descriptor: Option<Arc<Descriptor>>,
+    /// Held for as long as the descriptor is.
+    _counted: Option<Counted>,
 }
 
 impl Slot {
+    fn new(generation: u64, descriptor: Arc<Descriptor>) -> Slot {
+        Slot { generation, descriptor: Some(descriptor), _counted: Some(Counted::new()) }
+    }
+
     /// The descriptor of that generation, if there is one; an error for a straggler of an earlier one.
     fn of(&self, generation: u64) -> OpResult<Option<Arc<Descriptor>>> {
         match &self.descriptor {
@@ -57,6 +64,8 @@ pub struct OpenFile {
     /// Given by [`Files::insert`].
     handle: u64,
     slot: Mutex<Slot>,
+    /// Somebody has used its descriptor since this was looked at.
+    used: AtomicBool,
     /// Failed commits that its holder knows of.
     told: AtomicU64,
 }
@@ -69,7 +78,8 @@ impl OpenFile {
             node: inode.node,
             flags,
             handle: 0,
-            slot: Mutex::new(Slot { generation, descriptor: Some(Arc::clone(&descriptor)) }),
+            slot: Mutex::new(Slot::new(generation, Arc::clone(&descriptor))),
+            used: AtomicBool::new(true),
             told: AtomicU64::new(inode.errors().0),
             inode,
         };
@@ -81,7 +91,8 @@ impl OpenFile {
 
     /// A handle of a predecessor's, which knew of so many failed commits.
     fn resumed(inode: Arc<Inode>, handle: u64, flags: i32, told: u64) -> OpenFile {
-        OpenFile { node: inode.node, flags, handle, slot: Mutex::default(), told: AtomicU64::new(told), inode }
+        let (slot, used) = (Mutex::default(), AtomicBool::new(false));
+        OpenFile { node: inode.node, flags, handle, slot, used, told: AtomicU64::new(told), inode }
     }
 
     /// The handle.
@@ -112,6 +123,32 @@ impl OpenFile {
         untold.then_some(error)
     }
 
+    /// True if it has a descriptor, of whichever generation.
+    pub fn is_warm(&self) -> bool {
+        self.slot.lock().descriptor.is_some()
+    }
+
+    /// The generation that its descriptor is of, if it has one.
+    pub fn generation(&self) -> Option<u64> {
+        let slot = self.slot.lock();
+        slot.descriptor.is_some().then_some(slot.generation)
+    }
+
+    /// True if somebody has used its descriptor since this was asked last.
+    pub fn was_used(&self) -> bool {
+        self.used.swap(false, Relaxed)
+    }
+
+    /// Lets its descriptor go; the next call opens the file again.
+    pub fn cool(&self) {
+        drop(std::mem::take(&mut *self.slot.lock()));
+    }
+
+    /// Its descriptor, of whichever generation.
+    pub fn any_descriptor(&self) -> Option<Arc<Descriptor>> {
+        self.slot.lock().descriptor.clone()
+    }
+
     /// Closes the descriptor in this thread, so that the next call opens the file under its present name.
     pub fn reopen_later(&self) {
         self.inode.reopen_later();
@@ -132,6 +169,7 @@ impl Overlay {
     /// which asks for all of them before the gate opens, and calls that come before their turn.
     pub(super) fn descriptor(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
         let number = generation.number();
+        file.used.store(true, Relaxed);
         if file.inode.is_lost() {
             return Err(LOST_FILE);
         }
@@ -144,8 +182,26 @@ impl Overlay {
         if let Some(descriptor) = slot.of(number)? {
             return Ok(descriptor);
         }
-        *slot = Slot { generation: number, descriptor: Some(Arc::clone(&opened)) };
+        let had = std::mem::replace(&mut *slot, Slot::new(number, Arc::clone(&opened)));
+        drop(slot);
+        if had.descriptor.is_none() {
+            self.files.warm.add(file.handle);
+            self.cool();
+        }
         Ok(opened)
+    }
+
+    /// The descriptor that a file is written through becomes that of a handle which has none, so that it counts.
+    pub(super) fn counts_as_open(&self, node: u64, writer: &Writer) {
+        let may = |file: &Arc<OpenFile>| file.writes() && (writer.reads || !file.reads()) && !file.is_warm();
+        let Some(file) = self.files.of_node(node).into_iter().find(may) else { return };
+        let mut slot = file.slot.lock();
+        if slot.descriptor.is_none() {
+            *slot = Slot::new(writer.generation, Arc::clone(&writer.descriptor));
+            drop(slot);
+            self.files.warm.add(file.handle);
+            self.cool();
+        }
     }
 
     fn open_again(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
@@ -170,39 +226,59 @@ impl Overlay {
 
 /// All open files by handle.
 pub struct Files {
-    open: RwLock<(HashMap<u64, Arc<OpenFile>>, u64)>,
+    open: RwLock<Open>,
+    /// Those that have a descriptor.
+    pub(super) warm: Warm,
     notes: Notes,
+}
+
+#[derive(Default)]
+struct Open {
+    by_handle: HashMap<u64, Arc<OpenFile>>,
+    /// Handles by node.
+    by_node: HashMap<u64, Vec<u64>>,
+    /// The handle that was given out last.
+    last: u64,
+}
+
+impl Open {
+    fn insert(&mut self, file: Arc<OpenFile>) {
+        self.by_node.entry(file.node).or_default().push(file.handle);
+        self.by_handle.insert(file.handle, file);
+    }
 }
 
 impl Files {
     /// None yet. What a successor has to know is noted.
     pub fn new(notes: Notes) -> Files {
-        Files { open: RwLock::default(), notes }
+        Files { open: RwLock::default(), warm: Warm::default(), notes }
     }
 
     /// Adds one, for the request `by`, and returns its handle.
     pub fn insert(&self, mut file: OpenFile, by: u64) -> u64 {
         let mut open = self.open.write();
-        open.1 += 1;
-        let handle = open.1;
+        open.last += 1;
+        let handle = open.last;
         file.handle = handle;
         let (node, flags, told) = (file.node, file.flags, file.told.load(Relaxed));
         self.notes.note(&Item::Opened { handle, node, flags, told, by });
-        open.0.insert(handle, Arc::new(file));
+        let file = Arc::new(file);
+        self.warm.add(handle);
+        open.insert(file);
         handle
     }
 
     /// Goes on with a handle of a predecessor's. Its descriptor is opened like any other in a new generation.
     pub fn resume(&self, handle: u64, flags: i32, told: u64, inode: Arc<Inode>) {
         let mut open = self.open.write();
-        open.1 = open.1.max(handle);
-        open.0.insert(handle, Arc::new(OpenFile::resumed(inode, handle, flags, told)));
+        open.last = open.last.max(handle);
+        open.insert(Arc::new(OpenFile::resumed(inode, handle, flags, told)));
     }
 
     /// No handle up to that one is given out again.
     pub fn resume_after(&self, handle: u64) {
         let mut open = self.open.write();
-        open.1 = open.1.max(handle);
+        open.last = open.last.max(handle);
     }
 
     /// To be called after the answer that told a holder of failed commits: told twice is better than never.
@@ -212,14 +288,21 @@ impl Files {
 
     /// The file behind a handle. One that nobody knows was a predecessor's.
     pub fn get(&self, handle: u64) -> OpResult<Arc<OpenFile>> {
-        self.open.read().0.get(&handle).cloned().ok_or(LOST_FILE)
+        self.open.read().by_handle.get(&handle).cloned().ok_or(LOST_FILE)
     }
 
     /// Takes one out.
     pub fn remove(&self, handle: u64) -> Option<Arc<OpenFile>> {
         let mut open = self.open.write();
-        let removed = open.0.remove(&handle);
-        if removed.is_some() {
+        let removed = open.by_handle.remove(&handle);
+        if let Some(file) = &removed {
+            self.warm.remove(handle);
+            if let Some(handles) = open.by_node.get_mut(&file.node) {
+                handles.retain(|other| *other != handle);
+                if handles.is_empty() {
+                    open.by_node.remove(&file.node);
+                }
+            }
             self.notes.note(&Item::Closed { handle });
         }
         removed
@@ -227,17 +310,19 @@ impl Files {
 
     /// All of them.
     pub fn all(&self) -> Vec<Arc<OpenFile>> {
-        self.open.read().0.values().cloned().collect()
+        self.open.read().by_handle.values().cloned().collect()
     }
 
     /// Those open on that node.
     pub fn of_node(&self, node: u64) -> Vec<Arc<OpenFile>> {
-        self.open.read().0.values().filter(|file| file.node == node).cloned().collect()
+        let open = self.open.read();
+        let handles = open.by_node.get(&node).into_iter().flatten();
+        handles.filter_map(|handle| open.by_handle.get(handle)).cloned().collect()
     }
 
     /// How many.
     pub fn count(&self) -> usize {
-        self.open.read().0.len()
+        self.open.read().by_handle.len()
     }
 }
 

@@ -43,6 +43,7 @@ struct State {
     writer: Option<Writer>,
     handles: usize,
     lost: bool,
+    pinned: bool,
     /// The generation in which it was last found to be the same file.
     verified: u64,
     /// Failed commits, and why the last one failed.
@@ -77,6 +78,7 @@ impl Inode {
             writer: None,
             handles: 0,
             lost: false,
+            pinned: false,
             verified: 0,
             errors: 0,
             error: Errno::EIO,
@@ -223,6 +225,21 @@ impl Inode {
         let mut state = self.state.lock();
         state.writer = None;
         state.log.send_again();
+    }
+
+    /// Lets its descriptor go, to be opened again later.
+    pub fn cool(&self) {
+        drop(self.state.lock().writer.take());
+    }
+
+    /// True if its descriptors are to stay open: it is losing a name.
+    pub fn is_pinned(&self) -> bool {
+        self.state.lock().pinned
+    }
+
+    /// From now on its descriptors stay open.
+    pub fn pin(&self) {
+        self.state.lock().pinned = true;
     }
 
     /// Closes the descriptor in this thread, unless somebody still uses it.

@@ -98,7 +98,8 @@ impl Nodes {
     /// proved dead is dropped if there are others.
     pub fn not_found_at(&self, node: u64, path: &Path, stamp: Stamp) -> bool {
         let mut table = self.table.lock();
-        let Some([first, _, ..]) = table.nodes.get(&node).map(|found| &*found.names) else { return false };
+        let several = table.nodes.get(&node).filter(|found| found.names.are_several());
+        let Some(first) = several.and_then(|found| found.names.first()) else { return false };
         let (first, now) = (first.clone(), table.path_of(first));
         if !table.has_moved(node, stamp) && now.is_ok_and(|now| now == path) {
             table.lose(first.0, &first.1);
@@ -262,7 +263,25 @@ impl Nodes {
 
     /// Every name a node has.
     pub fn names(&self, node: u64) -> Vec<Name> {
-        self.table.lock().nodes.get(&node).map(|found| found.names.clone()).unwrap_or_default()
+        self.table.lock().names(node).cloned().collect()
+    }
+
+    /// The directory that it is in.
+    pub fn parent(&self, node: u64) -> Option<u64> {
+        self.table.lock().names(node).next().map(|(parent, _)| *parent)
+    }
+
+    /// A directory was removed that looked like that: somebody may still be in it, or have it open.
+    pub fn remains(&self, node: u64, attr: Attr) {
+        if let Some(found) = self.table.lock().nodes.get_mut(&node) {
+            found.remains = Some(Box::new(attr));
+        }
+    }
+
+    /// What is left of a directory that has no name any more.
+    pub fn remains_of(&self, node: u64) -> Option<Attr> {
+        let table = self.table.lock();
+        table.nodes.get(&node).filter(|found| found.names.first().is_none())?.remains.as_deref().copied()
     }
 
     /// A name is gone.

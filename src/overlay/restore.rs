@@ -148,6 +148,10 @@ impl Job {
         }
         while !self.over.load(Relaxed) {
             let Some(file) = self.files.lock().pop() else { break };
+            // There are fewer descriptors than open files: the rest is opened when it is used.
+            if !file.is_warm() && overlay.files.warm.is_full() {
+                continue;
+            }
             let result = overlay.descriptor(generation, &file).map(drop);
             let _ = results.send(Told::Reopened(path(file.node), result));
         }

@@ -62,7 +62,8 @@ pub struct Lab {
     daemon: Option<Child>,
     /// Absent once it has been given away.
     directory: Option<tempfile::TempDir>,
-    _alone: Flock<File>,
+    /// Absent where nothing is measured.
+    _alone: Option<Flock<File>>,
 }
 
 impl Lab {
@@ -86,11 +87,18 @@ impl Lab {
 
     /// A server, and nothing mounted yet.
     pub fn unmounted() -> Lab {
-        assert!(nix::unistd::geteuid().is_root(), "these tests need root: run them as root");
-        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: run modprobe fuse");
         // Two timing tests at once would measure each other.
         let lock = File::create(std::env::temp_dir().join("steadfs-lab.lock")).unwrap();
         let alone = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+        let mut lab = Lab::untimed();
+        lab._alone = Some(alone);
+        lab
+    }
+
+    /// The same for a test that measures nothing: it waits for no other.
+    pub fn untimed() -> Lab {
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root: run them as root");
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: run modprobe fuse");
         sweep::orphans();
         let prefix = format!("{}{}-", sweep::PREFIX, std::process::id());
         let directory = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap();
@@ -99,7 +107,7 @@ impl Lab {
         std::fs::create_dir(&store).unwrap();
         let net = Net::new();
         let sshd = Sshd::start(&net, directory.path());
-        Lab { sshd, net, daemon: None, hot, store, directory: Some(directory), _alone: alone }
+        Lab { sshd, net, daemon: None, hot, store, directory: Some(directory), _alone: None }
     }
 
     /// Starts what stays in the foreground.

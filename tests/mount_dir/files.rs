@@ -242,3 +242,17 @@ fn a_full_store_says_so() {
     file.write_all(b"in pieces").unwrap();
     assert_eq!(std::fs::read_to_string(rig.cold("f")).unwrap(), "in pieces");
 }
+
+#[test]
+fn a_quota_that_is_full_is_told_as_such() {
+    let rig = Rig::prompt(LOCAL, PATIENCE);
+    let mut file = File::create(rig.hot("f")).unwrap();
+    rig.control().inject(Fault::new(What::Errno(Errno::EDQUOT)).on(&[Call::Write, Call::Create, Call::Mkdir]));
+    assert_eq!(errno(file.write_all(b"too much")), Some(libc::EDQUOT));
+    assert_eq!(errno(File::create(rig.hot("g"))), Some(libc::EDQUOT));
+    assert_eq!(errno(std::fs::create_dir(rig.hot("d"))), Some(libc::EDQUOT));
+    rig.control().clear_faults();
+    file.write_all(b"enough").unwrap();
+    file.sync_all().unwrap();
+    assert!(rig.complaints.lock().is_empty());
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::FakeGeneration;
 use super::fault::Call;
 use super::file::FakeFile;
-use crate::backing::{Attr, DirEntry, File, OpResult, SetTime, StatFs, Tree};
+use crate::backing::{Attr, DirEntry, File, FlagsRequest, OpResult, SetTime, StatFs, Tree};
 
 impl FakeGeneration {
     fn file(&self, path: &Path, inner: Box<dyn File>) -> Box<dyn File> {
@@ -83,6 +83,15 @@ impl Tree for FakeGeneration {
                 Ok(file)
             })
             .map(|file| self.file(path, file))
+    }
+
+    fn open_again(&self, file: &dyn File, flags: i32) -> OpResult<Box<dyn File>> {
+        let inner = self.slot.call(Call::Open, Path::new(""), || self.tree.open_again(file, flags))?;
+        Ok(self.file(Path::new(""), inner))
+    }
+
+    fn flags(&self, path: &Path, request: FlagsRequest, data: &mut [u8]) -> OpResult<()> {
+        self.slot.call(Call::Stat, path, || self.tree.flags(path, request, data))
     }
 
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>> {

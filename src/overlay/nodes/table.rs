@@ -1,6 +1,6 @@
 //! The table itself: what every change of names has in common, under one lock.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,8 +11,55 @@ use super::{Name, ROOT, Stamp};
 use crate::backing::{Attr, FileKind, OpResult};
 use crate::handover::{Item, Notes, item};
 
-/// No path of PATH_MAX bytes has more components; a walk that is longer goes in a circle.
-const MAX_DEPTH: usize = 4096;
+/// A walk that is longer goes in a circle. Paths may be longer than PATH_MAX: who is deep down names what is near.
+const MAX_DEPTH: usize = 1 << 20;
+
+/// The names of a file: one as a rule, 65,000 at times.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// The one that was seen last.
+    first: Option<Name>,
+    others: BTreeSet<Name>,
+}
+
+impl Names {
+    pub(super) fn first(&self) -> Option<&Name> {
+        self.first.as_ref()
+    }
+
+    /// All of them, the one that was seen last first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Name> {
+        self.first.iter().chain(&self.others)
+    }
+
+    /// True if there is more than one.
+    pub(super) fn are_several(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    fn add(&mut self, name: Name) {
+        match &self.first {
+            None => self.first = Some(name),
+            Some(first) if *first == name => {}
+            Some(_) => _ = self.others.insert(name),
+        }
+    }
+
+    fn remove(&mut self, name: &Name) {
+        if self.first.as_ref() == Some(name) {
+            self.first = self.others.pop_first();
+        } else {
+            self.others.remove(name);
+        }
+    }
+
+    /// True if that made another one the first.
+    fn see(&mut self, name: &Name) -> bool {
+        let Some(name) = self.others.take(name) else { return false };
+        self.others.extend(self.first.replace(name));
+        true
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -23,10 +70,11 @@ pub(super) struct Node {
     pub(super) held: u64,
     /// Handles that could still write or read its data.
     pub(super) open: u64,
-    /// The one that was seen last comes first.
-    pub(super) names: Vec<Name>,
+    pub(super) names: Names,
     /// State of the table when its names were last changed.
     pub(super) moved: u64,
+    /// What it looked like when it was removed, of a directory that somebody may still be in.
+    pub(super) remains: Option<Box<Attr>>,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +103,7 @@ pub(super) fn noted(parent: u64, name: &OsStr) -> item::Name<'_> {
 
 impl Node {
     pub(super) fn new(kind: FileKind, identity: (u64, u64)) -> Node {
-        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Vec::new(), moved: 0 }
+        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0, remains: None }
     }
 }
 
@@ -80,7 +128,7 @@ impl Table {
     }
 
     pub(super) fn names(&self, node: u64) -> impl Iterator<Item = &Name> {
-        self.nodes.get(&node).into_iter().flat_map(|found| &found.names)
+        self.nodes.get(&node).into_iter().flat_map(|found| found.names.iter())
     }
 
     /// The node and the directories above it, by the names that make its path.
@@ -147,10 +195,9 @@ impl Table {
     /// Of several names the one that is known to lead to the file makes its path.
     pub(super) fn seen(&mut self, node: u64, parent: u64, name: &OsStr) {
         if let Some(found) = self.nodes.get_mut(&node)
-            && let Some(at) = found.names.iter().position(|(its, other)| *its == parent && other == name)
-            && at > 0
+            && found.names.are_several()
+            && found.names.see(&(parent, name.to_owned()))
         {
-            found.names[..=at].rotate_right(1);
             self.notes.note(&Item::Seen(noted(parent, name)));
         }
     }
@@ -173,7 +220,7 @@ impl Table {
         if let Some(found) = self.nodes.get_mut(&node) {
             self.version += 1;
             found.moved = self.version;
-            found.names.push((parent, name.clone()));
+            found.names.add((parent, name.clone()));
             self.by_name.insert((parent, name), node);
             if let Some(directory) = self.nodes.get_mut(&parent) {
                 directory.held += 1;
@@ -188,7 +235,7 @@ impl Table {
         if let Some(found) = self.nodes.get_mut(&node) {
             self.version += 1;
             found.moved = self.version;
-            found.names.retain(|name| *name != key);
+            found.names.remove(&key);
         }
         if let Some(directory) = self.nodes.get_mut(&parent) {
             directory.held = directory.held.saturating_sub(1);
@@ -211,7 +258,7 @@ impl Table {
             let Some(found) = self.nodes.get(&node).filter(|found| found.lookups == 0 && found.held == 0) else {
                 continue;
             };
-            let (names, identity) = (found.names.clone(), found.identity);
+            let (names, identity): (Vec<Name>, _) = (found.names.iter().cloned().collect(), found.identity);
             for (parent, name) in names {
                 self.unname(parent, &name);
                 doubtful.push(parent);

@@ -308,3 +308,19 @@ proptest::proptest! {
         proptest::prop_assert!(table.by_name.is_empty() && table.by_identity.is_empty());
     }
 }
+
+#[test]
+fn a_path_is_as_long_as_it_is_and_a_file_has_as_many_names_as_it_has() {
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+    let deepest = (0..6000)
+        .fold(ROOT, |above, number| nodes.remember(above, OsStr::new("d"), &attr(FileKind::Directory, number + 10), 0));
+    assert_eq!(path(&nodes, deepest).map(|path| path.as_os_str().len()), Ok(2 * 6000 - 1));
+    let names: Vec<String> = (0..65_000).map(|number| format!("n{number}")).collect();
+    let all: Vec<u64> = names.iter().map(|name| file(&nodes, ROOT, name, 1)).collect();
+    assert!(all.iter().all(|node| *node == all[0]));
+    assert_eq!(path(&nodes, all[0]), Ok("n64999".into()), "the name that was seen last");
+    assert_eq!(file(&nodes, ROOT, "n7", 1), all[0]);
+    assert_eq!(path(&nodes, all[0]), Ok("n7".into()));
+    names.iter().for_each(|name| nodes.removed(ROOT, OsStr::new(name)));
+    assert_eq!(path(&nodes, all[0]), Err(Errno::ENOENT));
+}

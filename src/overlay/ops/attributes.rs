@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fuser::{ReplyAttr, ReplyStatfs};
+use fuser::{ReplyAttr, ReplyIoctl, ReplyStatfs};
 use nix::errno::Errno;
 
-use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
+use crate::backing::{Attr, FileKind, FlagsRequest, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
@@ -53,7 +53,7 @@ impl Overlay {
         self.look(context, Some(node), || self.stat_on_backing(context, node, handle))
     }
 
-    fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
+    pub(super) fn stat_on_backing(&self, context: &Context<'_>, node: u64, handle: Option<u64>) -> OpResult<Attr> {
         // By handle where there is one: a file may have lost its name. One that nobody knows is of a predecessor whose
         // memory could not be read.
         if let Some(handle) = handle {
@@ -66,7 +66,7 @@ impl Overlay {
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
-                None => Err(Errno::ENOENT),
+                None => self.nodes.remains_of(node).ok_or(Errno::ENOENT),
             },
             result => result,
         }
@@ -165,6 +165,10 @@ impl Overlay {
         if let Some(size) = changes.size {
             match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
                 (Some(file), _) => self.set_size_logged(context, &file?.inode, size)?,
+                // By /proc/PID/fd of somebody who has it open.
+                (None, Some(inode)) if self.nodes.parent(node).is_none() => {
+                    self.set_size_logged(context, &inode, size)?;
+                }
                 // By path, of a file that is open or has something unstable: both have one order.
                 (None, Some(inode)) => {
                     let order = inode.order(context)?;
@@ -182,6 +186,38 @@ impl Overlay {
             self.on_node(context, node, |tree, path| tree.set_times(path, at, mt), |file| file.set_times(at, mt))?;
         }
         Ok(())
+    }
+}
+
+impl Overlay {
+    /// FUSE_IOCTL. The kernel has checked that the caller may do what it hands on; everything but the flags of files
+    /// (chattr(1)) is of devices.
+    pub fn ioctl(self: &Arc<Self>, asked: Asked, node: u64, command: u32, data: &[u8], reply: ReplyIoctl) {
+        let Some(request) = FlagsRequest::of(command).filter(|_| self.traits.stable_inodes) else {
+            return reply.error(fuser::Errno::ENOTTY);
+        };
+        let mut value = data.to_vec();
+        value.resize(request.size(), 0);
+        self.submit(
+            asked,
+            Op::Ioctl,
+            Class::Meta,
+            move |overlay, context| {
+                if request.changes() {
+                    // What is held back of a file could not be written to it any more.
+                    overlay.show(context, node)?;
+                }
+                overlay.on_path(context, node, |tree, path| {
+                    let mut value = value.clone();
+                    tree.flags(path, request, &mut value)?;
+                    Ok(if request.changes() { Vec::new() } else { value })
+                })
+            },
+            |_, result| match result {
+                Ok(value) => reply.ioctl(0, &value),
+                Err(error) => reply.error(node_errno(error)),
+            },
+        );
     }
 }
 

@@ -128,7 +128,10 @@ impl Overlay {
             asked,
             Op::Opendir,
             Class::Meta,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.stat(path)),
+            move |overlay, context| match overlay.on_path(context, node, |tree, path| tree.stat(path)) {
+                Err(Errno::ENOENT) => overlay.nodes.remains_of(node).ok_or(Errno::ENOENT),
+                result => result,
+            },
             move |overlay, result| match result {
                 Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert(node, by)), FopenFlags::empty()),
                 Err(error) => reply.error(node_errno(error)),
@@ -311,7 +314,7 @@ impl Overlay {
     }
 
     fn parent_of(&self, node: u64) -> u64 {
-        self.nodes.names(node).first().map_or(ROOT, |(parent, _)| *parent)
+        self.nodes.parent(node).unwrap_or(ROOT)
     }
 
     /// FUSE_RELEASEDIR: needs nobody.
@@ -400,7 +403,9 @@ impl<'a> Entry<'a> {
 
 /// Entries from `offset` on, each with the offset of the one after it.
 fn numbered(listing: &Listing, offset: u64) -> impl Iterator<Item = (u64, Entry<'_>)> {
-    let names = listing.iter().map(Entry::Name);
-    let all = [Entry::Dot, Entry::DotDot].into_iter().chain(names);
-    (1_u64..).zip(all).skip(usize::try_from(offset).unwrap_or(usize::MAX))
+    // By index: a request in the middle of a million entries must not walk up to it.
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let dots = [Entry::Dot, Entry::DotDot].into_iter().skip(from);
+    let names = listing.get(from.saturating_sub(2)..).unwrap_or_default().iter().map(Entry::Name);
+    (offset.saturating_add(1)..).zip(dots.chain(names))
 }

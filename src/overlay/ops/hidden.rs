@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use crate::backing::{OpResult, Tree};
 use crate::gate::Context;
 use crate::gate::policy::raises_doubt;
+use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{Name, Stamp};
 use crate::overlay::{LIBFUSE_HIDDEN, Overlay, is_hidden, settle};
 
@@ -93,6 +94,26 @@ impl Overlay {
             }
         }
         Ok(true)
+    }
+
+    /// Where a descriptor survives its file's last name: one that is open, and whose descriptors were closed for want of such,
+    /// gets them back and keeps them from now on.
+    pub(super) fn keep_open(&self, context: &Context<'_>, parent: u64, name: &OsStr) -> OpResult<()> {
+        let Some(node) = self.nodes.open_node(parent, name).filter(|_| self.traits.keeps_unlinked) else {
+            return Ok(());
+        };
+        let Some(inode) = self.inodes.get(node) else { return Ok(()) };
+        inode.pin();
+        // Whoever was closing them is done.
+        drop(inode.order(context)?);
+        for file in self.files.of_node(node) {
+            match self.descriptor(&**context.generation, &file) {
+                // It is no use to anybody anyway.
+                Ok(_) | Err(LOST_FILE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Where a descriptor does not survive its file's last name: gives a file that is open a hidden name instead of

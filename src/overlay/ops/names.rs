@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
@@ -165,6 +166,7 @@ impl Overlay {
                 if overlay.hide_if_open(context, parent, &name, &hidden)? {
                     return Ok(());
                 }
+                overlay.keep_open(context, parent, &name)?;
                 overlay.on_name(context, parent, &name, |tree, path| {
                     settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)
                 })?;
@@ -189,6 +191,12 @@ impl Overlay {
             Op::Rmdir,
             Class::Meta,
             move |overlay, context| {
+                let mut seen = None;
+                let node = overlay.nodes.node(parent, &name).filter(|_| overlay.traits.keeps_unlinked);
+                if node.is_some() {
+                    // As with an open file: whoever is in there goes on seeing something.
+                    seen = overlay.on_name(context, parent, &name, |tree, path| tree.stat(path)).ok();
+                }
                 overlay.on_name(context, parent, &name, |tree, path| {
                     let result = tree.rmdir(path);
                     // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
@@ -202,6 +210,9 @@ impl Overlay {
                     };
                     settle::removal(result, context.in_doubt)
                 })?;
+                if let (Some(node), Some(attr)) = (node, seen) {
+                    overlay.nodes.remains(node, Attr { nlink: 0, size: 0, ctime: SystemTime::now(), ..attr });
+                }
                 overlay.nodes.removed(parent, &name);
                 Ok(())
             },
@@ -229,6 +240,7 @@ impl Overlay {
                 overlay.let_close(context, to.0, &to.1);
                 overlay.show_name(context, from.0, &from.1)?;
                 overlay.show_name(context, to.0, &to.1)?;
+                overlay.keep_open(context, to.0, &to.1)?;
                 let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
                 });

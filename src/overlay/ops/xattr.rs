@@ -57,6 +57,8 @@ impl Overlay {
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
+                // A write that came after security.capability would take it away again.
+                overlay.show(context, node)?;
                 let again = settle::Again::new(context.in_doubt);
                 let done = |now: OpResult<Vec<u8>>| Ok(now? == value);
                 overlay.on_node(
