@@ -2,6 +2,7 @@
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
 # make soak: random programs and faults for ten minutes, or for SOAK_SECONDS: half of it on a fake backing, half on a real
 # sshfs.
+# make posix: public suites on a directory, on steadfs over it, on sshfs and on steadfs over that; target/posix/report.md.
 # make deb: a Debian package of what build has made.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
@@ -19,6 +20,8 @@ BINARY ?= target/release/steadfs
 UNITS := $(notdir $(wildcard systemd/*.service))
 CARGO ?= cargo
 SOAK_SECONDS ?= 600
+# Public suites that come from crates.io.
+POSIX_CRATES := pjdfstest@0.2.2 fsx@0.3.2
 
 # The tests mount and make namespaces. Built as whoever runs make, they run as root: cargo starts them through this.
 ifneq ($(shell id -u),0)
@@ -26,7 +29,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 AS_ROOT := env CARGO_TARGET_$(HOST)_RUNNER="sudo -E"
 endif
 
-.PHONY: all build demo test soak lint bench install uninstall deb deps deny
+.PHONY: all build demo test soak posix lint bench install uninstall deb deps deny
 
 all: build
 
@@ -53,6 +56,11 @@ test: deps
 soak: deps
 	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
 	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak_real programs_do_not -- --nocapture
+
+posix: deps
+	./scripts/deps posix
+	$(CARGO) install --quiet --locked --root target/posix/tools $(POSIX_CRATES)
+	$(AS_ROOT) $(CARGO) test --locked --test posix steadfs_fails_nothing -- --ignored --nocapture
 
 lint: deps
 	$(CARGO) fmt --check
