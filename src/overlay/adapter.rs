@@ -53,7 +53,7 @@ macro_rules! hand_on {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = [
+        let mut wanted = vec![
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_BIG_WRITES,
             InitFlags::FUSE_ATOMIC_O_TRUNC,
@@ -63,6 +63,11 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_PARALLEL_DIROPS,
         ];
+        if self.0.has_access_lists() {
+            // The kernel then asks for lists of access and obeys them. The umask is not for it to apply: where a directory
+            // has a default list it does not count (acl(5)).
+            wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer it");
@@ -134,7 +139,7 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
@@ -143,18 +148,18 @@ impl Filesystem for Adapter {
             Op::Mknod,
             parent.0,
             name,
-            Made::Node { mode, rdev },
+            Made::Node { mode, umask, rdev },
             reply
         ));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         hand_on!(self, request, Mkdir, parent.0, reply, |overlay, asked| overlay.make(
             asked,
             Op::Mkdir,
             parent.0,
             name,
-            Made::Directory { mode },
+            Made::Directory { mode, umask },
             reply
         ));
     }
@@ -213,12 +218,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         hand_on!(self, request, Create, parent.0, reply, |overlay, asked| overlay
-            .create(asked, parent.0, name, mode, flags, reply));
+            .create(asked, parent.0, name, (mode, umask), flags, reply));
     }
 
     fn read(

@@ -86,13 +86,13 @@ impl Overlay {
         self.files.insert(OpenFile::new(inode, flags, generation, file), by)
     }
 
-    /// FUSE_CREATE.
+    /// FUSE_CREATE, with a mode and the umask of the caller.
     pub fn create(
         self: &Arc<Self>,
         asked: Asked,
         parent: u64,
         name: &OsStr,
-        mode: u32,
+        mode: (u32, u32),
         flags: i32,
         reply: ReplyCreate,
     ) {
@@ -131,10 +131,11 @@ impl Overlay {
         caller: Caller,
         parent: u64,
         name: &OsStr,
-        mode: u32,
+        (mode, umask): (u32, u32),
         flags: i32,
     ) -> OpResult<(Attr, Opened)> {
         self.on_name(context, parent, name, |tree, path| {
+            let mode = self.masked(tree, path, mode, umask);
             // The kernel asks for a create when it found no such name, so what was not there is ours to give away.
             let file = match tree.create(path, first_flags(flags) | libc::O_EXCL, mode) {
                 // In doubt, an empty file is the one that an earlier generation made for this very call.

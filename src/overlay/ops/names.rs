@@ -22,11 +22,15 @@ pub enum Made {
     Directory {
         /// Permission bits.
         mode: u32,
+        /// Of the caller.
+        umask: u32,
     },
     /// mknod.
     Node {
         /// Type and permission bits.
         mode: u32,
+        /// Of the caller.
+        umask: u32,
         /// Device number.
         rdev: u32,
     },
@@ -90,12 +94,12 @@ impl Overlay {
                 overlay.on_name(context, parent, &wanted, |tree, path| {
                     let in_doubt = context.in_doubt;
                     let made = match &what {
-                        Made::Directory { mode } => {
-                            let result = tree.mkdir(path, *mode);
+                        Made::Directory { mode, umask } => {
+                            let result = tree.mkdir(path, overlay.masked(tree, path, *mode, *umask));
                             settle::making(result, in_doubt, tree, path, FileKind::Directory)
                         }
-                        Made::Node { mode, rdev } => {
-                            let result = tree.mknod(path, *mode, *rdev);
+                        Made::Node { mode, umask, rdev } => {
+                            let result = tree.mknod(path, overlay.masked(tree, path, *mode, *umask), *rdev);
                             settle::making(result, in_doubt, tree, path, kind_of_mode(*mode))
                         }
                         Made::Symlink { target } => {
