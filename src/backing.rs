@@ -212,6 +212,8 @@ pub trait File: Send + Sync {
     fn seek(&self, offset: i64, whence: i32) -> OpResult<i64>;
     /// copy_file_range(2) into `to`, which is a file of the same generation.
     fn copy_to(&self, offset: u64, to: &dyn File, to_offset: u64, len: u64) -> OpResult<usize>;
+    /// The same file opened once more, with other flags of open(2); it may have no name any more.
+    fn open_again(&self, flags: i32) -> OpResult<Box<dyn File>>;
     /// The descriptor, where there is one.
     fn as_raw_fd(&self) -> Option<i32>;
 }

@@ -121,10 +121,11 @@ def make(what, path):
         os.symlink("nowhere", path)
     elif what == "loop":
         os.symlink(os.path.basename(path), path)
-    elif what == "fifo":
-        os.mkfifo(path)
-    elif what == "socket":
-        os.mknod(path, stat.S_IFSOCK | 0o644)
+    elif what in ("fifo", "socket"):
+        try:
+            os.mknod(path, (stat.S_IFIFO if what == "fifo" else stat.S_IFSOCK) | 0o644)
+        except PermissionError:
+            pass  # over SFTP there are none, and what follows is done on nothing
 
 
 def each_kind():
@@ -333,8 +334,7 @@ def creation_modes():
     }
     for mask, (name, call), bits in itertools.product((0, 0o22, 0o77, 0o777), makers.items(), (0, 0o644, 0o777, 0o4755, 0o2755, 0o1777, 0o6711)):
         old = os.umask(mask)
-        call("x", bits)
-        say(f"{name} {oct(bits)} with umask {oct(mask)}", lambda: mode("x"))
+        say(f"{name} {oct(bits)} with umask {oct(mask)}", lambda: (call("x", bits), mode("x"))[1])
         os.umask(old)
         cleared()
     owner = lambda p: (os.lstat(p).st_uid, os.lstat(p).st_gid, mode(p))
@@ -531,7 +531,7 @@ def changed_times():
             os.copy_file_range(source.fileno(), file.fileno(), 4)
 
     for name, (path, call) in changes.items():
-        fill("f"), fill("empty", b""), os.link("f", "second"), os.makedirs("d/sub"), fill("d/old"), fill("prog", b"#!/bin/sh\n", 0o755), os.symlink("x", "l")
+        fill("f"), fill("empty", b""), result_of(lambda: os.link("f", "second")), os.makedirs("d/sub"), fill("d/old"), fill("prog", b"#!/bin/sh\n", 0o755), os.symlink("x", "l")
         os.utime(path, (LONG_AGO, LONG_AGO), follow_symlinks=False)
         before = os.lstat(path)
         time.sleep(0.012)
@@ -637,9 +637,9 @@ def data():
     block[:] = b"d" * 8192
     say("direct write", lambda: os.writev(fd, [block]))
     say("direct read", lambda: os.preadv(fd, [block], 4096))
+    say("direct then not", lambda: content("direct") == b"d" * 8192)
     say("direct write with a wrong offset", lambda: os.pwritev(fd, [block], 100))
     say("direct read with a wrong length", lambda: os.preadv(fd, [memoryview(block)[:100]], 0))
-    say("direct then not", lambda: content("direct") == b"d" * 8192)
     os.close(fd)
     fill("src", bytes(range(200)) * 1000), fill("dst", b"")
     with open("src", "rb") as source, open("dst", "r+b") as target, open("src", "r+b") as both:
@@ -960,12 +960,12 @@ def links():
 
 
 def special():
-    os.mkfifo("p")
-    threading.Thread(target=lambda: fill_fifo(), daemon=True).start()
-    say("fifo", lambda: content("p"))
-    say("fifo, writer alone", lambda: opened("p", os.O_WRONLY | os.O_NONBLOCK))
-    os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    say("device", lambda: (os.stat("null").st_rdev == os.makedev(1, 3), os.write(os.open("null", os.O_WRONLY), b"x"), content("null")))
+    say("fifo, made", lambda: os.mkfifo("p"))
+    if os.path.exists("p"):
+        threading.Thread(target=lambda: fill_fifo(), daemon=True).start()
+        say("fifo", lambda: content("p"))
+        say("fifo, writer alone", lambda: opened("p", os.O_WRONLY | os.O_NONBLOCK))
+    say("device", lambda: (os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3)), os.stat("null").st_rdev == os.makedev(1, 3), os.write(os.open("null", os.O_WRONLY), b"x"), content("null"))[1:])
     say("device by a user", lambda: as_user(lambda: os.mknod("zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))))
     say("block device", lambda: (os.mknod("blk", stat.S_IFBLK | 0o600, os.makedev(250, 300)), os.stat("blk").st_rdev == os.makedev(250, 300)))
     os.chdir(".")

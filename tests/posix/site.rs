@@ -37,22 +37,23 @@ impl Site {
         }
         have_a_disk(&lab.store, &lab.path("image"));
         let mut site = Site { targets: Vec::new(), lab };
-        for name in ["plain", "steadfs-dir", "sshfs", "steadfs-sshfs"] {
+        // Their paths are short, for the sake of sockets' names, which may have 108 bytes (unix(7)).
+        for (number, name) in ["plain", "steadfs-dir", "sshfs", "steadfs-sshfs"].into_iter().enumerate() {
             if chosen("STEADFS_POSIX_TARGETS", name) {
-                let path = site.begin(name);
+                let path = site.begin(name, &number.to_string());
                 site.targets.push(Target { name, path });
             }
         }
         site
     }
 
-    fn begin(&self, name: &str) -> PathBuf {
+    fn begin(&self, name: &str, directory: &str) -> PathBuf {
         let lab = &self.lab;
-        let (store, hot) = (lab.store.join(name), lab.hot.join(name));
+        let (store, hot) = (lab.store.join(directory), lab.hot.join(directory));
         for directory in [&store, &hot] {
             std::fs::create_dir(directory).unwrap();
         }
-        let (source, ssh) = (format!("{}/{name}", lab.source()), lab.sshd.client_options());
+        let (source, ssh) = (format!("{}/{directory}", lab.source()), lab.sshd.client_options());
         let mut command = match name {
             "plain" => return store,
             "sshfs" => {

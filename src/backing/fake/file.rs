@@ -65,6 +65,11 @@ impl File for FakeFile {
         })
     }
 
+    fn open_again(&self, flags: i32) -> OpResult<Box<dyn File>> {
+        let opened = self.slot.call(Call::Open, &self.path, || self.inner.open_again(flags))?;
+        Ok(Box::new(FakeFile::new(self.slot.clone(), &self.path, opened)))
+    }
+
     fn as_raw_fd(&self) -> Option<i32> {
         self.inner.as_raw_fd()
     }

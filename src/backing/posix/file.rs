@@ -3,10 +3,11 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::FallocateFlags;
+use nix::fcntl::{FallocateFlags, OFlag};
+use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 
-use super::{Stop, convert, retry};
+use super::{Stop, convert, data_flags, proc_link, retry};
 use crate::backing::{Attr, File, OpResult};
 
 /// A [`File`] that is a descriptor of this process. Dropping it is close(2), which may block as long as any other call
@@ -96,6 +97,14 @@ impl File for PosixFile {
             let done = unsafe { libc::copy_file_range(self.fd.as_raw_fd(), &mut from_at, to, &mut to_at, len, 0) };
             Errno::result(done).map(|n| usize::try_from(n).unwrap_or(0))
         })
+    }
+
+    fn open_again(&self, flags: i32) -> OpResult<Box<dyn File>> {
+        self.stop.check()?;
+        let flags = data_flags(flags & !(libc::O_CREAT | libc::O_EXCL)) | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let link = proc_link(&self.fd);
+        let fd = retry(|| nix::fcntl::open(link.as_str(), flags, Mode::empty()))?;
+        Ok(Box::new(PosixFile::new(fd, self.stop.clone())))
     }
 
     fn as_raw_fd(&self) -> Option<i32> {

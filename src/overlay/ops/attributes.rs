@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use crate::backing::{Attr, FileKind, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
-use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
 use crate::overlay::nodes::ROOT;
+use crate::overlay::{Overlay, is_hidden};
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
@@ -58,10 +58,11 @@ impl Overlay {
         // memory could not be read.
         if let Some(handle) = handle {
             let file = self.files.get(handle)?;
-            return self.descriptor(&**context.generation, &file)?.stat();
+            let attr = self.descriptor(&**context.generation, &file)?.stat()?;
+            return Ok(self.without_hidden(node, attr));
         }
         let kind = self.nodes.kind(node);
-        match self.on_path(context, node, |tree, path| tree.stat(path)) {
+        let found = match self.on_path(context, node, |tree, path| tree.stat(path)) {
             // Another kind of file under the name is another file, and would break the kernel's inode.
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
@@ -69,7 +70,17 @@ impl Overlay {
                 None => Err(Errno::ENOENT),
             },
             result => result,
+        };
+        found.map(|attr| self.without_hidden(node, attr))
+    }
+
+    /// Hidden names are no links for anybody else.
+    fn without_hidden(&self, node: u64, attr: Attr) -> Attr {
+        if self.traits.keeps_unlinked {
+            return attr;
         }
+        let hidden = self.nodes.names(node).iter().filter(|(_, name)| is_hidden(name)).count();
+        Attr { nlink: attr.nlink.saturating_sub(u32::try_from(hidden).unwrap_or(u32::MAX)), ..attr }
     }
 
     fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {

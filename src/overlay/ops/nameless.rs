@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::backing::posix::Nameless;
-use crate::backing::{OpResult, Tree};
+use crate::backing::{File, OpResult, Tree};
 use crate::gate::Context;
 use crate::overlay::Overlay;
 
@@ -29,5 +29,11 @@ impl Overlay {
             Some(file) => by_descriptor(&file),
             None => result,
         }
+    }
+    /// Opens a file without a path once more, by any descriptor that is open on it. ENOENT if there is none.
+    pub(super) fn open_nameless(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
+        let file = self.files.of_node(node).into_iter().next().ok_or(Errno::ENOENT)?;
+        let descriptor = self.descriptor(&**context.generation, &file)?;
+        descriptor.open_again(flags)
     }
 }
