@@ -16,6 +16,7 @@ mod notices;
 mod ops;
 mod recount;
 mod refuse;
+mod replaced;
 pub mod rescue;
 mod restore;
 mod resume;
@@ -51,6 +52,7 @@ pub use notices::Notices;
 use ops::directories::Directories;
 use recount::Recount;
 use refuse::Resending;
+use replaced::Replaced;
 use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
@@ -128,6 +130,7 @@ pub struct Overlay {
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
     resending: Resending,
+    replaced: Replaced,
     recount: Mutex<Option<Recount>>,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
@@ -179,6 +182,7 @@ impl Overlay {
             notes,
             granted: Mutex::default(),
             resending: Resending::default(),
+            replaced: Replaced::default(),
             recount: Mutex::default(),
             given: Mutex::default(),
         });

@@ -88,6 +88,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             self.0.forgets(request);
             self.0.nodes.forget(node.0, lookups);
+            self.0.forget_replaced(node.0);
             self.0.resending.before_reading();
         });
     }
@@ -222,8 +223,14 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        hand_on!(self, request, Create, parent.0, reply, |overlay, asked| overlay
-            .create(asked, parent.0, name, (mode, umask), flags, reply));
+        hand_on!(self, request, Create, parent.0, reply, |overlay, asked| overlay.create(
+            asked,
+            parent.0,
+            name,
+            (mode, umask),
+            flags,
+            reply
+        ));
     }
 
     fn read(

@@ -179,6 +179,11 @@ impl Nodes {
         same
     }
 
+    /// True if the kernel has lookups of it.
+    pub fn is_looked_up(&self, node: u64) -> bool {
+        self.table.lock().nodes.get(&node).is_some_and(|found| found.lookups > 0)
+    }
+
     /// A handle was opened.
     pub fn opened(&self, node: u64) {
         if let Some(found) = self.table.lock().nodes.get_mut(&node) {

@@ -131,6 +131,26 @@ fn lists_of_access_are_obeyed_and_passed_on() {
 }
 
 #[test]
+fn an_open_that_truncates_takes_setuid_away() {
+    let rig = Rig::new(LOCAL);
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    let truncated = |uid: u32, mode: u32| {
+        std::fs::write(rig.hot("f"), "x").unwrap();
+        std::os::unix::fs::chown(rig.hot("f"), Some(1234), Some(1234)).unwrap();
+        std::fs::set_permissions(rig.hot("f"), PermissionsExt::from_mode(mode)).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", ": > f"]).current_dir(rig.mountpoint()).uid(uid).gid(uid);
+        assert!(command.status().unwrap().success());
+        let modes = [rig.hot("f"), rig.cold("f")].map(|path| std::fs::metadata(path).unwrap().mode() & 0o7777);
+        assert_eq!(modes[0], modes[1]);
+        modes[0]
+    };
+    // Setgid without execution by the group is another thing; root keeps all of it.
+    assert_eq!([0o6755, 0o4644, 0o2644].map(|mode| truncated(1234, mode)), [0o755, 0o644, 0o2644]);
+    assert_eq!(truncated(0, 0o6755), 0o6755);
+}
+
+#[test]
 fn what_the_backing_does_not_give_away_is_made_all_the_same() {
     let rig = Rig::new(LOCAL);
     std::fs::create_dir(rig.hot("d")).unwrap();

@@ -20,9 +20,8 @@ impl Overlay {
     pub(super) fn masked(&self, tree: &dyn Tree, path: &Path, mode: u32, umask: u32) -> u32 {
         let directory = path.parent().unwrap_or(Path::new(""));
         // Not asked for where it makes no difference.
-        let is_passed_on = umask & mode != 0
-            && self.has_access_lists()
-            && tree.get_xattr(directory, OsStr::new(DEFAULT_LIST)).is_ok();
+        let is_passed_on =
+            umask & mode != 0 && self.has_access_lists() && tree.get_xattr(directory, OsStr::new(DEFAULT_LIST)).is_ok();
         if is_passed_on { mode } else { mode & !umask }
     }
 }

@@ -67,7 +67,7 @@ impl Overlay {
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
-                None => Err(Errno::ENOENT),
+                None => self.replaced_file(context, node)?.stat(),
             },
             result => result,
         };

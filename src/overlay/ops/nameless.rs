@@ -30,10 +30,11 @@ impl Overlay {
             None => result,
         }
     }
-    /// Opens a file without a path once more, by any descriptor that is open on it. ENOENT if there is none.
+    /// Opens a file without a path, by any descriptor that is open on it. ENOENT if there is none.
     pub(super) fn open_nameless(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
-        let file = self.files.of_node(node).into_iter().next().ok_or(Errno::ENOENT)?;
-        let descriptor = self.descriptor(&**context.generation, &file)?;
-        descriptor.open_again(flags)
+        match self.files.of_node(node).into_iter().next() {
+            Some(file) => self.descriptor(&**context.generation, &file)?.open_again(flags),
+            None => self.replaced_file(context, node)?.open_again(flags),
+        }
     }
 }

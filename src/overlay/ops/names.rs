@@ -262,7 +262,13 @@ impl Overlay {
                 overlay.show_name(context, from.0, &from.1)?;
                 overlay.show_name(context, to.0, &to.1)?;
                 let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
-                    overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
+                    let replaced = (flags == 0).then(|| overlay.about_to_replace(context, tree, &to, new)).flatten();
+                    let place = (&to, new.as_path());
+                    overlay.rename_on_backing(tree, context.in_doubt, (&from, old), place, flags, &hidden)?;
+                    if let Some(replaced) = replaced {
+                        overlay.has_replaced(replaced);
+                    }
+                    Ok(())
                 });
                 // Not of a run whose generation died: the next one makes the name again and goes on under it.
                 if context.is_answered() {
