@@ -16,6 +16,7 @@ mod notices;
 mod ops;
 mod recount;
 mod refuse;
+mod removed;
 mod replaced;
 pub mod rescue;
 mod restore;
@@ -52,6 +53,7 @@ pub use notices::Notices;
 use ops::directories::Directories;
 use recount::Recount;
 use refuse::Resending;
+use removed::Removed;
 use replaced::Replaced;
 use rescue::Rescue;
 pub use resume::Before;
@@ -131,6 +133,7 @@ pub struct Overlay {
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
     resending: Resending,
     replaced: Replaced,
+    removed: Removed,
     recount: Mutex<Option<Recount>>,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
@@ -183,6 +186,7 @@ impl Overlay {
             granted: Mutex::default(),
             resending: Resending::default(),
             replaced: Replaced::default(),
+            removed: Removed::default(),
             recount: Mutex::default(),
             given: Mutex::default(),
         });

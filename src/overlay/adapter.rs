@@ -53,10 +53,11 @@ macro_rules! hand_on {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not FUSE_ATOMIC_O_TRUNC: the kernel looks only after such an open whether the file is being executed (handle_truncate of
+        // its fs/namei.c), and leaves it to us to take setuid away.
         let mut wanted = vec![
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_BIG_WRITES,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -88,7 +89,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             self.0.forgets(request);
             self.0.nodes.forget(node.0, lookups);
-            self.0.forget_replaced(node.0);
+            self.0.forget_nameless(node.0);
             self.0.resending.before_reading();
         });
     }

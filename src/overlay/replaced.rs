@@ -73,10 +73,11 @@ impl Overlay {
     }
 
     /// The kernel has forgotten a node.
-    pub(super) fn forget_replaced(self: &Arc<Self>, node: u64) {
+    pub(super) fn forget_nameless(self: &Arc<Self>, node: u64) {
         if self.nodes.is_looked_up(node) {
             return;
         }
+        self.removed.forget(node);
         if let Some(kept) = self.replaced.take(node) {
             // Closing may block.
             self.submit(Asked::internal(), Op::Release, Class::Sync, move |_, _| Ok(()), move |_, _| drop(kept));

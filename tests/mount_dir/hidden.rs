@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,4 +204,20 @@ fn a_name_that_is_replaced_again_and_again_can_always_be_opened() {
             .count()
     };
     until(|| deleted() == 0);
+}
+
+#[test]
+fn a_removed_directory_can_be_looked_at_by_those_who_are_in_it() {
+    let rig = Rig::new(LOCAL);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    let directory = File::open(rig.hot("d")).unwrap();
+    std::fs::remove_dir(rig.hot("d")).unwrap();
+    // What the kernel remembers of it is dropped with any change.
+    directory.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+    let found = directory.metadata().unwrap();
+    assert!(found.is_dir() && found.nlink() == 0);
+    directory.set_permissions(std::fs::Permissions::from_mode(0o711)).unwrap();
+    assert_eq!(directory.metadata().unwrap().mode() & 0o7777, 0o711);
+    directory.sync_all().unwrap();
+    assert_eq!(errno(std::fs::metadata(rig.hot("d"))), Some(libc::ENOENT));
 }

@@ -67,7 +67,10 @@ impl Overlay {
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
-                None => self.replaced_file(context, node)?.stat(),
+                None => match self.removed.attr(node) {
+                    Some(attr) => Ok(attr),
+                    None => self.replaced_file(context, node)?.stat(),
+                },
             },
             result => result,
         };
@@ -163,6 +166,9 @@ impl Overlay {
     }
 
     fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
+        if self.removed.change(node, changes) {
+            return Ok(());
+        }
         // Handed over later it would change the times again.
         self.show(context, node)?;
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
@@ -176,6 +182,7 @@ impl Overlay {
         if let Some(size) = changes.size {
             match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
                 (Some(file), _) => self.set_size_logged(context, &file?.inode, size)?,
+                (None, Some(inode)) if self.nodes.path(node).is_err() => self.set_size_logged(context, &inode, size)?,
                 // By path, of a file that is open or has something unstable: both have one order.
                 (None, Some(inode)) => {
                     let order = inode.order(context)?;

@@ -10,7 +10,6 @@ use fuser::{
 use nix::errno::Errno;
 
 use super::names::reply_empty;
-use crate::backing::posix::Nameless;
 use crate::backing::{Attr, File, FileKind, OpResult};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
@@ -28,18 +27,12 @@ type Opened = (u64, Box<dyn File>);
 impl Overlay {
     /// FUSE_OPEN, with O_TRUNC if the caller gave it.
     pub fn open(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
-        let (by, caller) = (asked.unique, asked.caller);
+        let by = asked.unique;
         self.submit(
             asked,
             Op::Open,
             Class::Meta,
-            move |overlay, context| {
-                let opened = overlay.open_on_backing(context, node, flags)?;
-                if flags & libc::O_TRUNC != 0 {
-                    overlay.take_set_id_away(caller, &*opened.1)?;
-                }
-                Ok(opened)
-            },
+            move |overlay, context| overlay.open_on_backing(context, node, flags),
             move |overlay, result| match result {
                 Ok(opened) => {
                     reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened, by)), FopenFlags::empty())
@@ -64,22 +57,6 @@ impl Overlay {
         self.inodes.leave(&inode);
         self.let_go(&inode);
         opened
-    }
-
-    /// An open that truncates takes setuid away, and setgid where the group may execute, as any change of what is in a file
-    /// does. With FUSE_ATOMIC_O_TRUNC that is not the kernel's to do (fuse_open of its fs/fuse/file.c), and the backing does
-    /// not do it for root.
-    fn take_set_id_away(&self, caller: Caller, file: &dyn File) -> OpResult<()> {
-        if caller.uid == 0 || !self.traits.owners {
-            return Ok(());
-        }
-        let perm = u32::from(file.stat()?.perm);
-        let setgid = if perm & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-        let left = perm & !(libc::S_ISUID | setgid);
-        if left == perm {
-            return Ok(());
-        }
-        Nameless::of(file)?.map_or(Ok(()), |file| file.set_mode(left))
     }
 
     /// What was written before is cut off, and stays so after a repair.

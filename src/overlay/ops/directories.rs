@@ -327,7 +327,11 @@ impl Overlay {
             asked,
             Op::Fsyncdir,
             Class::Sync,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.sync_dir(path)),
+            move |overlay, context| match overlay.on_path(context, node, |tree, path| tree.sync_dir(path)) {
+                // Of one that was removed through the overlay nothing is left to commit.
+                Err(Errno::ENOENT) if overlay.nodes.names(node).is_empty() => Ok(()),
+                result => result,
+            },
             |_, result| reply_node(result, reply),
         );
     }

@@ -221,6 +221,9 @@ impl Overlay {
             Op::Rmdir,
             Class::Meta,
             move |overlay, context| {
+                // Whoever is in it goes on to see its attributes, where a local filesystem would show them.
+                let node = overlay.nodes.node(parent, &name).filter(|_| overlay.traits.keeps_unlinked);
+                let attr = node.and_then(|node| overlay.on_path(context, node, |tree, path| tree.stat(path)).ok());
                 overlay.on_name(context, parent, &name, |tree, path| {
                     let result = tree.rmdir(path);
                     // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
@@ -235,6 +238,9 @@ impl Overlay {
                     settle::removal(result, context.in_doubt)
                 })?;
                 overlay.nodes.removed(parent, &name);
+                if let (Some(node), Some(attr)) = (node, attr) {
+                    overlay.has_removed(node, &attr);
+                }
                 Ok(())
             },
             |_, result| reply_empty(result, reply),
