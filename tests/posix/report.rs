@@ -34,8 +34,7 @@ struct Difference<'a> {
     found: String,
 }
 
-/// Cases whose difference has a reason, read from a table: suite, target, case, reason. A case that ends with `*` stands for all
-/// that begin so.
+/// Cases whose difference has a reason, read from a table: suite, target, case, reason. `*` in a case stands for anything.
 pub struct Explained(Vec<[String; 3]>);
 
 impl Explained {
@@ -51,13 +50,17 @@ impl Explained {
 
     fn covers(&self, difference: &Difference) -> bool {
         self.0.iter().any(|[suite, target, case]| {
-            let same = match case.strip_suffix('*') {
-                Some(beginning) => difference.case.starts_with(beginning),
-                None => difference.case == case,
-            };
-            suite == difference.suite && (target == difference.target || target == "both") && same
+            let same_place = suite == difference.suite && (target == difference.target || target == "both");
+            same_place && is_like(difference.case, case)
         })
     }
+}
+
+/// True if the pattern, in which `*` stands for anything, is all of the text.
+fn is_like(text: &str, pattern: &str) -> bool {
+    let Some((beginning, rest)) = pattern.split_once('*') else { return text == pattern };
+    let Some(left) = text.strip_prefix(beginning) else { return false };
+    (0..=left.len()).filter(|&at| left.is_char_boundary(at)).any(|at| is_like(&left[at..], rest))
 }
 
 fn told(outcome: Option<&Outcome>) -> String {
@@ -156,6 +159,16 @@ mod tests {
 
     fn cases(list: &[(&str, Outcome)]) -> Cases {
         list.iter().map(|(name, outcome)| ((*name).to_owned(), outcome.clone())).collect()
+    }
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (text, pattern) in [("ab", "ab"), ("ab", "a*"), ("abc", "a*c"), ("a, b of c", "a, * of *"), ("", "*")] {
+            assert!(is_like(text, pattern), "{text} {pattern}");
+        }
+        for (text, pattern) in [("ab", "a"), ("ab", "b*"), ("abc", "a*b"), ("a of c", "a, * of *")] {
+            assert!(!is_like(text, pattern), "{text} {pattern}");
+        }
     }
 
     #[test]
