@@ -2,6 +2,7 @@
 # scripts/deps); build needs cargo and a C compiler; install only copies what build has made.
 # make soak: random programs and faults for ten minutes, or for SOAK_SECONDS: half of it on a fake backing, half on a real
 # sshfs.
+# make posix: public suites on a directory, on steadfs over it, on sshfs and on steadfs over that; target/posix/report.md.
 # make deb: a Debian package of what build has made; make lintian: the same, checked against Debian's policy.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
@@ -22,6 +23,8 @@ BINARY ?= $(TARGET)/release/steadfs
 UNITS := $(notdir $(wildcard systemd/*.service))
 CARGO ?= cargo
 SOAK_SECONDS ?= 600
+# Public suites that come from crates.io.
+POSIX_CRATES := pjdfstest@0.2.2 fsx@0.3.2
 
 # The tests mount and make namespaces. Built as whoever runs make, they run as root: cargo starts them through this.
 ifneq ($(shell id -u),0)
@@ -31,7 +34,7 @@ endif
 
 # What is built needs what is installed first.
 .NOTPARALLEL:
-.PHONY: all build demo test soak lint bench install uninstall deb lintian deps deny
+.PHONY: all build demo test soak posix lint bench install uninstall deb lintian deps deny
 
 all: build
 
@@ -61,6 +64,10 @@ test: deps
 soak: deps
 	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak programs_do_not -- --nocapture
 	STEADFS_SOAK_SECONDS=$$(($(SOAK_SECONDS) / 2)) $(AS_ROOT) $(CARGO) test --locked --test soak_real programs_do_not -- --nocapture
+
+posix: deps-posix
+	$(CARGO) install --quiet --locked --root target/posix/tools $(POSIX_CRATES)
+	$(AS_ROOT) $(CARGO) test --locked --test posix steadfs_fails_nothing -- --ignored --nocapture
 
 lint: deps-lint
 	$(CARGO) fmt --check

@@ -16,6 +16,8 @@ mod notices;
 mod ops;
 mod recount;
 mod refuse;
+mod removed;
+mod replaced;
 pub mod rescue;
 mod restore;
 mod resume;
@@ -52,6 +54,8 @@ pub use notices::Notices;
 use ops::directories::Directories;
 use recount::Recount;
 use refuse::Resending;
+use removed::Removed;
+use replaced::Replaced;
 use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
@@ -129,6 +133,8 @@ pub struct Overlay {
     /// What a predecessor granted to requests that it did not answer, by unique.
     granted: Mutex<HashMap<u64, Vec<Grant>>>,
     resending: Resending,
+    replaced: Replaced,
+    removed: Removed,
     recount: Mutex<Option<Recount>>,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
@@ -180,6 +186,8 @@ impl Overlay {
             notes,
             granted: Mutex::default(),
             resending: Resending::default(),
+            replaced: Replaced::default(),
+            removed: Removed::default(),
             recount: Mutex::default(),
             given: Mutex::default(),
         });

@@ -79,25 +79,30 @@ impl PosixTree {
         Box::new(PosixFile::new(fd, self.stop.clone()))
     }
 
-    /// Opens a file for data. FUSE hands on flags that openat2 would refuse (such as the kernel's own mark for
-    /// execve), so only those that mean something here are kept. Not O_APPEND: a write has an offset of its own, and
-    /// could not be repeated otherwise. Not O_DIRECT: nobody aligns our buffers.
+    /// Opens a file for data.
     fn open_data(&self, path: &Path, flags: i32, mode: Mode) -> OpResult<OwnedFd> {
-        let kept = OFlag::O_ACCMODE
-            | OFlag::O_TRUNC
-            | OFlag::O_CREAT
-            | OFlag::O_EXCL
-            | OFlag::O_SYNC
-            | OFlag::O_DSYNC
-            | OFlag::O_NOATIME
-            | OFlag::O_DIRECTORY;
-        let flags = (OFlag::from_bits_retain(flags) & kept) | OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
+        let flags = data_flags(flags) | OFlag::O_NOFOLLOW;
         // A fifo that somebody has put there must not block; a lease (EAGAIN) is worth waiting for.
         match self.open_at(path, flags | OFlag::O_NONBLOCK, mode) {
             Err(Errno::EAGAIN) => self.open_at(path, flags, mode),
             done => done,
         }
     }
+}
+
+/// Flags to open a file for data with. FUSE hands on flags that openat2 would refuse (such as the kernel's own mark for execve), so
+/// only those that mean something here are kept. Not O_APPEND: a write has an offset of its own, and could not be repeated
+/// otherwise. Not O_DIRECT: nobody aligns our buffers.
+fn data_flags(flags: i32) -> OFlag {
+    let kept = OFlag::O_ACCMODE
+        | OFlag::O_TRUNC
+        | OFlag::O_CREAT
+        | OFlag::O_EXCL
+        | OFlag::O_SYNC
+        | OFlag::O_DSYNC
+        | OFlag::O_NOATIME
+        | OFlag::O_DIRECTORY;
+    (OFlag::from_bits_retain(flags) & kept) | OFlag::O_NOCTTY
 }
 
 /// fchmodat2(2) is missing before Linux 6.6: 0 not known yet, 1 there, 2 missing.
@@ -229,8 +234,7 @@ impl Tree for PosixTree {
     fn open_again(&self, file: &dyn File, flags: i32) -> OpResult<Box<dyn File>> {
         self.stop.check()?;
         let fd = file.as_raw_fd().ok_or(Errno::ENOENT)?;
-        let kept = OFlag::O_ACCMODE | OFlag::O_TRUNC | OFlag::O_SYNC | OFlag::O_DSYNC | OFlag::O_NOATIME;
-        let flags = (OFlag::from_bits_retain(flags) & kept) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let flags = data_flags(flags & !(libc::O_CREAT | libc::O_EXCL)) | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let link = format!("/proc/self/fd/{fd}");
         let fd = retry(|| nix::fcntl::open(link.as_str(), flags, Mode::empty()))?;
         Ok(self.file(fd))

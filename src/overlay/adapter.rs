@@ -57,7 +57,6 @@ impl Filesystem for Adapter {
         let wanted = [
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_BIG_WRITES,
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -67,7 +66,10 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_DONT_MASK,
         ];
         let acl = self.0.has_acl().then_some(InitFlags::FUSE_POSIX_ACL);
-        for flag in wanted.into_iter().chain(acl) {
+        // Where files have owners the kernel truncates by itself: of an open that truncates it looks only afterwards whether the file
+        // is being executed (handle_truncate of its fs/namei.c), and leaves it to us to take setuid away.
+        let truncating = (!self.0.has_owners()).then_some(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        for flag in wanted.into_iter().chain(acl).chain(truncating) {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer it");
             }
@@ -87,6 +89,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             self.0.forgets(request);
             self.0.nodes.forget(node.0, lookups);
+            self.0.forget_nameless(node.0);
             self.0.resending.before_reading();
         });
     }

@@ -60,17 +60,16 @@ pub fn set_time(time: Option<TimeOrNow>) -> SetTime {
     match time {
         None => SetTime::Omit,
         Some(TimeOrNow::Now) => SetTime::Now,
-        Some(TimeOrNow::SpecificTime(at)) => SetTime::At(mended(at)),
+        Some(TimeOrNow::SpecificTime(at)) => SetTime::At(meant(at)),
     }
 }
 
-/// fuser 0.18 counts the nanoseconds of a time before 1970 backwards, as it does not when it answers.
-fn mended(at: SystemTime) -> SystemTime {
-    let part = match SystemTime::UNIX_EPOCH.duration_since(at) {
-        Ok(before) => Duration::from_nanos(u64::from(before.subsec_nanos())),
-        Err(_) => Duration::ZERO,
-    };
-    at.checked_add(part * 2).unwrap_or(at)
+/// The time that the kernel sent. fuser 0.18 counts the nanoseconds of one before 1970 backwards, as it does the seconds
+/// (system_time_from_time in its time.rs); the kernel counts them forwards. What it is told, fuser converts as it should.
+fn meant(at: SystemTime) -> SystemTime {
+    let Err(before) = at.duration_since(SystemTime::UNIX_EPOCH) else { return at };
+    let nanoseconds = Duration::from_nanos(before.duration().subsec_nanos().into());
+    at.checked_add(nanoseconds * 2).unwrap_or(at)
 }
 
 /// The type bits of a mode, as a kind; what mknod(2) is given without any is a regular file.
@@ -82,5 +81,21 @@ pub fn kind_of_mode(mode: u32) -> FileKind {
         libc::S_IFBLK => FileKind::BlockDevice,
         libc::S_IFDIR => FileKind::Directory,
         _ => FileKind::Regular,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_before_1970_is_the_one_that_the_kernel_sent() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        // Five seconds before 1970 and a nanosecond later, as fuser hands it on.
+        let sent = epoch - Duration::new(5, 1);
+        assert_eq!(set_time(Some(TimeOrNow::SpecificTime(sent))), SetTime::At(epoch - Duration::new(4, 999_999_999)));
+        for plain in [epoch, epoch - Duration::from_secs(5), epoch + Duration::new(5, 1)] {
+            assert_eq!(set_time(Some(TimeOrNow::SpecificTime(plain))), SetTime::At(plain));
+        }
     }
 }

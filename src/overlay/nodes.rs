@@ -180,6 +180,11 @@ impl Nodes {
         same
     }
 
+    /// True if the kernel has lookups of it.
+    pub fn is_looked_up(&self, node: u64) -> bool {
+        self.table.lock().nodes.get(&node).is_some_and(|found| found.lookups > 0)
+    }
+
     /// A handle was opened.
     pub fn opened(&self, node: u64) {
         if let Some(found) = self.table.lock().nodes.get_mut(&node) {
@@ -269,19 +274,6 @@ impl Nodes {
     /// The directory that it is in.
     pub fn parent(&self, node: u64) -> Option<u64> {
         self.table.lock().names(node).next().map(|(parent, _)| *parent)
-    }
-
-    /// A directory was removed that looked like that: somebody may still be in it, or have it open.
-    pub fn remains(&self, node: u64, attr: Attr) {
-        if let Some(found) = self.table.lock().nodes.get_mut(&node) {
-            found.remains = Some(Box::new(attr));
-        }
-    }
-
-    /// What is left of a directory that has no name any more.
-    pub fn remains_of(&self, node: u64) -> Option<Attr> {
-        let table = self.table.lock();
-        table.nodes.get(&node).filter(|found| found.names.first().is_none())?.remains.as_deref().copied()
     }
 
     /// A name is gone.

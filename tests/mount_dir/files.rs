@@ -1,10 +1,12 @@
 //! Files: data, sizes, attributes, times, owners.
 
+use std::ffi::{CStr, CString};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
@@ -74,6 +76,78 @@ fn exclusive_creation_and_modes_are_the_callers() {
     assert_eq!((cold.uid(), cold.gid()), (12, 34));
     let hot = std::fs::metadata(rig.hot("f")).unwrap();
     assert_eq!((hot.uid(), hot.gid(), hot.mode() & 0o7777), (12, 34, 0o604));
+}
+
+/// Sets a list of access, (tag, permissions, id) each, as linux/posix_acl_xattr.h has it.
+fn set_list(path: &Path, attribute: &CStr, entries: &[(u16, u16, u32)]) {
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(permissions.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    let path = CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: both strings end with NUL, and that many bytes can be read from the list.
+    let done = unsafe { libc::setxattr(path.as_ptr(), attribute.as_ptr(), list.as_ptr().cast(), list.len(), 0) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn lists_of_access_are_obeyed_and_passed_on() {
+    // Tags of acl(5): owner, a user, group, mask, others.
+    let (owner, user, group, mask, others, nobody) = (1, 2, 4, 16, 32, u32::MAX);
+    let rig = Rig::new(LOCAL);
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    let shell = |uid: u32, words: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", words]).current_dir(rig.mountpoint());
+        command.uid(uid).gid(uid).output().expect("sh runs").status.success()
+    };
+    let mode = |name: &str| {
+        let modes = [rig.hot(name), rig.cold(name)].map(|path| std::fs::metadata(path).unwrap().mode() & 0o7777);
+        assert_eq!(modes[0], modes[1], "{name}");
+        modes[0]
+    };
+    std::fs::write(rig.hot("f"), "x").unwrap();
+    std::fs::set_permissions(rig.hot("f"), PermissionsExt::from_mode(0o600)).unwrap();
+    let entries = [(owner, 6, nobody), (user, 4, 1234), (group, 0, nobody), (mask, 4, nobody), (others, 0, nobody)];
+    set_list(&rig.hot("f"), c"system.posix_acl_access", &entries);
+    assert!(shell(1234, "cat f") && !shell(1234, "echo >> f") && !shell(1235, "cat f"));
+    assert_eq!(mode("f"), 0o640);
+    // The mask is what chmod sets.
+    std::fs::set_permissions(rig.hot("f"), PermissionsExt::from_mode(0o600)).unwrap();
+    assert!(!shell(1234, "cat f"));
+
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::set_permissions(rig.hot("d"), PermissionsExt::from_mode(0o777)).unwrap();
+    let entries = [(owner, 7, nobody), (user, 7, 1234), (group, 5, nobody), (mask, 7, nobody), (others, 0, nobody)];
+    set_list(&rig.hot("d"), c"system.posix_acl_default", &entries);
+    let make = "umask 077; echo x > d/f && mkdir d/s && mkfifo d/p && echo x > g && mkdir h && mkfifo q";
+    assert!(shell(0, make));
+    // Where a list is passed on the umask does not count.
+    assert_eq!(["d/f", "d/s", "d/p", "g", "h", "q"].map(mode), [0o660, 0o770, 0o660, 0o600, 0o700, 0o600]);
+    assert!(shell(1234, "cat d/f && echo >> d/f && echo > d/s/t") && !shell(1235, "cat d/f"));
+    assert_eq!(mode("d/s/t"), 0o660);
+}
+
+#[test]
+fn an_open_that_truncates_takes_setuid_away() {
+    let rig = Rig::new(LOCAL);
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    let truncated = |uid: u32, mode: u32| {
+        std::fs::write(rig.hot("f"), "x").unwrap();
+        std::os::unix::fs::chown(rig.hot("f"), Some(1234), Some(1234)).unwrap();
+        std::fs::set_permissions(rig.hot("f"), PermissionsExt::from_mode(mode)).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", ": > f"]).current_dir(rig.mountpoint()).uid(uid).gid(uid);
+        assert!(command.status().unwrap().success());
+        let modes = [rig.hot("f"), rig.cold("f")].map(|path| std::fs::metadata(path).unwrap().mode() & 0o7777);
+        assert_eq!(modes[0], modes[1]);
+        modes[0]
+    };
+    // Setgid without execution by the group is another thing; root keeps all of it.
+    assert_eq!([0o6755, 0o4644, 0o2644].map(|mode| truncated(1234, mode)), [0o755, 0o644, 0o2644]);
+    assert_eq!(truncated(0, 0o6755), 0o6755);
 }
 
 #[test]

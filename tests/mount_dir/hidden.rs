@@ -2,14 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 use steadfs::backing::fake::{Call, Fault, What};
 
-use crate::rig::{Rig, SSHFS, errno, names, until};
+use crate::rig::{LOCAL, Rig, SSHFS, errno, names, until};
 
 fn open(rig: &Rig, name: &str) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
@@ -139,4 +142,82 @@ fn what_is_closed_in_an_outage_is_removed_after_it() {
     assert_eq!(rig.cold_names("").len(), 1);
     rig.repair();
     until(|| rig.cold_names("").is_empty());
+}
+
+#[test]
+fn hidden_names_are_no_links() {
+    let rig = Rig::new(SSHFS);
+    let mut file = open(&rig, "f");
+    file.write_all(b"kept").unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 1);
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    // What the kernel remembers is not believed after a write.
+    file.write_all(b"more").unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+}
+
+#[test]
+fn a_file_without_a_name_is_opened_again_by_its_descriptor() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = Rig::new(traits);
+        let mut file = open(&rig, "f");
+        file.write_all(b"kept").unwrap();
+        std::fs::remove_file(rig.hot("f")).unwrap();
+        let again = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        assert_eq!(std::fs::read(&again).unwrap(), b"kept");
+        OpenOptions::new().write(true).open(&again).unwrap().write_all(b"K").unwrap();
+        assert_eq!(text(&file), "Kept");
+        File::create(&again).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 0);
+    }
+}
+
+#[test]
+fn a_name_that_is_replaced_again_and_again_can_always_be_opened() {
+    let rig = Rig::new(LOCAL);
+    let target = rig.hot("target");
+    std::fs::write(&target, "0").unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let (rig, target, done) = (&rig, &target, &done);
+            scope.spawn(move || {
+                for turn in 0..400 {
+                    let new = rig.hot(&format!("new-{number}"));
+                    std::fs::write(&new, turn.to_string()).unwrap();
+                    std::fs::rename(&new, target).unwrap();
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+        }
+        while !done.load(Ordering::SeqCst) {
+            let text = std::fs::read_to_string(&target).unwrap();
+            assert!(text.parse::<u32>().unwrap() < 400);
+            assert!(std::fs::metadata(&target).unwrap().len() > 0);
+        }
+    });
+    // Nothing is kept that the kernel has forgotten.
+    let deleted = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        all.filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|path| path.to_string_lossy().contains(rig.cold("target").to_str().unwrap()))
+            .count()
+    };
+    until(|| deleted() == 0);
+}
+
+#[test]
+fn a_removed_directory_can_be_looked_at_by_those_who_are_in_it() {
+    let rig = Rig::new(LOCAL);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    let directory = File::open(rig.hot("d")).unwrap();
+    std::fs::remove_dir(rig.hot("d")).unwrap();
+    // What the kernel remembers of it is dropped with any change.
+    directory.set_permissions(std::fs::Permissions::from_mode(0o755)).unwrap();
+    let found = directory.metadata().unwrap();
+    assert!(found.is_dir() && found.nlink() == 0);
+    directory.set_permissions(std::fs::Permissions::from_mode(0o711)).unwrap();
+    assert_eq!(directory.metadata().unwrap().mode() & 0o7777, 0o711);
+    directory.sync_all().unwrap();
+    assert_eq!(errno(std::fs::metadata(rig.hot("d"))), Some(libc::ENOENT));
 }

@@ -85,7 +85,7 @@ fn an_open_that_is_overtaken_by_a_rename_over_opens_what_it_says() {
         let rig = rig(traits, 60);
         std::fs::write(rig.hot("f"), "old").unwrap();
         std::fs::write(rig.hot("g"), "new!").unwrap();
-        let new = ino(&rig, "g");
+        let (old, new) = (ino(&rig, "f"), ino(&rig, "g"));
         rig.control().inject(Fault::new(What::Late(WHILE)).on(&[Call::Open]).path("f").times(1));
         std::thread::scope(|scope| {
             let opening = scope.spawn(|| File::open(rig.hot("f")).expect("there is always one"));
@@ -93,8 +93,10 @@ fn an_open_that_is_overtaken_by_a_rename_over_opens_what_it_says() {
             std::fs::rename(rig.hot("g"), rig.hot("f")).unwrap();
             let file = opening.join().expect("no panic");
             let mut text = [0; 4];
-            file.read_exact_at(&mut text, 0).unwrap();
-            assert_eq!((file.metadata().unwrap().ino(), &text), (new, b"new!"));
+            let length = file.read_at(&mut text, 0).unwrap();
+            let seen = (file.metadata().unwrap().ino(), &text[..length]);
+            // A local filesystem gives the file that was looked up.
+            assert_eq!(seen, if traits == LOCAL { (old, &b"old"[..]) } else { (new, &b"new!"[..]) });
         });
     }
 }
@@ -105,7 +107,7 @@ fn attributes_are_never_those_of_the_file_that_took_the_place() {
         let rig = rig(traits, 60);
         std::fs::write(rig.hot("f"), "old").unwrap();
         std::fs::write(rig.hot("g"), "new!").unwrap();
-        let new = ino(&rig, "g");
+        let (old, new) = (ino(&rig, "f"), ino(&rig, "g"));
         // The rename is done, and not yet said to be, when the attributes are read.
         let rename = rig.control().inject(Fault::new(What::HangAfter).on(&[Call::Rename]).path("g").times(1));
         std::thread::scope(|scope| {
@@ -116,7 +118,9 @@ fn attributes_are_never_those_of_the_file_that_took_the_place() {
             rig.control().remove(rename);
             renaming.join().expect("no panic");
             let seen = asking.join().expect("no panic");
-            assert_eq!((seen.ino(), seen.len()), (new, 4));
+            // A local filesystem may have looked the old one up, and gives that.
+            let seen = (seen.ino(), seen.len());
+            assert!(seen == (new, 4) || (traits == LOCAL && seen == (old, 3)), "{seen:?}");
         });
     }
 }

@@ -73,8 +73,6 @@ pub(super) struct Node {
     pub(super) names: Names,
     /// State of the table when its names were last changed.
     pub(super) moved: u64,
-    /// What it looked like when it was removed, of a directory that somebody may still be in.
-    pub(super) remains: Option<Box<Attr>>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +101,7 @@ pub(super) fn noted(parent: u64, name: &OsStr) -> item::Name<'_> {
 
 impl Node {
     pub(super) fn new(kind: FileKind, identity: (u64, u64)) -> Node {
-        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0, remains: None }
+        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0 }
     }
 }
 

@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use crate::backing::{Attr, FileKind, FlagsRequest, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
-use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
 use crate::overlay::nodes::ROOT;
+use crate::overlay::{Overlay, is_hidden};
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
@@ -58,18 +58,32 @@ impl Overlay {
         // memory could not be read.
         if let Some(handle) = handle {
             let file = self.files.get(handle)?;
-            return self.descriptor(&**context.generation, &file)?.stat();
+            let attr = self.descriptor(&**context.generation, &file)?.stat()?;
+            return Ok(self.without_hidden(node, attr));
         }
         let kind = self.nodes.kind(node);
-        match self.on_path(context, node, |tree, path| tree.stat(path)) {
+        let found = match self.on_path(context, node, |tree, path| tree.stat(path)) {
             // Another kind of file under the name is another file, and would break the kernel's inode.
             Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
-                None => self.nodes.remains_of(node).ok_or(Errno::ENOENT),
+                None => match self.removed.attr(node) {
+                    Some(attr) => Ok(attr),
+                    None => self.replaced_file(context, node)?.stat(),
+                },
             },
             result => result,
+        };
+        found.map(|attr| self.without_hidden(node, attr))
+    }
+
+    /// Hidden names are no links for anybody else.
+    fn without_hidden(&self, node: u64, attr: Attr) -> Attr {
+        if self.traits.keeps_unlinked {
+            return attr;
         }
+        let hidden = self.nodes.names(node).iter().filter(|(_, name)| is_hidden(name)).count();
+        Attr { nlink: attr.nlink.saturating_sub(u32::try_from(hidden).unwrap_or(u32::MAX)), ..attr }
     }
 
     fn reply_attr(&self, node: u64, result: OpResult<Attr>, reply: ReplyAttr) {
@@ -152,6 +166,9 @@ impl Overlay {
     }
 
     fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
+        if self.removed.change(node, changes) {
+            return Ok(());
+        }
         // Handed over later it would change the times again.
         self.show(context, node)?;
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
@@ -165,10 +182,7 @@ impl Overlay {
         if let Some(size) = changes.size {
             match (handle.map(|handle| self.files.get(handle)), self.inodes.get(node)) {
                 (Some(file), _) => self.set_size_logged(context, &file?.inode, size)?,
-                // By /proc/PID/fd of somebody who has it open.
-                (None, Some(inode)) if self.nodes.parent(node).is_none() => {
-                    self.set_size_logged(context, &inode, size)?;
-                }
+                (None, Some(inode)) if self.nodes.path(node).is_err() => self.set_size_logged(context, &inode, size)?,
                 // By path, of a file that is open or has something unstable: both have one order.
                 (None, Some(inode)) => {
                     let order = inode.order(context)?;

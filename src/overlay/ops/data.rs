@@ -28,12 +28,12 @@ type Opened = (u64, Box<dyn File>);
 impl Overlay {
     /// FUSE_OPEN, with O_TRUNC if the caller gave it.
     pub fn open(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
-        let (by, caller) = (asked.unique, asked.caller);
+        let by = asked.unique;
         self.submit(
             asked,
             Op::Open,
             Class::Meta,
-            move |overlay, context| overlay.open_on_backing(context, caller, node, flags),
+            move |overlay, context| overlay.open_on_backing(context, node, flags),
             move |overlay, result| match result {
                 Ok(opened) => {
                     reply.opened(fuser::FileHandle(overlay.keep(node, flags, opened, by)), FopenFlags::empty())
@@ -43,13 +43,10 @@ impl Overlay {
         );
     }
 
-    fn open_on_backing(&self, context: &Context<'_>, caller: Caller, node: u64, flags: i32) -> OpResult<Opened> {
+    fn open_on_backing(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Opened> {
         let open = || match self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags))) {
-            // By /proc/PID/fd of somebody who has it open.
-            Err(Errno::ENOENT) => match self.reopen_nameless(&**context.generation, node, first_flags(flags)) {
-                Err(LOST_FILE) => Err(Errno::ENOENT),
-                result => result,
-            },
+            // By /proc/PID/fd, where the kernel finds files that have lost their names.
+            Err(Errno::ENOENT) => self.open_nameless(context, node, first_flags(flags)),
             result => result,
         };
         if flags & libc::O_TRUNC == 0 {
@@ -57,28 +54,10 @@ impl Overlay {
         }
         // Known from here on, so that the truncation has its place among the changes of whoever else opens the file.
         let inode = self.inodes.enter(node, || self.nodes.hold(node));
-        let opened = self.open_truncating(context, &inode, open).and_then(|opened| {
-            self.drop_special_rights(context, caller, node, &*opened.1)?;
-            Ok(opened)
-        });
+        let opened = self.open_truncating(context, &inode, open);
         self.inodes.leave(&inode);
         self.let_go(&inode);
         opened
-    }
-
-    /// O_TRUNC takes setuid and setgid away, as any change by others than root does. The kernel leaves that to whoever
-    /// truncates (fuse_do_setattr returns early then); of every other change it asks for the new mode itself.
-    fn drop_special_rights(&self, context: &Context<'_>, caller: Caller, node: u64, file: &dyn File) -> OpResult<()> {
-        if !self.traits.owners || caller.uid == 0 {
-            return Ok(());
-        }
-        let mode = u32::from(file.stat()?.perm);
-        let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
-        let left = mode & !(libc::S_ISUID | group);
-        if left == mode {
-            return Ok(());
-        }
-        self.on_node(context, node, |tree, path| tree.set_mode(path, left), |file| file.set_mode(left))
     }
 
     /// What was written before is cut off, and stays so after a repair.

@@ -129,7 +129,7 @@ impl Overlay {
             Op::Opendir,
             Class::Meta,
             move |overlay, context| match overlay.on_path(context, node, |tree, path| tree.stat(path)) {
-                Err(Errno::ENOENT) => overlay.nodes.remains_of(node).ok_or(Errno::ENOENT),
+                Err(Errno::ENOENT) => overlay.removed.attr(node).ok_or(Errno::ENOENT),
                 result => result,
             },
             move |overlay, result| match result {
@@ -330,7 +330,11 @@ impl Overlay {
             asked,
             Op::Fsyncdir,
             Class::Sync,
-            move |overlay, context| overlay.on_path(context, node, |tree, path| tree.sync_dir(path)),
+            move |overlay, context| match overlay.on_path(context, node, |tree, path| tree.sync_dir(path)) {
+                // Of one that was removed through the overlay nothing is left to commit.
+                Err(Errno::ENOENT) if overlay.nodes.names(node).is_empty() => Ok(()),
+                result => result,
+            },
             |_, result| reply_node(result, reply),
         );
     }

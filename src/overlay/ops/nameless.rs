@@ -6,9 +6,10 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::backing::posix::Nameless;
-use crate::backing::{OpResult, Tree};
+use crate::backing::{File, OpResult, Tree};
 use crate::gate::Context;
 use crate::overlay::Overlay;
+use crate::overlay::files::LOST_FILE;
 
 impl Overlay {
     /// As [`Overlay::on_path`]; a file without a path is reached by any descriptor that is open on it.
@@ -28,6 +29,14 @@ impl Overlay {
         match Nameless::of(&**descriptor)? {
             Some(file) => by_descriptor(&file),
             None => result,
+        }
+    }
+
+    /// Opens a file without a path, by any descriptor that is open on it. ENOENT if there is none.
+    pub(super) fn open_nameless(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Box<dyn File>> {
+        match self.reopen_nameless(&**context.generation, node, flags) {
+            Err(LOST_FILE) => context.generation.tree().open_again(&*self.replaced_file(context, node)?, flags),
+            result => result,
         }
     }
 }

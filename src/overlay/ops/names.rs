@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
@@ -191,12 +190,9 @@ impl Overlay {
             Op::Rmdir,
             Class::Meta,
             move |overlay, context| {
-                let mut seen = None;
+                // Whoever is in it goes on to see its attributes, where a local filesystem would show them.
                 let node = overlay.nodes.node(parent, &name).filter(|_| overlay.traits.keeps_unlinked);
-                if node.is_some() {
-                    // As with an open file: whoever is in there goes on seeing something.
-                    seen = overlay.on_name(context, parent, &name, |tree, path| tree.stat(path)).ok();
-                }
+                let attr = node.and_then(|node| overlay.on_path(context, node, |tree, path| tree.stat(path)).ok());
                 overlay.on_name(context, parent, &name, |tree, path| {
                     let result = tree.rmdir(path);
                     // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
@@ -210,10 +206,10 @@ impl Overlay {
                     };
                     settle::removal(result, context.in_doubt)
                 })?;
-                if let (Some(node), Some(attr)) = (node, seen) {
-                    overlay.nodes.remains(node, Attr { nlink: 0, size: 0, ctime: SystemTime::now(), ..attr });
-                }
                 overlay.nodes.removed(parent, &name);
+                if let (Some(node), Some(attr)) = (node, attr) {
+                    overlay.has_removed(node, &attr);
+                }
                 Ok(())
             },
             |_, result| reply_empty(result, reply),
@@ -242,7 +238,13 @@ impl Overlay {
                 overlay.show_name(context, to.0, &to.1)?;
                 overlay.keep_open(context, to.0, &to.1)?;
                 let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
-                    overlay.rename_on_backing(tree, context.in_doubt, (&from, old), (&to, new), flags, &hidden)
+                    let replaced = (flags == 0).then(|| overlay.about_to_replace(context, tree, &to, new)).flatten();
+                    let place = (&to, new.as_path());
+                    overlay.rename_on_backing(tree, context.in_doubt, (&from, old), place, flags, &hidden)?;
+                    if let Some(replaced) = replaced {
+                        overlay.has_replaced(replaced);
+                    }
+                    Ok(())
                 });
                 // Not of a run whose generation died: the next one makes the name again and goes on under it.
                 if context.is_answered() {

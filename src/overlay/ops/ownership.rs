@@ -22,6 +22,11 @@ pub struct Asking {
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 impl Overlay {
+    /// True if files have the callers' owners and permissions.
+    pub fn has_owners(&self) -> bool {
+        self.traits.owners
+    }
+
     /// True if the kernel is to check permissions by the ACLs of the backing, too: where there are any, and what is shown of
     /// owners and permissions is the backing's.
     pub fn has_acl(&self) -> bool {

@@ -30,12 +30,15 @@ impl Overlay {
 
     /// FUSE_LISTXATTR.
     pub fn listxattr(self: &Arc<Self>, asked: Asked, node: u64, size: u32, reply: ReplyXattr) {
+        let sees_all = asked.caller.uid == 0;
         self.submit(
             asked,
             Op::Listxattr,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_node(context, node, |tree, path| tree.list_xattr(path), |file| file.list_xattr())
+                let all =
+                    overlay.on_node(context, node, |tree, path| tree.list_xattr(path), |file| file.list_xattr())?;
+                Ok(if sees_all { all } else { without_trusted(&all) })
             },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
@@ -99,6 +102,12 @@ impl Overlay {
     }
 }
 
+/// Names for others than root: those of `trusted.*` are shown to nobody else (xattr(7)). The backing shows them to steadfs.
+fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let each = names.split_inclusive(|&byte| byte == 0);
+    each.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect()
+}
+
 impl Overlay {
     fn reply_value(&self, result: OpResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
         match result {
@@ -110,5 +119,17 @@ impl Overlay {
             Err(Errno::EOPNOTSUPP) if !self.traits.owners => reply.error(fuser::Errno::ENOSYS),
             Err(error) => reply.error(node_errno(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trusted_names_are_for_root_alone() {
+        assert_eq!(without_trusted(b"user.a\0trusted.b\0security.c\0"), b"user.a\0security.c\0");
+        assert_eq!(without_trusted(b"trusted.b\0"), b"");
+        assert_eq!(without_trusted(b""), b"");
     }
 }
