@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use steadfs::backing::fake::{Call, Fault, What};
 
-use crate::rig::{LOCAL, Rig, SSHFS, errno, names, until};
+use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno, names, until};
 
 fn open(rig: &Rig, name: &str) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
@@ -220,4 +220,23 @@ fn a_removed_directory_can_be_looked_at_by_those_who_are_in_it() {
     assert_eq!(directory.metadata().unwrap().mode() & 0o7777, 0o711);
     directory.sync_all().unwrap();
     assert_eq!(errno(std::fs::metadata(rig.hot("d"))), Some(libc::ENOENT));
+}
+
+#[test]
+fn a_directory_goes_although_its_hidden_file_goes_meanwhile() {
+    let rig = Rig::new(SSHFS);
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    let file = open(&rig, "d/f");
+    std::fs::remove_file(rig.hot("d/f")).unwrap();
+    let hidden = rig.cold_names("d");
+    // It is there when the directory is to be removed, and not any more when steadfs looks what is in the way.
+    let held = rig.control().inject(Fault::new(What::Hang).on(&[Call::ReadDir]).path("d").times(1));
+    std::thread::scope(|scope| {
+        let removing = scope.spawn(|| std::fs::remove_dir(rig.hot("d")));
+        assert!(rig.control().wait_inside(1, PATIENCE));
+        std::fs::remove_file(rig.cold("d").join(&hidden[0])).unwrap();
+        rig.control().remove(held);
+        removing.join().expect("no panic").expect("removed");
+    });
+    drop(file);
 }

@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::chosen;
 use crate::lab::{Lab, mount_of, run, run_ok, wait};
 
 /// Where a suite runs.
@@ -29,7 +28,8 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new() -> Site {
+    /// Mounts those of the targets that are wanted.
+    pub fn new(is_wanted: impl Fn(&str) -> bool) -> Site {
         let lab = Lab::unmounted();
         // Others than root have to get at the targets.
         for place in [lab.directory(), &lab.store, &lab.hot] {
@@ -39,7 +39,7 @@ impl Site {
         let mut site = Site { targets: Vec::new(), lab };
         // Their paths are short, for the sake of sockets' names, which may have 108 bytes (unix(7)).
         for (number, name) in ["plain", "steadfs-dir", "sshfs", "steadfs-sshfs"].into_iter().enumerate() {
-            if chosen("STEADFS_POSIX_TARGETS", name) {
+            if is_wanted(name) {
                 let path = site.begin(name, &number.to_string());
                 site.targets.push(Target { name, path });
             }

@@ -41,7 +41,11 @@ impl Overlay {
             Err(_) => return Ok(false),
             Ok(entries) => entries,
         };
-        if entries.is_empty() || !entries.iter().all(|entry| is_hidden(&entry.name)) {
+        // None at all: what was hidden there has gone meanwhile, with a last close.
+        if entries.is_empty() {
+            return Ok(true);
+        }
+        if !entries.iter().all(|entry| is_hidden(&entry.name)) {
             return Ok(false);
         }
         // What is being hidden just now is not known yet, and may be open.
@@ -88,7 +92,7 @@ impl Overlay {
                 }
             };
             match cleared {
-                Ok(()) => {}
+                Ok(()) | Err(Errno::ENOENT) => {}
                 Err(error) if raises_doubt(error) => return Err(error),
                 Err(_) => return Ok(false),
             }
