@@ -112,6 +112,7 @@ install:
 	"$(BINARY)" completions bash > "$(DESTDIR)$(BASHDIR)/steadfs"
 	"$(BINARY)" completions zsh > "$(DESTDIR)$(ZSHDIR)/_steadfs"
 	"$(BINARY)" completions fish > "$(DESTDIR)$(FISHDIR)/steadfs.fish"
+	chmod 0644 "$(DESTDIR)$(BASHDIR)/steadfs" "$(DESTDIR)$(ZSHDIR)/_steadfs" "$(DESTDIR)$(FISHDIR)/steadfs.fish"
 	install -d "$(DESTDIR)$(DOCDIR)/decisions" "$(DESTDIR)$(DOCDIR)/examples" "$(DESTDIR)$(DOCDIR)/monitoring"
 	for page in README.md docs/*.md docs/decisions/*.md; do \
 		sed $(LINKS) $(PLACES) $$page > "$(DESTDIR)$(DOCDIR)/$${page#docs/}" || exit 1; \

@@ -199,7 +199,9 @@ fn let_go_by(overlay: &Path, path: PathBuf, ways: Box<dyn Ways>) -> Result<bool,
         return Ok(false);
     }
     let told = Told::new(Arc::default(), Watch::default());
-    let mut hand = Hand::new(&WorkerConfig::default(), overlay, note, ways, told, Arc::default());
+    // Whoever cleans up may be a part of what systemd stops: nothing that waits for its end is waited for.
+    let ending = Arc::new(AtomicBool::new(true));
+    let mut hand = Hand::new(&WorkerConfig::default(), overlay, note, ways, told, ending);
     let shown = (overlay.display(), path.display());
     hand.resume(None).1.map_or(Ok(true), |error| {
         Err(format!(

@@ -57,7 +57,7 @@ impl Scene {
         command.args(["-t", &self.keeper.id().to_string(), "-m", "--"]).args(words).stdin(Stdio::null());
         command.env("STEADFS_RUNTIME_DIR", self.lab.path("run")).env("STEADFS_STATE_DIR", self.lab.path("state"));
         // As mount(8) has it under systemd.
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C");
         command
     }
 

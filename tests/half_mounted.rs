@@ -93,6 +93,11 @@ impl Rig {
     }
 
     /// Whoever notes something next dies before he has.
+    /// An overlay that is unmounted notes things until its session has ended.
+    fn wait_until_forgotten(&self) {
+        wait("it is forgotten", || self.status()["overlays"].as_array().is_some_and(|all| all.len() == 1));
+    }
+
     fn let_the_next_note_be_the_last(&self) {
         std::fs::write(self.path("crash.part"), "1:before").unwrap();
         std::fs::rename(self.path("crash.part"), self.path("crash")).unwrap();
@@ -209,6 +214,7 @@ fn a_successor_clears_up_what_an_attach_and_a_reload_left() {
         let output = rig.ask(&["detach", &more]);
         assert!(output.status.success(), "{output:?}");
         assert!(rig.mounts("more").is_empty());
+        rig.wait_until_forgotten();
     }
     drop(open);
     rig.end();
@@ -275,7 +281,7 @@ fn what_covers_the_dead_mount_stays_and_the_next_attach_clears_up_below_it() {
         let expected =
             if stranger == Stranger::Local { "strange".into() } else { format!("dir:{}", rig.text("other")) };
         assert_eq!((mounts.len(), top), (2, Some(expected)), "{stranger:?}: {mounts:?}\n{}", rig.log());
-        wait("it is forgotten", || rig.status()["overlays"].as_array().is_some_and(|all| all.len() == 1));
+        rig.wait_until_forgotten();
         umount2(&rig.path("more"), MntFlags::MNT_DETACH).unwrap();
         if theirs.is_some() {
             let output = rig.steadfs("2", &["umount", &rig.text("stranger")]).output().unwrap();
@@ -287,6 +293,7 @@ fn what_covers_the_dead_mount_stays_and_the_next_attach_clears_up_below_it() {
         rig.check("more", "b", "y");
         let output = rig.ask(&["detach", &rig.text("more")]);
         assert!(output.status.success(), "{output:?}");
+        rig.wait_until_forgotten();
     }
     drop(open);
     rig.end();
@@ -299,7 +306,7 @@ fn a_reload_clears_up_a_dead_mount_in_its_way() {
     rig.serve();
     die_and_be_covered(&rig, Stranger::Local);
     wait("it gives the overlay up", || rig.log().contains("cannot be mounted"));
-    wait("it is forgotten", || rig.status()["overlays"].as_array().is_some_and(|all| all.len() == 1));
+    rig.wait_until_forgotten();
     umount2(&rig.path("more"), MntFlags::empty()).unwrap();
     rig.configure(&format!("[[overlay]]\nmountpoint = {:?}\npath = \"b\"\n", rig.path("more")));
     let output = rig.ask(&["reload", "box"]);

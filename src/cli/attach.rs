@@ -56,12 +56,13 @@ fn try_attach(args: &AttachArgs) -> Result<(), MountError> {
     let path = below(&path).map_err(MountError::Usage)?;
     let (overlay, nonempty) = look(&args.options).map_err(MountError::Usage)?;
     let mountpoint = place::resolve(&args.mountpoint)?;
-    let home = daemons::of_name(args.to.as_deref())?;
-    if dead::clear(&mountpoint, &overlay.subtype)? {
+    let home = daemons::of_name(args.to.as_deref());
+    // What is wrong with the directory is told first; a dead mount goes only if somebody is there to attach another one.
+    if home.is_ok() && dead::clear(&mountpoint, &overlay.subtype)? {
         complain(&format!("the dead mount of an earlier steadfs on {} is detached", mountpoint.display()));
     }
     place::check(&mountpoint, nonempty)?;
-    ask(&home, &Request::Attach { hot: HotPath { mountpoint, path, slot: 0, overlay }, nonempty })
+    ask(&home?, &Request::Attach { hot: HotPath { mountpoint, path, slot: 0, overlay }, nonempty })
 }
 
 /// How an overlay is to look, by `-o` options: those of `steadfs mount` that are about the mount, and those that are keys of an

@@ -96,7 +96,7 @@ pub fn run(args: &DrillArgs) -> ExitCode {
         Ok(stage) => stage,
         Err(problem) => return failed(&problem, if interrupted.load(SeqCst) { INTERRUPTED } else { 1 }),
     };
-    let played = play::play(args.drill, &mut stage, alerts.as_ref(), &interrupted);
+    let played = play::play(args.drill, &mut stage, alerts.as_ref(), like::allowed(&options), &interrupted);
     drop(stage);
     match played {
         Ok(outcome) => {

@@ -143,7 +143,8 @@ fn mounted(hot: &Path, table: &[Entry]) -> Mounted {
         Some(entry) => Mounted::Other(entry.fstype.to_string_lossy().into_owned()),
         None => {
             // A look at what is on a mount that hangs would never end, and a path may lead there.
-            let local = matches!(place::resolve_from_afar(hot), Ok(Some(_)));
+            let real = place::resolve_from_afar(hot).ok().flatten();
+            let local = real.is_some_and(|real| !place::may_hang(table, &real));
             Mounted::Nothing { guarded: local.then(|| guarded(hot)).flatten() }
         }
     }

@@ -15,8 +15,8 @@ use crate::daemon::MountError;
 /// How long a mount may take to say that it is dead; it says so at once. One that is silent is alive.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Detaches what is mounted at `mountpoint` if it is provably a dead mount of ours; true if it was. Others are left alone.
-/// Must be called before the process has any thread that is to outlive it.
+/// Detaches what is mounted at `mountpoint` if it is provably a dead mount of ours; true if it was. Others are left alone. A mount
+/// that is silent keeps the thread that asked it until it answers.
 pub fn clear(mountpoint: &Path, subtype: &str) -> Result<bool, MountError> {
     clear_if(mountpoint, |entry| {
         // Held until it is detached, so that nobody else begins meanwhile.

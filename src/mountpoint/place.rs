@@ -19,7 +19,8 @@ pub fn resolve(given: &Path) -> Result<PathBuf, MountError> {
     resolve_in(&table, given, &|_| false).map_err(|error| unresolved(given, error))
 }
 
-/// The same without a look at anything that lies on a mount which may hang; `None` if one would be needed.
+/// The same without a look at anything that lies on a mount which may hang: links there are not followed. `None` if it cannot be
+/// told so where the path leads.
 pub fn resolve_from_afar(given: &Path) -> Result<Option<PathBuf>, MountError> {
     let table = mountinfo::entries().map_err(no_mountinfo)?;
     match resolve_in(&table, given, &|path| may_hang(&table, path)) {
@@ -29,7 +30,7 @@ pub fn resolve_from_afar(given: &Path) -> Result<Option<PathBuf>, MountError> {
 }
 
 /// Whether a look at this path may wait for ever. If the root does, this program does not even start.
-fn may_hang(table: &[Entry], path: &Path) -> bool {
+pub fn may_hang(table: &[Entry], path: &Path) -> bool {
     mountinfo::covering_in(table, path).is_some_and(|entry| entry.may_hang() && entry.mountpoint != Path::new("/"))
 }
 
@@ -40,7 +41,7 @@ fn unresolved(given: &Path, error: io::Error) -> MountError {
     }
 }
 
-/// Of a path at which it must not look it is a [`io::ErrorKind::WouldBlock`].
+/// What is `avoided` is not looked at, and taken for no link. A `..` behind that is a [`io::ErrorKind::WouldBlock`].
 fn resolve_in(table: &[Entry], given: &Path, avoided: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
     let mut path = std::path::absolute(given)?;
     for _ in 0..MAX_LINKS {
@@ -57,7 +58,7 @@ fn resolve_in(table: &[Entry], given: &Path, avoided: &dyn Fn(&Path) -> bool) ->
             return Ok(real);
         }
         if avoided(&real) {
-            return Err(io::ErrorKind::WouldBlock.into());
+            return Ok(real);
         }
         match std::fs::read_link(&real) {
             Ok(target) if trusted(&real)? => path = real.parent().unwrap_or(Path::new("/")).join(target),
@@ -83,7 +84,11 @@ fn walk(path: &Path, avoided: &dyn Fn(&Path) -> bool) -> io::Result<PathBuf> {
         }
         let next = reached.join(name);
         if avoided(&next) {
-            return Err(io::ErrorKind::WouldBlock.into());
+            ahead.reverse();
+            return match ahead.iter().any(|name| name == "..") {
+                true => Err(io::ErrorKind::WouldBlock.into()),
+                false => Ok(ahead.iter().fold(next, |path, name| path.join(name))),
+            };
         }
         if !std::fs::symlink_metadata(&next)?.is_symlink() {
             reached = next;
@@ -218,7 +223,17 @@ mod tests {
         for (given, found) in [("link", "a/hot"), ("a/none", "a/none"), ("nfs", "nfs"), ("a/../nfs", "nfs")] {
             assert_eq!(resolve(given).ok(), Some(base.join(found)), "{given}");
         }
-        for given in ["nfs/deep", "nfs/deep/er", "into", "into/er", "through", "a/../nfs/deep", "nfs/../a/hot"] {
+        for (given, found) in [
+            ("nfs/deep", "nfs/deep"),
+            ("nfs/deep/er", "nfs/deep/er"),
+            ("into", "nfs/deep"),
+            ("into/er", "nfs/deep/er"),
+            ("into/e/r", "nfs/deep/e/r"),
+            ("a/../nfs/deep", "nfs/deep"),
+        ] {
+            assert_eq!(resolve(given).ok(), Some(base.join(found)), "{given}");
+        }
+        for given in ["through", "nfs/../a/hot", "into/../x"] {
             let refused = resolve(given).err().map(|error| error.kind());
             assert_eq!(refused, Some(io::ErrorKind::WouldBlock), "{given}");
         }

@@ -2,6 +2,7 @@
 //! how soon a fault is noticed and what programs see of it. Names, paths, workers and permits stay production's.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::cli::{daemons, options, status};
 use crate::config::DaemonConfig;
@@ -21,6 +22,12 @@ pub fn options(homes: &[PathBuf], given: &Path) -> Result<Vec<String>, String> {
     })
 }
 
+/// How long these options let calls and starts of sshfs wait.
+pub fn allowed(options: &[String]) -> Duration {
+    let read = options::parse(options.iter().map(String::as_str)).unwrap_or_default();
+    read.calls.deadline + read.calls.hold + read.repair.backoff_max + read.repair.start_deadline
+}
+
 fn find(configs: &[DaemonConfig], hot: &Path) -> Result<Vec<String>, String> {
     let overlays = || configs.iter().flat_map(|config| config.overlays.iter().map(move |overlay| (config, overlay)));
     match overlays().find(|(_, overlay)| overlay.mountpoint == hot) {
@@ -35,8 +42,6 @@ fn find(configs: &[DaemonConfig], hot: &Path) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::config::{CallPolicy, HotPath, OverlayConfig, Source};
 
@@ -67,6 +72,8 @@ mod tests {
         assert_eq!((read.calls, read.repair, read.log), (config.calls, config.repair, config.log.clone()));
         assert_eq!(read.overlay.attr_timeout, Duration::from_secs(9));
         assert_eq!(read.overlay.subtype, "steadfs", "names stay production's");
+        let waits = allowed(&given);
+        assert_eq!(waits, config.calls.deadline + config.repair.backoff_max + config.repair.start_deadline);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::cli::stage::status::Poller;
 
 /// Time between two looks.
 const TICK: Duration = Duration::from_millis(20);
-/// How long programs may take to begin, metrics to show an outage, and a repair to come about: far more than they need.
+/// How long programs may take to begin, metrics to show an outage, and a repair to come about: far more than they need. What the
+/// options of the canary let calls and starts wait comes on top.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long programs may take to finish.
 const GRACE: Duration = Duration::from_secs(8);
@@ -61,11 +62,12 @@ pub struct AlertOutcome {
     pub rules: Option<Fired>,
 }
 
-/// Plays it on a stage that is set.
+/// Plays it on a stage that is set. `allowed` is how long the canary's options let calls and starts wait.
 pub fn play(
     drill: Drill,
     stage: &mut Stage,
     rules: Option<&Rules>,
+    allowed: Duration,
     interrupted: &AtomicBool,
 ) -> Result<Outcome, Stopped> {
     let problem = |error: std::io::Error| Stopped::Problem(error.to_string());
@@ -74,7 +76,7 @@ pub fn play(
     let poller = Poller::begin(&stage.question()).map_err(problem)?;
     let threads = cast.begin().map_err(problem)?;
     let mut outcome = Outcome::default();
-    let scene = Scene { drill, stage, cast: &cast, poller: &poller, interrupted };
+    let scene = Scene { drill, stage, cast: &cast, poller: &poller, patience: PATIENCE + allowed, interrupted };
     let played = scene.act(rules, &mut outcome);
     let grace = if played.is_ok() { GRACE } else { Duration::ZERO };
     drop(poller);
@@ -101,13 +103,14 @@ struct Scene<'a> {
     stage: &'a Stage,
     cast: &'a Cast,
     poller: &'a Poller,
+    patience: Duration,
     interrupted: &'a AtomicBool,
 }
 
 impl Scene<'_> {
     fn act(&self, rules: Option<&Rules>, outcome: &mut Outcome) -> Result<(), Stopped> {
         let began = Instant::now();
-        if !self.wait(PATIENCE, || self.is_well(began))? {
+        if !self.wait(self.patience, || self.is_well(began))? {
             return Err(Stopped::Problem("the canary did not get going".into()));
         }
         let before = self.poller.status();
@@ -125,7 +128,7 @@ impl Scene<'_> {
             lifted = Instant::now();
         }
         let mut live_since = None;
-        let repaired = self.wait(PATIENCE, || {
+        let repaired = self.wait(self.patience, || {
             let status = self.poller.status();
             let is_next = status.generation > before.generation || status.pid != before.pid && status.pid != 0;
             if !(status.is_live() && is_next) {
@@ -140,7 +143,7 @@ impl Scene<'_> {
         outcome.longest_call = window.longest_call.1.into();
         outcome.errors = window.errors;
         if !repaired {
-            outcome.failures.push(format!("not repaired within {} s", PATIENCE.as_secs()));
+            outcome.failures.push(format!("not repaired within {} s", self.patience.as_secs()));
             return Ok(());
         }
         let answer = self.stage.question().ask_all().unwrap_or_default();
@@ -160,7 +163,7 @@ impl Scene<'_> {
         if !self.drill.fails_calls() && !outcome.errors.is_empty() {
             outcome.failures.push(format!("programs were told errors: {:?}", outcome.errors));
         }
-        if outcome.alert.is_some() && !self.wait(PATIENCE, || self.shows_up("1"))? {
+        if outcome.alert.is_some() && !self.wait(self.patience, || self.shows_up("1"))? {
             outcome.failures.push("the metrics do not show that it is over".into());
         }
         Ok(())
@@ -176,7 +179,7 @@ impl Scene<'_> {
         outcome: &mut Outcome,
     ) -> Result<(), Stopped> {
         let mut errors = false;
-        self.wait(PATIENCE, || {
+        self.wait(self.patience, || {
             let now = || Some(since.elapsed().as_secs_f64());
             if alert.metrics_secs.is_none() && self.stage.metrics().is_ok_and(|text| says(&text, "0")) {
                 alert.metrics_secs = now();
