@@ -22,6 +22,7 @@ use nix::sys::stat::Mode;
 use parking_lot::Mutex;
 use steadfs::backing::process::Process;
 use steadfs::backing::record::{AdoptError, Life, SshfsLife};
+use steadfs::backing::sshfs::command::Arguments;
 use steadfs::backing::sshfs::{SshfsBacking, queue};
 use steadfs::backing::{Backing, ExitSink, Generation, Record, mountinfo};
 use steadfs::config::{CallPolicy, RepairPolicy};
@@ -164,7 +165,7 @@ impl Rig {
     /// What is left of the daemon is to be taken over by this backing.
     fn successor(&self) -> SshfsBacking {
         let (target, options) = target(self.directory.path());
-        SshfsBacking::after(&target, &options, &self.path("run"), Some(1)).unwrap()
+        SshfsBacking::after(&Arguments::new(&target, &options, LIMIT), &self.path("run"), Some(1)).unwrap()
     }
 
     fn adopt(&self, backing: &SshfsBacking) -> Result<Taken, AdoptError> {
@@ -385,7 +386,7 @@ fn other_options_or_another_version_are_refused_and_the_old_sshfs_is_ended() {
     rig.kill_daemon();
     let (target, mut options) = target(rig.directory.path());
     options.push("cache=no".into());
-    let backing = SshfsBacking::after(&target, &options, &rig.path("run"), Some(1)).unwrap();
+    let backing = SshfsBacking::after(&Arguments::new(&target, &options, LIMIT), &rig.path("run"), Some(1)).unwrap();
     assert!(matches!(rig.refused(&backing), AdoptError::Other(_)));
     rig.assert_nothing_left();
 
