@@ -37,11 +37,7 @@ impl Scene {
         }
         let archive = place.join("image.tar");
         run_ok("tar", &["-C", place.join("image").to_str().unwrap(), "-cf", archive.to_str().unwrap(), "."]);
-        let [mut handed_on, mut workers] = [String::new(), String::new()];
-        for option in lab.sshd.client_options().split(',') {
-            let (name, value) = option.split_once('=').unwrap();
-            handed_on += &format!("{name} = {value:?}\n");
-        }
+        let (handed_on, mut workers) = (lab.sshd.client_lines(), String::new());
         for (name, which) in [("labelled", "label = \"crawl=yes\""), ("named", "names = [\"byname\"]")] {
             workers += &format!("[[worker]]\nname = {name:?}\nkind = \"container\"\nengine = {engine:?}\n{which}\n");
         }
