@@ -326,7 +326,7 @@ fn a_supervisor_takes_over_and_repairs_with_the_next_number() {
 fn a_frozen_sshfs_is_refused_and_ended() {
     let mut rig = Rig::new();
     rig.kill_daemon();
-    process::signal(rig.sshfs(), Signal::SIGSTOP);
+    process::stop(rig.sshfs());
     let began = Instant::now();
     assert!(matches!(rig.refused(&rig.successor()), AdoptError::Silent(words) if words.contains("stopped")));
     assert!(began.elapsed() < LIMIT, "it is seen without asking");

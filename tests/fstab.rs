@@ -170,11 +170,7 @@ fn overlays_of_a_daemon_by_fstab() {
     for place in ["jobs/alpha", "jobs/beta"] {
         std::fs::create_dir_all(scene.lab.store.join(place)).unwrap();
     }
-    let mut handed_on = String::new();
-    for option in scene.lab.sshd.client_options().split(',') {
-        let (name, value) = option.split_once('=').unwrap();
-        handed_on += &format!("{name} = {value:?}\n");
-    }
+    let handed_on = scene.lab.sshd.client_lines();
     let config = scene.lab.path("box.toml");
     let source = scene.lab.source();
     let text = format!("name = \"box\"\nsource = {source:?}\n[sshfs]\n{handed_on}[defaults]\nguard = false\n");

@@ -232,7 +232,7 @@ enum Stranger {
 fn die_and_be_covered(rig: &Rig, stranger: Stranger) {
     let (daemon, keeper) = (rig.number("/pid"), rig.number("/keeper/pid"));
     // It hears all that the daemon has said when it goes on.
-    process::signal(keeper, Signal::SIGSTOP);
+    process::stop(keeper);
     rig.let_the_next_note_be_the_last();
     let output = rig.ask(&["attach", &rig.text("more"), "--path", "b", "-o", "guard=no"]);
     assert!(!output.status.success(), "{output:?}");

@@ -77,11 +77,7 @@ impl Served {
 
 /// A configuration named `box` for the laboratory's server.
 fn config(lab: &Lab, more: &str) -> String {
-    let mut handed_on = String::new();
-    for option in lab.sshd.client_options().split(',') {
-        let (name, value) = option.split_once('=').unwrap();
-        handed_on += &format!("{name} = {value:?}\n");
-    }
+    let handed_on = lab.sshd.client_lines();
     let (top, rest) = more.split_once("[").map_or((more, String::new()), |(top, rest)| (top, format!("[{rest}")));
     format!("name = \"box\"\nsource = {:?}\n{top}\n[sshfs]\n{handed_on}[defaults]\nguard = false\n{rest}", lab.source())
 }

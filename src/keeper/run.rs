@@ -298,32 +298,26 @@ impl Keeper {
             (Image::Candidate, Some(candidate)) => (candidate, Some(previous)),
             _ => (previous, None),
         };
-        let daemon = Process::start(executable, &self.setup.arguments, &theirs)?;
-        tracing::debug!(daemon = daemon.pid(), executable = executable.words(), ?why, "started");
-        let trial = trial.map(|previous| (previous.words().to_owned(), previous.as_fd()));
+        let trial = trial.map(|previous| (Message::Trial { path: previous.words().into() }, Some(previous.as_fd())));
         let reason = reason.map(|death| death.to_string()).unwrap_or_default();
         let beat = u64::try_from(self.setup.policy.beat().as_millis()).unwrap_or(u64::MAX);
         let keeper = self.setup.keeper.clone();
         let died = self.died.unwrap_or(0);
         let go = Message::Go { version: VERSION, why, deaths, reason, died, beat, keeper };
-        if let Err(error) = self.hand_over(&ours, trial, &go) {
+        let held = self.store.iter().map(|(name, held)| (Message::Held { name: name.into() }, Some(held)));
+        let mut packets = held.chain(trial).chain([(go, None)]).peekable();
+        // It has all of it from its first moment, whatever becomes of this process: of many overlays, what fits the socket.
+        while packets.next_if(|(message, held)| ours.send(message, *held).is_ok()).is_some() {}
+        let daemon = Process::start(executable, &self.setup.arguments, &theirs)?;
+        tracing::debug!(daemon = daemon.pid(), executable = executable.words(), ?why, "started");
+        let until = Instant::now() + HAND_OVER;
+        if let Err(error) = packets.try_for_each(|(message, held)| send_until(&ours, &message, held, until)) {
             // It has ended, or hangs: both are noticed, and it does not serve before it has all of it.
             tracing::warn!(%error, "the daemon does not take what is held");
         }
+        drop(packets);
         (self.daemon, self.channel) = (Some(daemon), Some(ours));
         Ok(())
-    }
-
-    /// Of many overlays it does not fit the socket before somebody reads.
-    fn hand_over(&self, to: &Channel, trial: Option<(String, BorrowedFd<'_>)>, go: &Message) -> io::Result<()> {
-        let until = Instant::now() + HAND_OVER;
-        for (name, descriptor) in self.store.iter() {
-            send_until(to, &Message::Held { name: name.into() }, Some(descriptor), until)?;
-        }
-        if let Some((path, previous)) = trial {
-            send_until(to, &Message::Trial { path }, Some(previous), until)?;
-        }
-        send_until(to, go, None, until)
     }
 
     fn say(&self, message: &Message) {

@@ -143,6 +143,38 @@ fn a_keeper_that_is_killed_is_replaced_and_the_next_one_holds_the_same() {
     wait_for(|| rig.keepers().is_empty().then_some(()));
 }
 
+/// Children of a process that run another program than it does by now.
+fn daemons_of(keeper: i32) -> Vec<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
+    let own = std::fs::read_link(format!("/proc/{keeper}/exe")).ok();
+    let runs_another = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| Some(exe) != own);
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(runs_another).collect()
+}
+
+#[test]
+fn a_successor_goes_on_if_the_keeper_is_killed_as_soon_as_it_exists() {
+    let mut rig = Rig::begin(Plan::default());
+    let (mut daemon, device) = (rig.started().pid, rig.ready());
+    let mut keepers = vec![rig.keeper.id().cast_signed()];
+    for _ in 0..20 {
+        let keeper = keepers.last().copied().expect("one at least");
+        signal(daemon, Signal::SIGKILL);
+        let until = Instant::now() + Duration::from_secs(60);
+        while !daemons_of(keeper).iter().any(|pid| *pid != daemon) {
+            assert!(Instant::now() < until, "there is no successor; log:\n{}", rig.log());
+        }
+        signal(keeper, Signal::SIGKILL);
+        let next = rig.started();
+        assert!(next.successor && next.held == device, "{next:?}");
+        assert_eq!(rig.ready(), device);
+        daemon = next.pid;
+        keepers.push(wait_for(|| rig.keepers().into_iter().find(|pid| !keepers.contains(pid) && holds(*pid, device))));
+    }
+    rig.order("end 0");
+    wait_for(|| rig.keepers().is_empty().then_some(()));
+    rig.keeper.wait().expect("reaped");
+}
+
 /// A candidate that serves and is on trial: the daemon before it, the inode of the device, and the candidate.
 fn on_trial() -> (Rig, Started, u64, Started) {
     let rig = Rig::begin(Plan { switches: &["--trial=60s"], ..Plan::default() });

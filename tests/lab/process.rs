@@ -12,6 +12,12 @@ pub fn signal(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
+/// Stops one, and waits until it is: kill(2) returns before that.
+pub fn stop(pid: i32) {
+    signal(pid, Signal::SIGSTOP);
+    super::wait("it is stopped", || state(&format!("/proc/{pid}")) == Some('T'));
+}
+
 /// True until it has been waited for.
 pub fn exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()

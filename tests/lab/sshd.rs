@@ -84,6 +84,13 @@ impl Sshd {
         )
     }
 
+    /// The same as lines of a configuration's `[sshfs]`.
+    pub fn client_lines(&self) -> String {
+        let options = self.client_options();
+        let pairs = options.split(',').map(|option| option.split_once('=').unwrap());
+        pairs.map(|(name, value)| format!("{name} = {value:?}\n")).collect()
+    }
+
     /// Those options with another file (`stranger`, `unknown`, `mistaken`) in the place of `client` or `known`.
     pub fn options_with(&self, file: &str, other: &str) -> String {
         let at = self.directory.display();
