@@ -194,7 +194,7 @@ fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), MountError> {
     let directory = rundir::of(&config.home);
-    let backing = make_backing(&config, &directory, succession.spared())?;
+    let backing = make_backing(config, &directory, succession.spared())?;
     let successor = is_succession(&bequests);
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, successor)).map_err(system)?;
     _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.hots)));

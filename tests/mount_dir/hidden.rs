@@ -240,3 +240,28 @@ fn a_directory_goes_although_its_hidden_file_goes_meanwhile() {
     });
     drop(file);
 }
+
+#[test]
+fn a_directory_goes_although_sshfs_hides_a_file_in_it_once_more() {
+    let rig = Rig::new(SSHFS);
+    let libfuses = ".fuse_hidden0000000400000001";
+    let (d, e) = (rig.hot("d"), rig.hot("e"));
+    std::fs::create_dir(&d).unwrap();
+    std::fs::create_dir(&e).unwrap();
+    for refused in [Call::Rmdir, Call::Rename] {
+        std::fs::write(rig.cold("d").join(libfuses), "closed a moment ago").unwrap();
+        // The name that was found is removed, and another one is there before it is tried again.
+        let fault = rig.control().inject(Fault::new(What::Errno(Errno::EPERM)).on(&[refused]).times(2));
+        match refused {
+            Call::Rmdir => std::fs::remove_dir(&d).unwrap(),
+            _ => std::fs::rename(&e, &d).unwrap(),
+        }
+        rig.control().remove(fault);
+        let _ = std::fs::create_dir(&d);
+    }
+    // One that may not be removed is not tried for ever.
+    let before = rig.control().calls(Call::Rmdir);
+    rig.control().inject(Fault::new(What::Errno(Errno::EPERM)).on(&[Call::Rmdir]));
+    assert_eq!(errno(std::fs::remove_dir(&d)), Some(libc::EPERM));
+    assert_eq!(rig.control().calls(Call::Rmdir) - before, 2);
+}

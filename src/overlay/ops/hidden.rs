@@ -15,6 +15,19 @@ use crate::overlay::{LIBFUSE_HIDDEN, Overlay, is_hidden, settle};
 
 /// How long a file that is being closed may take to be so before its name is taken away all the same.
 const CLOSING: Duration = Duration::from_millis(250);
+/// Between two attempts to empty a directory.
+const LONGEST_PAUSE: Duration = Duration::from_millis(32);
+
+/// What a directory held that was not empty for the backing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    /// Something that stays.
+    Others,
+    /// Nothing at all: what was hidden there has gone meanwhile, with a last close.
+    Nothing,
+    /// Hidden files, which are gone now or may be in a moment.
+    Hidden,
+}
 
 impl Overlay {
     /// Waits for the end of a close that is under way: sshfs would take the file for open and hide it in its own way
@@ -32,26 +45,50 @@ impl Overlay {
         result.map_err(|error| if error == Errno::EBUSY && !self.traits.keeps_unlinked { Errno::EIO } else { error })
     }
 
+    /// Does what needs an empty directory although there are hidden files in it. What is removed a moment after its last close
+    /// sshfs may take for open still and hide in its own way, so for a moment this is tried again and again.
+    pub(super) fn emptied(
+        &self,
+        tree: &dyn Tree,
+        (parent, name): (u64, &OsStr),
+        path: &Path,
+        go: impl Fn() -> OpResult<()>,
+    ) -> OpResult<()> {
+        let until = Instant::now() + CLOSING;
+        let mut pauses = [0, 0, 1, 2, 4, 8, 16].map(Duration::from_millis).into_iter();
+        let mut was_empty = false;
+        loop {
+            let result = go();
+            // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
+            let Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES) = result else { return result };
+            let inside = self.clear_hidden(tree, parent, name, path)?;
+            if inside == Inside::Others || (was_empty && inside == Inside::Nothing) || Instant::now() > until {
+                return result;
+            }
+            was_empty = inside == Inside::Nothing;
+            std::thread::sleep(pauses.next().unwrap_or(LONGEST_PAUSE));
+        }
+    }
+
     /// Makes a directory that only holds hidden files really empty: those that are open move up to its parent, others of
     /// ours and those that libfuse left behind are removed. A name that another overlay made is not touched: somebody may
-    /// have that file open. True if it did something.
-    pub(super) fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> OpResult<bool> {
+    /// have that file open.
+    fn clear_hidden(&self, tree: &dyn Tree, parent: u64, name: &OsStr, path: &Path) -> OpResult<Inside> {
         let entries = match tree.read_dir(path) {
             Err(error) if raises_doubt(error) => return Err(error),
-            Err(_) => return Ok(false),
+            Err(_) => return Ok(Inside::Others),
             Ok(entries) => entries,
         };
-        // None at all: what was hidden there has gone meanwhile, with a last close.
         if entries.is_empty() {
-            return Ok(true);
+            return Ok(Inside::Nothing);
         }
         if !entries.iter().all(|entry| is_hidden(&entry.name)) {
-            return Ok(false);
+            return Ok(Inside::Others);
         }
         // What is being hidden just now is not known yet, and may be open.
         let given = self.nodes.doubtful_renames();
         if entries.iter().any(|entry| given.iter().any(|(_, to)| to.1 == entry.name)) {
-            return Ok(false);
+            return Ok(Inside::Hidden);
         }
         let ours = |name: &OsStr| is_left_by_libfuse(name) || self.hidden_journal.has(name);
         if let Some(foreign) = entries.iter().find(|entry| !ours(&entry.name)) {
@@ -60,7 +97,7 @@ impl Overlay {
                 path.display(),
                 path.join(&foreign.name).display()
             ));
-            return Ok(false);
+            return Ok(Inside::Others);
         }
         let directory = self.nodes.node(parent, name);
         for entry in &entries {
@@ -94,10 +131,10 @@ impl Overlay {
             match cleared {
                 Ok(()) | Err(Errno::ENOENT) => {}
                 Err(error) if raises_doubt(error) => return Err(error),
-                Err(_) => return Ok(false),
+                Err(_) => return Ok(Inside::Others),
             }
         }
-        Ok(true)
+        Ok(Inside::Hidden)
     }
 
     /// Where a descriptor survives its file's last name: one that is open, and whose descriptors were closed for want of such,

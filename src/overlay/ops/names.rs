@@ -194,16 +194,7 @@ impl Overlay {
                 let node = overlay.nodes.node(parent, &name).filter(|_| overlay.traits.keeps_unlinked);
                 let attr = node.and_then(|node| overlay.on_path(context, node, |tree, path| tree.stat(path)).ok());
                 overlay.on_name(context, parent, &name, |tree, path| {
-                    let result = tree.rmdir(path);
-                    // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
-                    let result = match result {
-                        Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                            if overlay.clear_hidden(tree, parent, &name, path)? =>
-                        {
-                            tree.rmdir(path)
-                        }
-                        result => result,
-                    };
+                    let result = overlay.emptied(tree, (parent, &name), path, || tree.rmdir(path));
                     settle::removal(result, context.in_doubt)
                 })?;
                 overlay.nodes.removed(parent, &name);
@@ -280,15 +271,9 @@ impl Overlay {
         let result = if exchange {
             settle::exchange(|| tree.rename(old, new, flags), in_doubt)
         } else {
-            let result = match tree.rename(old, new, flags) {
-                // A directory that is empty for everybody but us; EPERM as for rmdir.
-                Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES)
-                    if flags == 0 && self.clear_hidden(tree, to.0, &to.1, new)? =>
-                {
-                    tree.rename(old, new, flags)
-                }
-                result => result,
-            };
+            let rename = || tree.rename(old, new, flags);
+            // A directory that is empty for everybody but us may be replaced by another.
+            let result = if flags == 0 { self.emptied(tree, (to.0, &to.1), new, rename) } else { rename() };
             settle::rename(self.not_busy(result), in_doubt, tree, old, new)
         };
         let result = self.settled("rename", old, result);
