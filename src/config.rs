@@ -115,6 +115,7 @@ pub struct OverlayConfig {
     /// `attr_timeout=`: how old the attributes may be that callers are told.
     pub attr_timeout: Duration,
     /// `entry_timeout=`: how old the names may be; as attributes when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub entry_timeout: Option<Duration>,
     /// `gather=`: how long small appends may be held back to be sent together; zero for not at all.
     pub gather: Duration,
@@ -204,15 +205,16 @@ impl DaemonConfig {
             evidence: EvidenceConfig::default(),
             soft_start: true,
             sshfs_options: Vec::new(),
+            began_fresh: None,
             keeper: KeeperConfig::default(),
             file: None,
         }
     }
 
-    /// As [`OverlayConfig::fresh`], of the strictest of its overlays.
+    /// As [`OverlayConfig::fresh`]: how fresh the sshfs was started to be, which the strictest of the first overlays was to.
     pub fn fresh(&self) -> Duration {
         let all = self.overlays.iter().map(|hot| hot.overlay.fresh());
-        all.min().unwrap_or_else(|| OverlayConfig::default().fresh())
+        self.began_fresh.or(all.min()).unwrap_or_else(|| OverlayConfig::default().fresh())
     }
 
     /// True if it is of a `steadfs run`: overlays come and go.
@@ -295,6 +297,9 @@ pub struct DaemonConfig {
     /// Options handed to sshfs (and by it to ssh), one `-o` value each, unescaped.
     #[serde(default)]
     pub sshfs_options: Vec<String>,
+    /// How fresh the first daemon had its sshfs be, which successors take over; as the strictest overlay when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began_fresh: Option<Duration>,
     /// The process that starts the daemon again when it dies (promise P6).
     #[serde(default)]
     pub keeper: KeeperConfig,

@@ -24,7 +24,7 @@ use crate::backing::Backing;
 use crate::backing::dir::DirBacking;
 use crate::backing::sshfs::SshfsBacking;
 use crate::backing::sshfs::command::Arguments;
-use crate::config::{DaemonConfig, Source};
+use crate::config::{DaemonConfig, HotPath, Source};
 use crate::evidence;
 use crate::gate::Gate;
 use crate::keeper::executable::Executable;
@@ -139,15 +139,16 @@ impl Life {
 }
 
 fn live(
-    config: DaemonConfig,
+    mut config: DaemonConfig,
     life: Life,
     succession: Arc<Succession>,
     bequests: Vec<Bequest>,
     ready: impl FnOnce() + Send + 'static,
 ) -> Result<(), MountError> {
-    // Modes come from the callers; the kernel has applied their umask.
+    // Modes come from the callers, with their umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     limits::raise_descriptors();
+    config.began_fresh = Some(config.fresh());
     let config = Arc::new(config);
     let started = SystemTime::now();
     // Before anything is started: whatever ends the daemon from here on, it cleans up after itself.
@@ -195,6 +196,7 @@ fn serve(
 ) -> Result<(), MountError> {
     let directory = rundir::of(&config.home);
     let backing = make_backing(config, &directory, succession.spared())?;
+    warn_of_old_answers(config, backing.traits().remembers);
     let successor = is_succession(&bequests);
     let core = Core::start(config, backing, watch.clone(), wakeups, (succession, successor)).map_err(system)?;
     _ = life.0.set((Arc::clone(&core.gate), Arc::clone(&core.hots)));
@@ -311,6 +313,21 @@ fn reload(
 
 fn system(error: io::Error) -> MountError {
     MountError::System(error.to_string())
+}
+
+/// What the user has said of sshfs's caches stands, whatever the overlays promise.
+fn warn_of_old_answers(config: &DaemonConfig, remembers: Duration) {
+    let stricter = |hot: &&HotPath| hot.overlay.fresh() < remembers;
+    for hot in config.overlays.iter().filter(stricter) {
+        let format = |duration| humantime::format_duration(duration);
+        tracing::warn!(
+            "{}: what others change may be seen only after {}, for which sshfs remembers by its options, and not after {} \
+             (attr_timeout)",
+            hot.mountpoint.display(),
+            format(remembers),
+            format(hot.overlay.fresh())
+        );
+    }
 }
 
 fn make_backing(config: &DaemonConfig, directory: &Path, spared: Option<u64>) -> Result<Arc<dyn Backing>, MountError> {

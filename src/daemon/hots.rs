@@ -476,7 +476,8 @@ impl Hots {
     /// Whether the backing, as it was started, is as fresh as the overlay promises to be.
     fn is_possible(&self, config: &OverlayConfig) -> Result<(), String> {
         let (fresh, remembers) = (config.fresh(), self.shared.traits.remembers);
-        if fresh >= remembers {
+        // As fresh as the first ones can be had, too, for what the user has said of sshfs's caches.
+        if fresh >= remembers.min(self.config().fresh()) {
             return Ok(());
         }
         let format = |duration| humantime::format_duration(duration);

@@ -22,8 +22,8 @@ const MAX_WRITE: u32 = 128 << 10;
 /// Requests of read-ahead and direct I/O that may be under way at once; the kernel's default of 12 starves readers.
 const MAX_BACKGROUND: u16 = 64;
 
-/// The overlay as fuser sees it.
-pub struct Adapter(pub Arc<Overlay>);
+/// The overlay as fuser sees it, and what has been agreed on with the kernel if the session is gone on with.
+pub struct Adapter(pub Arc<Overlay>, pub Option<InitFlags>);
 
 /// A panic costs its caller an EIO (fuser answers for a reply that is dropped), not the thread that reads requests: with
 /// the last of these gone every caller would hang.
@@ -65,11 +65,12 @@ impl Filesystem for Adapter {
             // What a umask takes away depends on the directory's default ACL, which the kernel does not look at.
             InitFlags::FUSE_DONT_MASK,
         ];
-        let acl = self.0.has_acl().then_some(InitFlags::FUSE_POSIX_ACL);
+        let acl = self.0.has_owners().then_some(InitFlags::FUSE_POSIX_ACL);
         // Where files have owners the kernel truncates by itself: of an open that truncates it looks only afterwards whether the file
         // is being executed (handle_truncate of its fs/namei.c), and leaves it to us to take setuid away.
         let truncating = (!self.0.has_owners()).then_some(InitFlags::FUSE_ATOMIC_O_TRUNC);
-        for flag in wanted.into_iter().chain(acl).chain(truncating) {
+        let wanted = self.1.unwrap_or_else(|| wanted.into_iter().chain(acl).chain(truncating).collect());
+        for flag in wanted.iter() {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel does not offer it");
             }

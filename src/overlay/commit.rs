@@ -497,6 +497,8 @@ impl Overlay {
                     }
                     tried = Some(path);
                 }
+                // Renamed away meanwhile, and another file took its place.
+                Ok(_) if !self.nodes.was_at(node, &path, stamp, until) && Instant::now() < until => {}
                 result => return result,
             }
         }

@@ -3,10 +3,11 @@
 //! fs/namei.c), which a name that is replaced again and again defeats. So a descriptor of each is kept until the kernel
 //! forgets it, which it does at once if nobody wants it.
 
-use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
+use lru::LruCache;
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
@@ -17,7 +18,7 @@ use crate::backing::{File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 
 /// More are not on their way to being opened at once.
-const MOST: usize = 256;
+const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 
 /// A file, and the generation that it belongs to.
 #[derive(Clone)]
@@ -27,21 +28,22 @@ pub(super) struct Kept {
 }
 
 /// By node. See the module.
-#[derive(Default)]
-pub(super) struct Replaced(Mutex<BTreeMap<u64, Kept>>);
+pub(super) struct Replaced(Mutex<LruCache<u64, Kept>>);
+
+impl Default for Replaced {
+    fn default() -> Replaced {
+        Replaced(Mutex::new(LruCache::new(MOST)))
+    }
+}
 
 impl Replaced {
     fn take(&self, node: u64) -> Option<Kept> {
-        self.0.lock().remove(&node)
+        self.0.lock().pop(&node)
     }
 
     /// Keeps one more; gives back what is not kept any longer.
     fn keep(&self, node: u64, kept: Kept) -> Option<Kept> {
-        let mut all = self.0.lock();
-        let former = all.insert(node, kept);
-        // Node ids only grow: the lowest is the oldest.
-        let oldest = if all.len() > MOST { all.pop_first() } else { None };
-        former.or(oldest.map(|(_, kept)| kept))
+        self.0.lock().push(node, kept).map(|(_, kept)| kept)
     }
 }
 
@@ -60,6 +62,9 @@ impl Overlay {
             return None;
         }
         let file = tree.open(path, libc::O_RDONLY).ok()?;
+        if !self.nodes.may_be(node, file.stat().ok()?.identity) {
+            return None;
+        }
         Some((node, Kept { generation: context.generation.number(), file: file.into() }))
     }
 
@@ -86,7 +91,7 @@ impl Overlay {
 
     /// A file that was renamed over. ENOENT if it is none.
     pub(super) fn replaced_file(&self, context: &Context<'_>, node: u64) -> OpResult<Arc<dyn File>> {
-        let kept = self.replaced.0.lock().get(&node).cloned();
+        let kept = self.replaced.0.lock().peek(&node).cloned();
         let kept = kept.filter(|kept| kept.generation == context.generation.number()).ok_or(Errno::ENOENT)?;
         Ok(kept.file)
     }

@@ -8,9 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fuser::{Filesystem, Session};
 use nix::errno::Errno;
 
+use super::Overlay;
+use super::adapter::Adapter;
 use super::refuse::resends;
 use super::session::{Device, Greeting, READERS};
-use super::{Overlay, adapter};
 use crate::handover::slots::RESENT;
 use crate::handover::{Grant, Inherited, Picture};
 
@@ -62,15 +63,15 @@ impl Overlay {
         before: Option<Before>,
         begun: impl FnOnce(&Device, &Greeting) -> io::Result<()>,
     ) -> io::Result<Session<impl Filesystem>> {
-        let adapter = adapter::Adapter(Arc::clone(self));
         let Some((greeting, inherited)) = before else {
-            let (session, greeting) = device.begin(adapter)?;
+            let (session, greeting) = device.begin(Adapter(Arc::clone(self), None))?;
             self.resending.works(resends(&greeting));
             begun(&device, &greeting)?;
             return Ok(session);
         };
         // It has to be known which request is the first, see `Resending`.
         let readers = if resends(&greeting) || inherited.is_some() { READERS } else { 1 };
+        let adapter = Adapter(Arc::clone(self), Some(greeting.agreed()));
         let session = device.go_on(adapter, &greeting, readers)?;
         begun(&device, &greeting)?;
         let sent_again = match if resends(&greeting) { device.resend() } else { Err(Errno::EINVAL.into()) } {

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use fuser::{Config, Filesystem, Session, SessionACL};
+use fuser::{Config, Filesystem, InitFlags, Session, SessionACL};
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, send, shutdown, socketpair};
 
@@ -25,6 +25,9 @@ const NOTIFY_RESEND: i32 = 7;
 const OUT_HEADER: usize = 16;
 /// Offset of the major version in FUSE_INIT: struct fuse_in_header comes first.
 const IN_HEADER: usize = 40;
+/// Offsets of flags and flags2 in struct fuse_init_out.
+const OUT_FLAGS: usize = 12;
+const OUT_FLAGS2: usize = 32;
 
 /// What was said when a session began.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +41,19 @@ pub struct Greeting {
 impl Greeting {
     /// Major and minor version of the kernel's protocol.
     pub fn protocol(&self) -> (u32, u32) {
-        let number = |at: usize| {
-            let bytes = self.init.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-            bytes.map_or(0, u32::from_ne_bytes)
-        };
-        (number(IN_HEADER), number(IN_HEADER + 4))
+        (number(&self.init, IN_HEADER), number(&self.init, IN_HEADER + 4))
     }
+
+    /// What was agreed on with the kernel, which goes by it as long as the mount lives.
+    pub fn agreed(&self) -> InitFlags {
+        let (low, high) = (number(&self.reply, OUT_HEADER + OUT_FLAGS), number(&self.reply, OUT_HEADER + OUT_FLAGS2));
+        InitFlags::from_bits_truncate(u64::from(low) | u64::from(high) << 32)
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    let bytes = bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    bytes.map_or(0, u32::from_ne_bytes)
 }
 
 /// The kernel's end of a mount: the descriptor of /dev/fuse.
@@ -83,8 +93,8 @@ impl Device {
         Ok((session, Greeting { init, reply }))
     }
 
-    /// Goes on with a session that began so. Fails if this steadfs would have begun it otherwise: the kernel would go by
-    /// what was agreed on then.
+    /// Goes on with a session that began so. Fails if `filesystem`, which is to ask for [`Greeting::agreed`], agrees on anything
+    /// else: the kernel goes by what was agreed on then.
     /// `readers` threads read requests.
     pub fn go_on<FS: Filesystem>(
         &self,

@@ -101,6 +101,9 @@ impl Overlay {
             file.generation().into_iter().for_each(|generation| file.inode.verified(generation));
         } else if !file.inode.is_clean() {
             return false;
+        } else {
+            // Only its content tells whether what is opened next is this file.
+            file.inode.verified(0);
         }
         if self.traits.stable_inodes {
             // Done when the next is opened: closers may be behind.

@@ -159,6 +159,7 @@ impl<'d> Sections<'d> {
             evidence,
             soft_start: options.soft_start,
             sshfs_options: options.sshfs,
+            began_fresh: None,
             keeper: options.keeper,
             file: Some(file.to_owned()),
         };

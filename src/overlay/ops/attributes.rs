@@ -96,7 +96,7 @@ impl Overlay {
     /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
     fn getattr_root(self: &Arc<Self>, asked: Asked, reply: ReplyAttr) {
         if self.gate.in_outage() {
-            return reply.attr(&self.appearance().attr_timeout, &self.shown(ROOT, &self.known_root()));
+            return reply.attr(&Duration::ZERO, &self.shown(ROOT, &self.known_root()));
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
         self.submit_on(
@@ -108,8 +108,12 @@ impl Overlay {
                 Ok(attr)
             },
             move |result| {
-                let attr = result.unwrap_or_else(|_| replier.known_root());
-                reply.attr(&replier.appearance().attr_timeout, &replier.shown(ROOT, &attr));
+                // What is not the backing's word is not to be remembered: permissions are checked by it.
+                let (attr, ttl) = match result {
+                    Ok(attr) => (attr, replier.appearance().attr_timeout),
+                    Err(_) => (replier.known_root(), Duration::ZERO),
+                };
+                reply.attr(&ttl, &replier.shown(ROOT, &attr));
             },
         );
     }

@@ -1,6 +1,7 @@
 //! open, create, read, write, flush, fsync, release, lseek, fallocate, copy_file_range.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +12,7 @@ use nix::errno::Errno;
 
 use super::names::reply_empty;
 use super::ownership::Asking;
-use crate::backing::{Attr, File, FileKind, OpResult};
+use crate::backing::{Attr, File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::asked::{Asked, Caller};
@@ -44,7 +45,15 @@ impl Overlay {
     }
 
     fn open_on_backing(&self, context: &Context<'_>, node: u64, flags: i32) -> OpResult<Opened> {
-        let open = || match self.on_path(context, node, |tree, path| tree.open(path, first_flags(flags))) {
+        let by_path = |tree: &dyn Tree, path: &Path| {
+            let file = tree.open(path, first_flags(flags))?;
+            // The kernel has checked the permissions of the node: if another file has its name by now, it is to look again.
+            match self.traits.stable_inodes && !self.nodes.may_be(node, file.stat()?.identity) {
+                true => Err(Errno::ENOENT),
+                false => Ok(file),
+            }
+        };
+        let open = || match self.on_path(context, node, by_path) {
             // By /proc/PID/fd, where the kernel finds files that have lost their names.
             Err(Errno::ENOENT) => self.open_nameless(context, node, first_flags(flags)),
             result => result,

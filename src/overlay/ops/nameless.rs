@@ -24,12 +24,16 @@ impl Overlay {
         if !matches!(result, Err(Errno::ENOENT)) {
             return result;
         }
-        let Some(file) = self.files.of_node(node).into_iter().next() else { return result };
-        let descriptor = self.descriptor(&**context.generation, &file)?;
-        match Nameless::of(&**descriptor)? {
-            Some(file) => by_descriptor(&file),
-            None => result,
-        }
+        let nameless = match self.files.of_node(node).into_iter().next() {
+            Some(file) => {
+                Nameless::of(&**self.descriptor(&**context.generation, &file)?)?.map(|file| by_descriptor(&file))
+            }
+            None => match self.replaced_file(context, node) {
+                Ok(file) => Nameless::of(&*file)?.map(|file| by_descriptor(&file)),
+                Err(_) => None,
+            },
+        };
+        nameless.unwrap_or(result)
     }
 
     /// Opens a file without a path, by any descriptor that is open on it. ENOENT if there is none.

@@ -6,6 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use crate::backing::{Attr, FileKind, OpResult, Tree};
+use crate::gate::policy::raises_doubt;
 use crate::overlay::Overlay;
 use crate::overlay::asked::Caller;
 
@@ -18,6 +19,8 @@ pub struct Asking {
     pub umask: u32,
 }
 
+/// The ACL of a file (acl(5)).
+const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The ACL that a directory gives to what is made in it (xattr(7), acl(5)).
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 
@@ -27,10 +30,10 @@ impl Overlay {
         self.traits.owners
     }
 
-    /// True if the kernel is to check permissions by the ACLs of the backing, too: where there are any, and what is shown of
-    /// owners and permissions is the backing's.
-    pub fn has_acl(&self) -> bool {
-        self.traits.owners && self.appearance().is_backings()
+    /// True if an attribute is an ACL and the kernel, which checks permissions by them, is not to know of any: beside owners and
+    /// permissions that are not the backing's they would mean something else.
+    pub(super) fn hides_acl(&self, name: &OsStr) -> bool {
+        is_acl(name) && !self.appearance().is_backings()
     }
 
     /// The mode with which a file is made on the backing: less the caller's umask, unless the directory has a default ACL, which
@@ -43,8 +46,9 @@ impl Overlay {
         }
         match tree.get_xattr(directory_of(path), OsStr::new(DEFAULT_ACL)) {
             Ok(_) => Ok(mode),
-            Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(masked),
-            Err(error) => Err(error),
+            Err(error) if raises_doubt(error) => Err(error),
+            // None, or a filesystem that has none.
+            Err(_) => Ok(masked),
         }
     }
 
@@ -76,6 +80,11 @@ impl Overlay {
         }
         tree.stat(path)
     }
+}
+
+/// One of the two by which the kernel checks permissions where there are owners (FUSE_POSIX_ACL).
+pub(super) fn is_acl(name: &OsStr) -> bool {
+    name == ACCESS_ACL || name == DEFAULT_ACL
 }
 
 fn directory_of(path: &Path) -> &Path {

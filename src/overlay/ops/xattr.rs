@@ -7,7 +7,9 @@ use fuser::{ReplyEmpty, ReplyXattr};
 use nix::errno::Errno;
 
 use super::names::reply_node;
+use super::ownership::is_acl;
 use crate::backing::OpResult;
+use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Op};
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
@@ -22,7 +24,21 @@ impl Overlay {
             Op::Getxattr,
             Class::Meta,
             move |overlay, context| {
-                overlay.on_node(context, node, |tree, path| tree.get_xattr(path, &name), |file| file.get_xattr(&name))
+                if overlay.hides_acl(&name) {
+                    return Err(Errno::ENODATA);
+                }
+                let result = overlay.on_node(
+                    context,
+                    node,
+                    |tree, path| tree.get_xattr(path, &name),
+                    |file| file.get_xattr(&name),
+                );
+                match result {
+                    Err(error) if overlay.has_owners() && is_acl(&name) && overlay.has_no_acl(node, error) => {
+                        Err(Errno::ENODATA)
+                    }
+                    result => result,
+                }
             },
             move |overlay, result| overlay.reply_value(result, size, reply),
         );
@@ -54,6 +70,9 @@ impl Overlay {
         flags: i32,
         reply: ReplyEmpty,
     ) {
+        if self.is_not_to_be_set(name) {
+            return reply.error(fuser::Errno::EOPNOTSUPP);
+        }
         let (name, value) = (name.to_owned(), value.to_owned());
         self.submit(
             asked,
@@ -83,6 +102,9 @@ impl Overlay {
 
     /// FUSE_REMOVEXATTR.
     pub fn removexattr(self: &Arc<Self>, asked: Asked, node: u64, name: &OsStr, reply: ReplyEmpty) {
+        if self.is_not_to_be_set(name) {
+            return reply.error(fuser::Errno::EOPNOTSUPP);
+        }
         let name = name.to_owned();
         self.submit(
             asked,
@@ -109,6 +131,23 @@ fn without_trusted(names: &[u8]) -> Vec<u8> {
 }
 
 impl Overlay {
+    /// What an error says of a node's ACL: that there is none. Any other error the kernel tells whoever wanted to pass
+    /// (check_acl of its fs/namei.c), and EOPNOTSUPP is one to it.
+    fn has_no_acl(&self, node: u64, error: Errno) -> bool {
+        match error {
+            Errno::ENOENT | Errno::ESTALE => self.removed.attr(node).is_some(),
+            Errno::EACCES => false,
+            error => !raises_doubt(error),
+        }
+    }
+
+    /// Who may set a `system.*` attribute the kernel leaves to the filesystem to know (xattr(7)), and steadfs may set any as root.
+    /// Of the two ACLs it knows by itself.
+    fn is_not_to_be_set(&self, name: &OsStr) -> bool {
+        let system = name.as_encoded_bytes().starts_with(b"system.");
+        system && self.has_owners() && (!is_acl(name) || self.hides_acl(name))
+    }
+
     fn reply_value(&self, result: OpResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
         match result {
             Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
