@@ -182,3 +182,40 @@ fn header(error: i32, unique: u64) -> [u8; OUT_HEADER] {
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR | libc::EAGAIN))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks for these.
+    struct Asks(InitFlags);
+
+    impl Filesystem for Asks {
+        fn init(&mut self, _request: &fuser::Request, config: &mut fuser::KernelConfig) -> io::Result<()> {
+            self.0.iter().for_each(|flag| _ = config.add_capabilities(flag));
+            Ok(())
+        }
+    }
+
+    /// A FUSE_INIT that offers everything: struct fuse_in_header with opcode 26, then struct fuse_init_in of version 7.40.
+    fn init() -> Vec<u8> {
+        let length = IN_HEADER + 64;
+        let mut words = vec![u32::try_from(length).expect("short"), 26, 1, 0, 1, 0, 0, 0, 0, 0];
+        words.extend([7, 40, 1 << 17, u32::MAX, u32::MAX]);
+        words.resize(length / 4, 0);
+        words.into_iter().flat_map(u32::to_ne_bytes).collect()
+    }
+
+    #[test]
+    fn a_session_is_gone_on_with_by_what_was_agreed_on() {
+        let device = || Device::new(File::open("/dev/null").expect("opened").into());
+        let theirs = InitFlags::FUSE_ATOMIC_O_TRUNC | InitFlags::FUSE_ASYNC_READ | InitFlags::FUSE_SETXATTR_EXT;
+        let (_session, reply) = device().play(Asks(theirs), &init(), 1).expect("played");
+        let greeting = Greeting { init: init(), reply };
+        assert!(greeting.agreed().contains(theirs), "{:?}", greeting.agreed());
+        assert!(!greeting.agreed().contains(InitFlags::FUSE_POSIX_ACL));
+        device().go_on(Asks(greeting.agreed()), &greeting, 1).expect("gone on with");
+        let ours = theirs | InitFlags::FUSE_POSIX_ACL;
+        assert!(device().go_on(Asks(ours), &greeting, 1).is_err(), "the kernel does not check ACLs");
+    }
+}

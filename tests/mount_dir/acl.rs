@@ -7,6 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::errno::Errno;
+use steadfs::backing::fake::{Call, Fault, What};
+
 use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS};
 
 const ACCESS: &str = "system.posix_acl_access";
@@ -121,6 +124,38 @@ fn a_default_acl_takes_the_place_of_the_umask() {
     }
     assert!(run_as(&rig, 4322, "cat twin/f") && !run_as(&rig, 4323, "cat twin/f"));
     assert_eq!((mode(&rig.cold("plain/f")), mode(&rig.cold("plain/d"))), (0o600, 0o700));
+}
+
+#[test]
+fn a_backing_without_acls_lets_everybody_pass_by_permissions() {
+    // NFS version 4, FAT, ZFS with acltype=off.
+    let rig = Rig::new(LOCAL);
+    rig.control().inject(Fault::new(What::Errno(Errno::EOPNOTSUPP)).on(&[Call::GetXattr, Call::SetXattr]));
+    std::fs::set_permissions(rig.mountpoint(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(rig.hot("d")).unwrap();
+    std::fs::write(rig.hot("d/f"), "text").unwrap();
+    std::fs::set_permissions(rig.hot("d"), PermissionsExt::from_mode(0o750)).unwrap();
+    std::fs::set_permissions(rig.hot("d/f"), PermissionsExt::from_mode(0o664)).unwrap();
+    std::os::unix::fs::chown(rig.hot("d"), Some(4321), Some(4322)).unwrap();
+    std::os::unix::fs::chown(rig.hot("d/f"), Some(4321), Some(4322)).unwrap();
+    assert!(run_as(&rig, 4322, "cat d/f && echo x >> d/f"), "by the group");
+    assert!(!run_as(&rig, 4323, "cat d/f"));
+    assert_eq!(std::fs::read(rig.hot("d/f")).unwrap(), b"textx\n", "by root");
+    assert!(run_as(&rig, 4321, "umask 077; : > d/g; mkdir d/e"));
+    assert_eq!((mode(&rig.cold("d/g")), mode(&rig.cold("d/e"))), (0o600, 0o700));
+    let refused = set(&rig.hot("d/f"), ACCESS, &with_user(4321, 6));
+    assert_eq!(refused.map_err(|error| error.raw_os_error()), Err(Some(libc::EOPNOTSUPP)));
+}
+
+#[test]
+fn system_attributes_are_set_for_nobody() {
+    let rig = Rig::new(LOCAL);
+    std::fs::write(rig.hot("f"), "text").unwrap();
+    for name in ["system.nfs4_acl", "system.other"] {
+        let refused = set(&rig.hot("f"), name, b"x").map_err(|error| error.raw_os_error());
+        assert_eq!(refused, Err(Some(libc::EOPNOTSUPP)), "{name}");
+    }
+    assert_eq!(rig.control().calls(Call::SetXattr), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use steadfs::backing::fake::{Call, Fault, What};
@@ -237,4 +237,15 @@ fn what_was_done_by_a_generation_that_died_is_not_done_twice() {
         expected.sort_unstable();
         until(|| rig.cold_names("") == expected);
     }
+}
+
+#[test]
+fn what_is_not_known_of_the_root_is_not_remembered_by_the_kernel() {
+    let rig = Rig::new(LOCAL);
+    rig.outage();
+    let made_up = std::fs::metadata(rig.mountpoint()).unwrap();
+    assert!(made_up.is_dir());
+    std::fs::set_permissions(rig.cold(""), PermissionsExt::from_mode(0o751)).unwrap();
+    rig.repair();
+    assert_eq!(std::fs::metadata(rig.mountpoint()).unwrap().mode() & 0o7777, 0o751);
 }
