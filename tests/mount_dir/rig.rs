@@ -221,6 +221,8 @@ impl Drop for Rig {
         }
         let _ = self.mount.unmount(true);
         self.mount.abort();
+        // Whoever has made a mount namespace meanwhile has a copy of the mount, which would keep the session going.
+        self.mount.end_connection();
         if let Some(session) = self.session.take() {
             let ended = session.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the session ended badly");
