@@ -183,7 +183,7 @@ fn overlays_come_and_go_while_others_are_in_use() {
         let output = here.ask(words);
         assert!(!output.status.success() && text(&output).contains(complaint), "{words:?}: {output:?}");
     }
-    let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "subtype=sshfs,guard=no"]);
+    let output = here.ask(&["attach", hot, "--path", "jobs/delta", "-o", "subtype=sshfs,guard=no,attr_timeout=8s"]);
     assert!(output.status.success(), "{output:?}");
     let found = run("findmnt", &["-n", "-o", "FSTYPE,SOURCE,TARGET", "-T", hot]);
     let found = String::from_utf8(found.stdout).unwrap();
@@ -194,10 +194,13 @@ fn overlays_come_and_go_while_others_are_in_use() {
     // Who comes later has a successor too.
     let mut held = OpenOptions::new().append(true).create(true).open(more.join("held")).unwrap();
     held.write_all(b"before ").unwrap();
+    let generation = || here.status()["generation"].clone();
+    let before = generation();
     let daemon = here.serving();
     process::signal(daemon, Signal::SIGKILL);
     held.write_all(b"after").unwrap();
     held.sync_all().unwrap();
+    assert_eq!(generation(), before, "a stricter overlay is no reason for another sshfs");
     assert_eq!(std::fs::read_to_string(here.stored("delta").join("held")).unwrap(), "before after");
     files.write();
     let busy = here.ask(&["detach", hot]);
