@@ -216,6 +216,7 @@ impl Overlay {
         };
         let mut value = data.to_vec();
         value.resize(request.size(), 0);
+        let is_root = asked.caller.uid == 0;
         self.submit(
             asked,
             Op::Ioctl,
@@ -227,6 +228,14 @@ impl Overlay {
                 }
                 overlay.on_path(context, node, |tree, path| {
                     let mut value = value.clone();
+                    if request == FlagsRequest::Set && !is_root {
+                        // ext4 leaves this one to whoever has CAP_SYS_RESOURCE, which steadfs may have.
+                        let mut present = vec![0; request.size()];
+                        tree.flags(path, FlagsRequest::Get, &mut present)?;
+                        if (flags_of(&present) ^ flags_of(&value)) & JOURNAL_DATA != 0 {
+                            return Err(Errno::EPERM);
+                        }
+                    }
                     tree.flags(path, request, &mut value)?;
                     Ok(if request.changes() { Vec::new() } else { value })
                 })
@@ -237,6 +246,13 @@ impl Overlay {
             },
         );
     }
+}
+
+/// FS_JOURNAL_DATA_FL of linux/fs.h.
+const JOURNAL_DATA: u32 = 0x4000;
+
+fn flags_of(value: &[u8]) -> u32 {
+    value.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 fn reply_statfs(figures: &StatFs, reply: ReplyStatfs) {
