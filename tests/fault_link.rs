@@ -4,6 +4,8 @@ mod lab;
 
 use lab::agent::now;
 use lab::scenario::{Fault, Outcome, survive};
+use lab::{Lab, wait};
+use nix::sys::signal::Signal;
 
 lab::also_runs_as!(agent_process: lab::agents::main);
 
@@ -45,4 +47,19 @@ fn link_flapping() {
     let (errors, _) = outcome.errors();
     let strange: Vec<_> = errors.iter().filter(|call| call.errno != libc::ENOTCONN).collect();
     assert!(strange.is_empty(), "{strange:?}");
+}
+
+#[test]
+fn a_session_whose_end_the_server_has_not_heard_of_is_ended_when_the_link_is_back() {
+    let lab = Lab::new("");
+    let before = lab.generation();
+    assert_eq!(lab.sshd.sessions(), 1);
+    lab.net.cut();
+    lab.signal("ssh", Signal::SIGKILL);
+    // The last packet of the old connection is lost, and so are the first ones of the next.
+    lab.wait_state("reaching");
+    lab.net.heal();
+    wait("it is repaired", || lab.state() == "live" && lab.generation() > before);
+    wait("the old session has ended, and the new one has not", || lab.sshd.sessions() == 1);
+    lab.umount();
 }

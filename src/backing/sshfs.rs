@@ -194,6 +194,8 @@ impl Backing for SshfsBacking {
         drop(once);
         match entered {
             Ok((tree, mount)) => {
+                // Once more: the link may have been cut when it was done before.
+                self.connections.knock();
                 self.connections.forget();
                 // Now, for the case that ssh ends by itself, and again before it is killed.
                 self.connections.arm(&started.group);

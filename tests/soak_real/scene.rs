@@ -61,7 +61,8 @@ pub fn stored(store: &Path) -> Result<Tree, Errno> {
 impl RealScene {
     /// Mounts.
     pub fn new(program: &Program<Mishap>, network: bool) -> RealScene {
-        let (deadline, sync_deadline) = if program.long { ("400ms", "800ms") } else { ("20s", "30s") };
+        // Longer than a start whose ssh is frozen is waited for.
+        let (deadline, sync_deadline) = if program.long { ("400ms", "800ms") } else { ("45s", "60s") };
         // What the kernel believes of a call that failed is not the overlay's fault.
         let timeout = if program.caching && !program.long { "1s" } else { "0s" };
         let log = program.log.max(LEAST_LOG);
