@@ -34,6 +34,15 @@ pub struct Changes {
     pub mtime: SetTime,
 }
 
+impl Changes {
+    /// True if a write that is sent again would change or take away what is set. "Now" is as well the moment of that write.
+    fn last(&self) -> bool {
+        let given = |time| matches!(time, SetTime::At(_));
+        let special = |mode| mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        given(self.atime) || given(self.mtime) || self.mode.is_some_and(special)
+    }
+}
+
 impl Overlay {
     /// FUSE_GETATTR.
     pub fn getattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, reply: ReplyAttr) {
@@ -153,11 +162,13 @@ impl Overlay {
 
     /// FUSE_SETATTR.
     pub fn setattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
+        let first = self.first(node, changes.last());
         self.submit(
             asked,
             Op::Setattr,
-            Class::Meta,
+            first.class(),
             move |overlay, context| {
+                overlay.commit_first(context, &first)?;
                 overlay.change(context, node, handle, &changes)?;
                 overlay.stat(context, node, handle)
             },
@@ -212,13 +223,15 @@ impl Overlay {
         };
         let mut value = data.to_vec();
         value.resize(request.size(), 0);
+        // What is unstable of a file could not be written to it any more.
+        let first = self.first(node, request.changes());
         self.submit(
             asked,
             Op::Ioctl,
-            Class::Meta,
+            first.class(),
             move |overlay, context| {
+                overlay.commit_first(context, &first)?;
                 if request.changes() {
-                    // What is held back of a file could not be written to it any more.
                     overlay.show(context, node)?;
                 }
                 overlay.on_path(context, node, |tree, path| {
