@@ -160,6 +160,31 @@ impl Overlay {
         );
     }
 
+    /// After a repair, in the background: what is answered in an outage has to be known before there is one.
+    pub(in crate::overlay) fn learn_what_is_always_answered(self: &Arc<Self>) {
+        let figures = self.local_space.lock().is_none() && self.last_statfs.lock().blocks == 0;
+        if !figures && self.last_root.lock().is_some() {
+            return;
+        }
+        self.submit(
+            Asked::internal(),
+            Op::Statfs,
+            Class::Meta,
+            move |overlay, context| {
+                // What it cannot say is no evidence: whoever asks for it himself is told.
+                let tree = context.generation.tree();
+                if let Ok(attr) = tree.stat(&overlay.base) {
+                    *overlay.last_root.lock() = Some(attr);
+                }
+                if let Some(found) = figures.then(|| tree.stat_fs().ok()).flatten() {
+                    *overlay.last_statfs.lock() = found;
+                }
+                Ok(())
+            },
+            |_, _| (),
+        );
+    }
+
     /// FUSE_SETATTR.
     pub fn setattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
         let first = self.first(node, changes.last());
