@@ -10,6 +10,7 @@ pub mod files;
 mod gather;
 pub(crate) mod hidden_journal;
 mod inodes;
+mod lasting;
 pub mod mount;
 pub mod nodes;
 mod notices;

@@ -440,14 +440,10 @@ impl Overlay {
         inode.with_log(&self.budget, |log| log.check_size(attr.size))?;
         if let Some(block) = inode.with_log(&self.budget, |log| log.certain_block()) {
             let mut data = vec![0; block.length];
-            let read = if reads {
-                Some(file.read_at(&mut data, block.offset)?)
-            } else {
-                match self.reopen(generation, inode.node, libc::O_RDONLY) {
-                    Ok(reader) => Some(Descriptor::new(reader).read_at(&mut data, block.offset)?),
-                    Err(Errno::EACCES) => None,
-                    Err(error) => return Err(error.into()),
-                }
+            let read = match self.reader(generation, inode, reads)? {
+                Some(reader) => Some(reader.read_at(&mut data, block.offset)?),
+                None if reads => Some(file.read_at(&mut data, block.offset)?),
+                None => None,
             };
             // A backing that dies says that a file ends where it does not.
             let there = attr.size.saturating_sub(block.offset).min(block.length as u64);
@@ -459,6 +455,24 @@ impl Overlay {
             }
         }
         Ok(())
+    }
+
+    /// A descriptor to look at a file with, unless the one that there is has to do (`reads`) or none may be opened. Looking is
+    /// not reading: where a backing can be told so, the time of access stays what it is.
+    fn reader(&self, generation: &dyn Generation, inode: &Inode, reads: bool) -> OpResult<Option<Descriptor>> {
+        if self.traits.stable_inodes
+            && let Ok(reader) = self.reopen(generation, inode.node, libc::O_RDONLY | libc::O_NOATIME)
+        {
+            return Ok(Some(Descriptor::new(reader)));
+        }
+        if reads {
+            return Ok(None);
+        }
+        match self.reopen(generation, inode.node, libc::O_RDONLY) {
+            Ok(reader) => Ok(Some(Descriptor::new(reader))),
+            Err(Errno::EACCES) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a file that has lost its name, where it lives as long as somebody has it open, by a descriptor of it: of an

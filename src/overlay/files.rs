@@ -83,7 +83,7 @@ impl OpenFile {
             told: AtomicU64::new(inode.errors().0),
             inode,
         };
-        if file.writes() {
+        if file.writes() && file.shares() {
             file.inode.offer_writer(Writer { generation, reads: file.reads(), descriptor });
         }
         file
@@ -106,6 +106,11 @@ impl OpenFile {
 
     fn writes(&self) -> bool {
         self.flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+
+    /// It may use the descriptor that the file is written through: reading from that one moves the time of access.
+    fn shares(&self) -> bool {
+        !(self.reads() && self.flags & libc::O_NOATIME != 0)
     }
 
     /// Every write is to be committed before it is acknowledged (O_SYNC, O_DSYNC).
@@ -193,7 +198,8 @@ impl Overlay {
 
     /// The descriptor that a file is written through becomes that of a handle which has none, so that it counts.
     pub(super) fn counts_as_open(&self, node: u64, writer: &Writer) {
-        let may = |file: &Arc<OpenFile>| file.writes() && (writer.reads || !file.reads()) && !file.is_warm();
+        let fits = |file: &OpenFile| file.shares() && (writer.reads || !file.reads());
+        let may = |file: &Arc<OpenFile>| file.writes() && fits(file) && !file.is_warm();
         let Some(file) = self.files.of_node(node).into_iter().find(may) else { return };
         let mut slot = file.slot.lock();
         if slot.descriptor.is_none() {
@@ -206,7 +212,7 @@ impl Overlay {
 
     fn open_again(&self, generation: &dyn Generation, file: &OpenFile) -> OpResult<Arc<Descriptor>> {
         let mut flags = first_flags(file.flags) & !FIRST_OPEN_ONLY;
-        if file.writes() {
+        if file.writes() && file.shares() {
             match self.writer(generation, &file.inode) {
                 Ok(writer) if writer.reads || !file.reads() => return Ok(writer.descriptor),
                 Ok(_) => {}

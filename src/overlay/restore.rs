@@ -104,6 +104,7 @@ impl Overlay {
             Some(words) => Err(words),
             None => {
                 self.sweep_hidden(generation);
+                self.learn_what_is_always_answered();
                 Ok(report)
             }
         }

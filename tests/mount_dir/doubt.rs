@@ -3,7 +3,9 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -87,6 +89,46 @@ fn attributes_and_sizes_are_simply_set_again() {
         let found = std::fs::metadata(rig.cold("f")).unwrap();
         assert_eq!((found.permissions().mode() & 0o7777, found.modified().unwrap()), (0o600, then), "{lost:?}");
         assert_eq!(std::fs::read(rig.cold("f")).unwrap(), b"0123\0\0ab", "{lost:?}");
+    }
+}
+
+#[test]
+fn flags_copies_and_syncs_of_directories_are_simply_done_again() {
+    const NODUMP: u32 = 0x40;
+    for lost in MOMENTS {
+        let rig = rig(LOCAL);
+        let (from, to) = (rig.hot("from"), rig.hot("to"));
+        std::fs::write(&from, "0123456789").unwrap();
+        std::fs::write(&to, "before").unwrap();
+        let flags = |path: &Path| {
+            let (file, mut flags) = (File::open(path).unwrap(), 0_u32);
+            // SAFETY: FS_IOC_GETFLAGS writes an int.
+            let done = unsafe { libc::ioctl(file.as_raw_fd(), 0x8008_6601, &mut flags) };
+            Errno::result(done).map(|_| flags)
+        };
+        let before = flags(&from).unwrap();
+        let set = || {
+            let (file, flags) = (File::open(&from)?, before | NODUMP);
+            // SAFETY: FS_IOC_SETFLAGS reads an int.
+            Ok(Errno::result(unsafe { libc::ioctl(file.as_raw_fd(), 0x4008_6602, &flags) })?)
+        };
+        assert_eq!(in_doubt(&rig, Call::SetFlags, lost, || {}, set).unwrap(), 0, "{lost:?}");
+        assert_eq!(flags(&rig.cold("from")), Ok(before | NODUMP), "{lost:?}");
+        let source = File::open(&from).unwrap();
+        let target = OpenOptions::new().write(true).open(&to).unwrap();
+        target.write_all_at(b"BEFORE and uncommitted", 0).unwrap();
+        let copy = || Ok(nix::fcntl::copy_file_range(&source, Some(&mut 2), &target, Some(&mut 6), 6)?);
+        assert_eq!(in_doubt(&rig, Call::Copy, lost, || {}, copy).unwrap(), 6, "{lost:?}");
+        assert_eq!(std::fs::read_to_string(rig.cold("to")).unwrap(), "BEFORE234567ncommitted", "{lost:?}");
+        let beyond = || Ok(nix::fcntl::copy_file_range(&source, Some(&mut 0), &target, Some(&mut 30), 10)?);
+        assert_eq!(in_doubt(&rig, Call::Copy, lost, || {}, beyond).unwrap(), 10, "{lost:?}");
+        assert_eq!(std::fs::metadata(&to).unwrap().len(), 40, "{lost:?}");
+        assert_eq!(std::fs::read(rig.cold("to")).unwrap()[30..], *b"0123456789", "{lost:?}");
+        std::fs::create_dir(rig.hot("d")).unwrap();
+        let directory = File::open(rig.hot("d")).unwrap();
+        let synced = rig.control().calls(Call::SyncDir);
+        in_doubt(&rig, Call::SyncDir, lost, || {}, || directory.sync_all()).unwrap();
+        assert_eq!(rig.control().calls(Call::SyncDir), synced + 2, "the first may have come to nothing");
     }
 }
 

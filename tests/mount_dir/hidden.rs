@@ -223,6 +223,40 @@ fn a_removed_directory_can_be_looked_at_by_those_who_are_in_it() {
 }
 
 #[test]
+fn a_removed_directory_can_be_synced_as_on_a_local_filesystem() {
+    /// What fsync and a listing say of a directory that was removed while it was open.
+    fn said(directory: &File) -> (Option<i32>, Option<i32>) {
+        let synced = directory.sync_all().err().and_then(|error| error.raw_os_error());
+        let mut buffer = [0_u8; 4096];
+        // SAFETY: no more is written than the buffer has.
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+        (synced, Errno::result(read).err().map(|errno| errno as i32))
+    }
+    let plain = tempfile::tempdir().unwrap();
+    let local = File::open(plain.path()).unwrap();
+    plain.close().unwrap();
+    let wanted = said(&local);
+    assert_eq!(wanted, (None, Some(libc::ENOENT)));
+    for traits in [LOCAL, SSHFS] {
+        let rig = Rig::new(traits);
+        std::fs::create_dir(rig.hot("d")).unwrap();
+        let directory = File::open(rig.hot("d")).unwrap();
+        std::fs::remove_dir(rig.hot("d")).unwrap();
+        assert_eq!(said(&directory), wanted);
+        // Another one takes the name.
+        std::fs::create_dir(rig.hot("d")).unwrap();
+        let synced = rig.control().calls(Call::SyncDir);
+        assert_eq!(said(&directory), wanted);
+        assert_eq!(rig.control().calls(Call::SyncDir), synced, "it is not that one that is synced");
+        rig.outage();
+        rig.repair();
+        assert_eq!(said(&directory), wanted);
+        assert!(rig.complaints.lock().is_empty());
+    }
+}
+
+#[test]
 fn a_directory_goes_although_its_hidden_file_goes_meanwhile() {
     let rig = Rig::new(SSHFS);
     std::fs::create_dir(rig.hot("d")).unwrap();

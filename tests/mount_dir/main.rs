@@ -5,10 +5,12 @@
 mod acl;
 mod below;
 mod doubt;
+mod every_call;
 mod files;
 mod gather;
 mod hidden;
 mod hidden_journal;
+mod lasting;
 mod log;
 mod mapped;
 mod mounting;

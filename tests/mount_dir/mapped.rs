@@ -12,8 +12,8 @@ use nix::errno::Errno;
 
 use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, until};
 
-const PAGE: usize = 4096;
-const PAGES: usize = 16;
+pub const PAGE: usize = 4096;
+pub const PAGES: usize = 16;
 const TARGET: &str = "STEADFS_TEST_MAPPED";
 
 /// `set PAGE BYTE`, `sync` (msync), `push` (writes back without a FUSE fsync), `get PAGE`; each is answered with a line.
@@ -67,14 +67,14 @@ fn code(result: i32) -> i32 {
     if result == 0 { 0 } else { Errno::last_raw() }
 }
 
-struct Writer {
+pub struct Writer {
     child: Child,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
 impl Writer {
-    fn start(path: &Path) -> Writer {
+    pub fn start(path: &Path) -> Writer {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["mapped::mapped_writer_process", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
             .env(TARGET, path)
@@ -88,11 +88,11 @@ impl Writer {
         writer
     }
 
-    fn say(&mut self, command: &str) {
+    pub fn say(&mut self, command: &str) {
         writeln!(self.commands, "{command}").unwrap();
     }
 
-    fn answer(&mut self) -> String {
+    pub fn answer(&mut self) -> String {
         let mut line = String::new();
         loop {
             line.clear();
@@ -103,7 +103,7 @@ impl Writer {
         }
     }
 
-    fn ask(&mut self, command: &str) -> i32 {
+    pub fn ask(&mut self, command: &str) -> i32 {
         self.say(command);
         self.answer().parse().unwrap()
     }

@@ -1,7 +1,9 @@
 //! Names that change while a call is on its way, by our own hand or behind our back: no file is ever taken for another.
 
+use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::dir::Dir;
@@ -208,30 +210,57 @@ fn a_directory_that_holds_only_hidden_files_is_renamed_over() {
 
 #[test]
 fn extended_attributes_are_set_and_removed_once_only() {
-    let rig = Rig::new(LOCAL);
-    std::fs::write(rig.hot("f"), "").unwrap();
-    let path = std::ffi::CString::new(rig.hot("f").into_os_string().into_encoded_bytes()).unwrap();
-    // SAFETY: the strings end with NUL and the length is that of the value.
-    let set =
-        || unsafe { libc::setxattr(path.as_ptr(), c"user.a".as_ptr(), b"blue".as_ptr().cast(), 4, libc::XATTR_CREATE) };
-    // SAFETY: the strings end with NUL.
-    let remove = || unsafe { libc::removexattr(path.as_ptr(), c"user.a".as_ptr()) };
-    rig.hold_verdicts();
-    let in_doubt = |call: Call, act: &(dyn Fn() -> i32 + Sync)| {
-        rig.control().inject(Fault::new(What::LostReply).on(&[call]).times(1));
-        std::thread::scope(|scope| {
-            let acting = scope.spawn(|| Errno::result(act()));
-            until(|| rig.control().calls(call) > 0);
-            std::thread::sleep(Duration::from_millis(30));
-            rig.outage();
-            rig.repair();
-            acting.join().expect("no panic")
-        })
-    };
-    assert_eq!(in_doubt(Call::SetXattr, &set), Ok(0));
-    assert_eq!(Errno::result(set()), Err(Errno::EEXIST));
-    assert_eq!(in_doubt(Call::RemoveXattr, &remove), Ok(0));
-    assert_eq!(Errno::result(remove()), Err(Errno::ENODATA));
+    for lost in [What::Errno(Errno::ENOTCONN), What::LostReply] {
+        let rig = Rig::new(LOCAL);
+        std::fs::write(rig.hot("f"), "").unwrap();
+        let path = |path: PathBuf| CString::new(path.into_os_string().into_encoded_bytes()).unwrap();
+        let (hot, cold) = (path(rig.hot("f")), path(rig.cold("f")));
+        let set = |path: &CString, value: &[u8], flags: i32| {
+            // SAFETY: the strings end with NUL and the length is that of the value.
+            let done =
+                unsafe { libc::setxattr(path.as_ptr(), c"user.a".as_ptr(), value.as_ptr().cast(), value.len(), flags) };
+            Errno::result(done)
+        };
+        // SAFETY: the strings end with NUL.
+        let remove = |path: &CString| Errno::result(unsafe { libc::removexattr(path.as_ptr(), c"user.a".as_ptr()) });
+        let value = || {
+            let mut buffer = [0_u8; 16];
+            // SAFETY: the strings end with NUL and the length is that of the buffer.
+            let length =
+                unsafe { libc::getxattr(cold.as_ptr(), c"user.a".as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+            Errno::result(length).map(|length| buffer[..usize::try_from(length).unwrap()].to_vec())
+        };
+        rig.hold_verdicts();
+        let in_doubt = |call: Call, meanwhile: &dyn Fn(), act: &(dyn Fn() -> Result<i32, Errno> + Sync)| {
+            let complaints = rig.complaints.lock().len();
+            rig.control().inject(Fault::new(lost).on(&[call]).times(1));
+            std::thread::scope(|scope| {
+                let acting = scope.spawn(act);
+                until(|| rig.complaints.lock().len() > complaints);
+                rig.outage();
+                meanwhile();
+                rig.repair();
+                acting.join().expect("no panic")
+            })
+        };
+        let (create, replace) = (libc::XATTR_CREATE, libc::XATTR_REPLACE);
+        assert_eq!(in_doubt(Call::SetXattr, &|| {}, &|| set(&hot, b"blue", create)), Ok(0));
+        assert_eq!(set(&hot, b"blue", create), Err(Errno::EEXIST), "not in doubt it is the answer");
+        assert_eq!(in_doubt(Call::SetXattr, &|| {}, &|| set(&hot, b"red", replace)), Ok(0));
+        assert_eq!(value(), Ok(b"red".to_vec()));
+        assert_eq!(in_doubt(Call::SetXattr, &|| {}, &|| set(&hot, b"green", 0)), Ok(0));
+        assert_eq!(value(), Ok(b"green".to_vec()));
+        assert_eq!(in_doubt(Call::RemoveXattr, &|| {}, &|| remove(&hot)), Ok(0));
+        assert_eq!(remove(&hot), Err(Errno::ENODATA));
+        assert_eq!(in_doubt(Call::SetXattr, &|| {}, &|| set(&hot, b"red", replace)), Err(Errno::ENODATA));
+        // What somebody else has set is not ours, nor is it put in its place again.
+        let theirs = || _ = set(&cold, b"theirs", 0).unwrap();
+        assert_eq!(in_doubt(Call::SetXattr, &theirs, &|| set(&hot, b"ours", create)), Err(Errno::EEXIST));
+        assert_eq!(value(), Ok(b"theirs".to_vec()));
+        let gone = || _ = remove(&cold);
+        let replaced = in_doubt(Call::SetXattr, &gone, &|| set(&hot, b"ours", replace));
+        assert_eq!((replaced, value()), (Err(Errno::ENODATA), Err(Errno::ENODATA)));
+    }
 }
 
 #[test]

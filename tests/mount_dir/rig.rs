@@ -124,6 +124,8 @@ impl Rig {
         let session = Some(session);
         let rig = Rig { gate, overlay, mount, complaints, verdicts, backing, present, mountpoint, session };
         rig.repair();
+        // What it looks at by itself it has seen, so that no fault meets that.
+        until(|| rig.gate.load().waiting == 0);
         rig
     }
 

@@ -33,6 +33,8 @@ pub enum Call {
     ListXattr,
     SetXattr,
     RemoveXattr,
+    GetFlags,
+    SetFlags,
     FileStat,
     Read,
     Write,

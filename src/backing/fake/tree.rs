@@ -91,7 +91,8 @@ impl Tree for FakeGeneration {
     }
 
     fn flags(&self, path: &Path, request: FlagsRequest, data: &mut [u8]) -> OpResult<()> {
-        self.slot.call(Call::Stat, path, || self.tree.flags(path, request, data))
+        let call = if request.changes() { Call::SetFlags } else { Call::GetFlags };
+        self.slot.call(call, path, || self.tree.flags(path, request, data))
     }
 
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>> {

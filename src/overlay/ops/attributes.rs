@@ -34,6 +34,15 @@ pub struct Changes {
     pub mtime: SetTime,
 }
 
+impl Changes {
+    /// True if a write that is sent again would change or take away what is set. "Now" is as well the moment of that write.
+    fn last(&self) -> bool {
+        let given = |time| matches!(time, SetTime::At(_));
+        let special = |mode| mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        given(self.atime) || given(self.mtime) || self.mode.is_some_and(special)
+    }
+}
+
 impl Overlay {
     /// FUSE_GETATTR.
     pub fn getattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, reply: ReplyAttr) {
@@ -155,13 +164,40 @@ impl Overlay {
         );
     }
 
+    /// After a repair, in the background: what is answered in an outage has to be known before there is one.
+    pub(in crate::overlay) fn learn_what_is_always_answered(self: &Arc<Self>) {
+        let figures = self.local_space.lock().is_none() && self.last_statfs.lock().blocks == 0;
+        if !figures && self.last_root.lock().is_some() {
+            return;
+        }
+        self.submit(
+            Asked::internal(),
+            Op::Statfs,
+            Class::Meta,
+            move |overlay, context| {
+                // What it cannot say is no evidence: whoever asks for it himself is told.
+                let tree = context.generation.tree();
+                if let Ok(attr) = tree.stat(&overlay.base) {
+                    *overlay.last_root.lock() = Some(attr);
+                }
+                if let Some(found) = figures.then(|| tree.stat_fs().ok()).flatten() {
+                    *overlay.last_statfs.lock() = found;
+                }
+                Ok(())
+            },
+            |_, _| (),
+        );
+    }
+
     /// FUSE_SETATTR.
     pub fn setattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
+        let first = self.first(node, changes.last());
         self.submit(
             asked,
             Op::Setattr,
-            Class::Meta,
+            first.class(),
             move |overlay, context| {
+                overlay.commit_first(context, &first)?;
                 overlay.change(context, node, handle, &changes)?;
                 overlay.stat(context, node, handle)
             },
@@ -217,13 +253,15 @@ impl Overlay {
         let mut value = data.to_vec();
         value.resize(request.size(), 0);
         let is_root = asked.caller.uid == 0;
+        // What is unstable of a file could not be written to it any more.
+        let first = self.first(node, request.changes());
         self.submit(
             asked,
             Op::Ioctl,
-            Class::Meta,
+            first.class(),
             move |overlay, context| {
+                overlay.commit_first(context, &first)?;
                 if request.changes() {
-                    // What is held back of a file could not be written to it any more.
                     overlay.show(context, node)?;
                 }
                 overlay.on_path(context, node, |tree, path| {

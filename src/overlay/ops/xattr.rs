@@ -15,6 +15,9 @@ use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
 use crate::overlay::{Overlay, settle};
 
+/// Where capabilities of a program are kept (capabilities(7)).
+const CAPABILITY: &str = "security.capability";
+
 impl Overlay {
     /// FUSE_GETXATTR; size 0 asks for the length.
     pub fn getxattr(self: &Arc<Self>, asked: Asked, node: u64, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -74,12 +77,14 @@ impl Overlay {
             return reply.error(fuser::Errno::EOPNOTSUPP);
         }
         let (name, value) = (name.to_owned(), value.to_owned());
+        // A write that came after it would take it away again.
+        let first = self.first(node, name == CAPABILITY);
         self.submit(
             asked,
             Op::Setxattr,
-            Class::Meta,
+            first.class(),
             move |overlay, context| {
-                // A write that came after security.capability would take it away again.
+                overlay.commit_first(context, &first)?;
                 overlay.show(context, node)?;
                 let again = settle::Again::new(context.in_doubt);
                 let done = |now: OpResult<Vec<u8>>| Ok(now? == value);
