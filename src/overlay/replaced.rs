@@ -3,7 +3,6 @@
 //! fs/namei.c), which a name that is replaced again and again defeats. So a descriptor of each is kept until the kernel
 //! forgets it, which it does at once if nobody wants it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +11,8 @@ use parking_lot::Mutex;
 
 use super::Overlay;
 use super::asked::Asked;
-use super::nodes::Name;
+use super::nodes::{Held, Name};
+use super::recent::Recent;
 use crate::backing::{File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 
@@ -27,21 +27,22 @@ pub(super) struct Kept {
 }
 
 /// By node. See the module.
-#[derive(Default)]
-pub(super) struct Replaced(Mutex<BTreeMap<u64, Kept>>);
+pub(super) struct Replaced(Mutex<Recent<Kept>>);
+
+impl Default for Replaced {
+    fn default() -> Replaced {
+        Replaced(Mutex::new(Recent::new(MOST)))
+    }
+}
 
 impl Replaced {
     fn take(&self, node: u64) -> Option<Kept> {
-        self.0.lock().remove(&node)
+        self.0.lock().take(node)
     }
 
     /// Keeps one more; gives back what is not kept any longer.
     fn keep(&self, node: u64, kept: Kept) -> Option<Kept> {
-        let mut all = self.0.lock();
-        let former = all.insert(node, kept);
-        // Node ids only grow: the lowest is the oldest.
-        let oldest = if all.len() > MOST { all.pop_first() } else { None };
-        former.or(oldest.map(|(_, kept)| kept))
+        self.0.lock().keep(node, kept)
     }
 }
 
@@ -54,17 +55,19 @@ impl Overlay {
         tree: &dyn Tree,
         to: &Name,
         path: &Path,
-    ) -> Option<(u64, Kept)> {
-        let node = self.nodes.node(to.0, &to.1).filter(|_| self.traits.keeps_unlinked)?;
+    ) -> Option<(Held<'_>, Kept)> {
+        let held = self.traits.keeps_unlinked.then(|| self.nodes.hold_named(to.0, &to.1)).flatten()?;
+        let node = held.node;
         if self.nodes.kind(node) != Some(FileKind::Regular) || self.nodes.names(node).len() > 1 {
             return None;
         }
         let file = tree.open(path, libc::O_RDONLY).ok()?;
-        Some((node, Kept { generation: context.generation.number(), file: file.into() }))
+        Some((held, Kept { generation: context.generation.number(), file: file.into() }))
     }
 
     /// To be called after the rename.
-    pub(super) fn has_replaced(&self, (node, kept): (u64, Kept)) {
+    pub(super) fn has_replaced(&self, (held, kept): (Held<'_>, Kept)) {
+        let node = held.node;
         drop(self.replaced.keep(node, kept));
         // The kernel may have forgotten it meanwhile.
         if !self.nodes.is_looked_up(node) {
@@ -86,7 +89,7 @@ impl Overlay {
 
     /// A file that was renamed over. ENOENT if it is none.
     pub(super) fn replaced_file(&self, context: &Context<'_>, node: u64) -> OpResult<Arc<dyn File>> {
-        let kept = self.replaced.0.lock().get(&node).cloned();
+        let kept = self.replaced.0.lock().get(node).cloned();
         let kept = kept.filter(|kept| kept.generation == context.generation.number()).ok_or(Errno::ENOENT)?;
         Ok(kept.file)
     }
