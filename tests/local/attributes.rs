@@ -13,7 +13,7 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::compare::{Log, agree, as_user, c, done};
-use super::rig::Local;
+use super::rig::{Local, forget_names};
 
 const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
 const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
@@ -290,11 +290,6 @@ fn number(path: impl AsRef<Path>) -> u64 {
 /// d_ino of each entry; nothing is looked up for it.
 fn listed(path: &Path) -> BTreeMap<OsString, u64> {
     std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap()).map(|entry| (entry.file_name(), entry.ino())).collect()
-}
-
-/// The kernel forgets what nobody has open.
-fn forget_names() {
-    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
 }
 
 fn git(at: &Path, arguments: &[&str]) -> std::process::Output {

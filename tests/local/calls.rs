@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::compare::{Log, c, differences, done};
-use super::rig::Local;
+use super::rig::{Local, forget_names};
 
 /// More than a copy moves at once.
 const LARGE: usize = 3 << 20;
@@ -166,7 +166,7 @@ fn handles(log: &mut Log) {
     }
     log.note("of one that is gone", by_handle(log, &old));
     let forgotten = handle(&log.at("again0")).unwrap();
-    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+    forget_names();
     log.note("of one that nobody has open", by_handle(log, &forgotten));
     std::fs::read(log.at("again0")).unwrap();
 }
