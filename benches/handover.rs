@@ -81,8 +81,15 @@ fn compaction(c: &mut Criterion) {
     for node in 2..100_002_u64 {
         let name = format!("warc-{node:08}.warc.gz");
         let names = vec![Name::new(1, name.as_bytes())];
-        let item =
-            Item::Node { node, kind: FileKind::Regular, identity: (1, node), lookups: 1, by: (node * 2, 1), names };
+        let item = Item::Node {
+            node,
+            life: 0,
+            kind: FileKind::Regular,
+            identity: (1, node),
+            lookups: 1,
+            by: (node * 2, 1),
+            names,
+        };
         memory.note(&item).expect("room");
     }
     group.bench_function("compact", |b| b.iter(|| memory.compact().expect("room")));

@@ -62,7 +62,7 @@ pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
 use shown::{Appearance, LocalSpace};
 
-/// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
+/// Names that steadfs gives to files that are unlinked while open, see [`Overlay::hides`].
 const HIDDEN: &str = ".steadfs-hidden-";
 /// What libfuse does for the same reason where steadfs did not let go of a file in time; a dead sshfs leaves them behind.
 const LIBFUSE_HIDDEN: &str = ".fuse_hidden";
@@ -309,6 +309,12 @@ impl Overlay {
         let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |at| at.as_nanos());
         format!("{HIDDEN}{at:024x}{:08x}", self.hidden.fetch_add(1, Relaxed)).into()
     }
+
+    /// True for a name that is not shown and cannot be asked for: one that is steadfs's or libfuse's by its looks. Where files
+    /// live on without a name nobody makes such, and only one that was made before that was known is none like any other.
+    fn hides(&self, name: &OsStr) -> bool {
+        is_hidden(name) && (!self.traits.keeps_unlinked || self.hidden_journal.has(name))
+    }
 }
 
 /// True if nothing was found where it should be.
@@ -316,7 +322,7 @@ fn is_lost(error: Errno) -> bool {
     matches!(error, Errno::ENOENT | Errno::ENOTDIR | Errno::ESTALE)
 }
 
-/// True for names that only steadfs may use, and those that libfuse gives to what sshfs has open.
+/// True for names that look like those of steadfs, and those that libfuse gives to what sshfs has open.
 fn is_hidden(name: &OsStr) -> bool {
     [HIDDEN, LIBFUSE_HIDDEN].iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()))
 }

@@ -6,6 +6,8 @@ mod lab;
 
 #[path = "local/attributes.rs"]
 mod attributes;
+#[path = "local/calls.rs"]
+mod calls;
 #[path = "local/compare.rs"]
 mod compare;
 #[path = "local/deep.rs"]

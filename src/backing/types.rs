@@ -73,6 +73,8 @@ pub struct DirEntry {
     pub name: OsString,
     /// The type, where the directory says it.
     pub kind: Option<FileKind>,
+    /// d_ino of the backing; 0 if it is not known. Of a mountpoint it is that of the directory below.
+    pub ino: u64,
 }
 
 /// The figures of statvfs(3).

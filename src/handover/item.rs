@@ -14,7 +14,7 @@ pub use crate::log::Bytes;
 
 /// Version of the encoding. To be raised with every change of an item or of what is in one ([`LogEvent`],
 /// [`crate::log::FileLog`], [`FileKind`]).
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The version of this steadfs.
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");
@@ -101,6 +101,37 @@ pub struct Entry<'a> {
     pub name: Bytes<'a>,
     /// Its type, where it is known.
     pub kind: Option<FileKind>,
+    /// Its d_ino; 0 if it is not known.
+    pub ino: u64,
+}
+
+impl<'a> Entry<'a> {
+    /// The same, belonging to nobody else.
+    pub fn into_owned(self) -> Entry<'static> {
+        Entry { name: self.name.into_owned(), kind: self.kind, ino: self.ino }
+    }
+
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> Entry<'_> {
+        Entry { name: self.name.as_ref().into(), kind: self.kind, ino: self.ino }
+    }
+}
+
+/// Most entries of one piece of a listing, so that it takes little memory to encode or to read.
+pub const PIECE: usize = 4096;
+
+/// Gives `emit` the pieces that a listing is noted in; if it is not whole, none is the last.
+pub fn pieces<T, E>(
+    listing: &[T],
+    whole: bool,
+    mut emit: impl FnMut(bool, bool, &[T]) -> Result<(), E>,
+) -> Result<(), E> {
+    if listing.is_empty() {
+        return if whole { emit(true, true, listing) } else { Ok(()) };
+    }
+    let count = listing.len().div_ceil(PIECE);
+    let mut all = (0..).zip(listing.chunks(PIECE));
+    all.try_for_each(|(at, piece)| emit(at == 0, whole && at + 1 == count, piece))
 }
 
 /// What became of a rename.
@@ -122,6 +153,8 @@ pub enum Outcome {
 pub struct Counters {
     /// Node ids.
     pub node: u64,
+    /// Lives of node ids.
+    pub life: u32,
     /// Handles of files.
     pub handle: u64,
     /// Handles of directories.
@@ -143,6 +176,8 @@ pub enum Item<'a> {
     Node {
         /// Its id.
         node: u64,
+        /// Which of the lives of that id it is.
+        life: u32,
         /// Its type.
         kind: FileKind,
         /// st_dev and st_ino.
@@ -251,11 +286,15 @@ pub enum Item<'a> {
         /// The request.
         by: u64,
     },
-    /// What a directory handle shows from now on.
+    /// What a directory handle shows from now on: in several pieces, and not known before the last of them.
     Listed {
         /// The handle.
         handle: u64,
-        /// The names, in order.
+        /// Comes first: what was known is known no more.
+        first: bool,
+        /// Comes last.
+        last: bool,
+        /// The next names, in order.
         #[serde(borrow)]
         entries: Vec<Entry<'a>>,
     },

@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::item::{Counters, Entry, Item, ItemError, LogEvent, Name, Outcome, SOFTWARE, Session};
+use super::item::{Counters, Entry, Item, ItemError, LogEvent, Name, Outcome, SOFTWARE, Session, pieces};
 use crate::backing::FileKind;
 use crate::log::FileLog;
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
+    /// Which of the lives of its id it is.
+    pub life: u32,
     /// Its type.
     pub kind: FileKind,
     /// st_dev and st_ino.
@@ -42,8 +44,10 @@ pub struct OpenFile {
 pub struct OpenDir {
     /// Its node.
     pub node: u64,
-    /// What it shows, if it has been read.
-    pub listing: Option<Vec<Entry<'static>>>,
+    /// What it shows, as far as it is known.
+    pub listing: Vec<Entry<'static>>,
+    /// All of it is known.
+    pub is_whole: bool,
     /// The request that it was granted to.
     pub by: u64,
 }
@@ -105,7 +109,7 @@ pub struct Picture {
     pub counters: Counters,
 }
 
-fn raise(counter: &mut u64, number: u64) {
+fn raise<T: Copy + Ord>(counter: &mut T, number: T) {
     *counter = (*counter).max(number);
 }
 
@@ -130,9 +134,10 @@ impl Picture {
     pub fn apply(&mut self, item: Item<'_>) {
         match item {
             Item::Session(session) => self.session = Some(session),
-            Item::Node { node, kind, identity, lookups, by, names } => {
+            Item::Node { node, life, kind, identity, lookups, by, names } => {
                 raise(&mut self.counters.node, node);
-                let new = Node { kind, identity, lookups, by, names: Vec::with_capacity(names.len()) };
+                raise(&mut self.counters.life, life);
+                let new = Node { life, kind, identity, lookups, by, names: Vec::with_capacity(names.len()) };
                 if let Some(replaced) = self.nodes.insert(node, new) {
                     self.lose_names(replaced);
                 }
@@ -174,12 +179,15 @@ impl Picture {
             Item::Closed { handle } => _ = self.files.remove(&handle),
             Item::DirOpened { handle, node, by } => {
                 raise(&mut self.counters.directory, handle);
-                self.directories.insert(handle, OpenDir { node, listing: None, by });
+                self.directories.insert(handle, OpenDir { node, listing: Vec::new(), is_whole: false, by });
             }
-            Item::Listed { handle, entries } => {
+            Item::Listed { handle, first, last, entries } => {
                 if let Some(directory) = self.directories.get_mut(&handle) {
-                    let own = |entry: Entry<'_>| Entry { name: entry.name.into_owned(), kind: entry.kind };
-                    directory.listing = Some(entries.into_iter().map(own).collect());
+                    if first {
+                        directory.listing.clear();
+                    }
+                    directory.listing.extend(entries.into_iter().map(Entry::into_owned));
+                    directory.is_whole = last;
                 }
             }
             Item::DirClosed { handle } => _ = self.directories.remove(&handle),
@@ -198,6 +206,7 @@ impl Picture {
             Item::Aside { key, value } => _ = self.aside.insert(key.to_owned(), value.0.into_owned()),
             Item::Counters(counters) => {
                 raise(&mut self.counters.node, counters.node);
+                raise(&mut self.counters.life, counters.life);
                 raise(&mut self.counters.handle, counters.handle);
                 raise(&mut self.counters.directory, counters.directory);
                 raise(&mut self.counters.hidden, counters.hidden);
@@ -302,9 +311,9 @@ impl Picture {
         let mut nodes: Vec<(&u64, &Node)> = self.nodes.iter().collect();
         nodes.sort_unstable_by_key(|(node, _)| **node);
         for (&node, found) in nodes {
-            let Node { kind, identity, lookups, by, ref names } = *found;
+            let Node { life, kind, identity, lookups, by, ref names } = *found;
             let names = names.iter().map(borrowed).collect();
-            emit(&Item::Node { node, kind, identity, lookups, by, names })?;
+            emit(&Item::Node { node, life, kind, identity, lookups, by, names })?;
         }
         for (from, to) in &self.doubtful {
             emit(&Item::Doubtful { from: borrowed(from), to: borrowed(to) })?;
@@ -320,12 +329,9 @@ impl Picture {
         }
         for (&handle, directory) in &self.directories {
             emit(&Item::DirOpened { handle, node: directory.node, by: directory.by })?;
-            if let Some(listing) = &directory.listing {
-                let listed = listing.iter();
-                let entries =
-                    listed.map(|entry| Entry { name: entry.name.as_ref().into(), kind: entry.kind }).collect();
-                emit(&Item::Listed { handle, entries })?;
-            }
+            pieces(&directory.listing, directory.is_whole, |first, last, piece| {
+                emit(&Item::Listed { handle, first, last, entries: piece.iter().map(Entry::borrowed).collect() })
+            })?;
         }
         for (&node, inode) in &self.inodes {
             emit(&Item::Log { node, event: LogEvent::Is(Cow::Borrowed(&inode.log)) })?;

@@ -1,5 +1,9 @@
 //! The node table: which node id of the kernel is which path below the backing's root.
 //!
+//! fuser shows a node's id as its st_ino. Where the backing's inode numbers are those of its files, a node has that number as
+//! its id as long as no other node has it; what has none then gets a number from 2^63 on. Elsewhere ids are counted from 2 on.
+//! The root is 1 in any case. An id that is free again may be given out again, with another *life* (the protocol's generation).
+//!
 //! A node lives while the kernel holds lookups of it, a handle is open on it, or a known name hangs below it. Paths are
 //! made by walking up; a call that raced with a rename finds out afterwards and resolves its path again.
 
@@ -16,7 +20,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::backing::{Attr, FileKind, OpResult};
 use crate::handover::item::Outcome;
 use crate::handover::{Item, Notes, Picture, item};
-use table::{Node, Table, noted};
+use table::{BLIND, Node, OWN, Table, noted, preferred};
 
 /// Node id of the root in the FUSE protocol (FUSE_ROOT_ID).
 pub const ROOT: u64 = 1;
@@ -51,7 +55,8 @@ impl Nodes {
     /// A table with nothing but the root, which is `base` on the backing. What a successor has to know is noted.
     pub fn new(stable_inodes: bool, base: PathBuf, notes: Notes) -> Nodes {
         let root = Node { lookups: 1, held: 1, ..Node::new(FileKind::Directory, NO_IDENTITY) };
-        let table = Table { nodes: HashMap::from([(ROOT, root)]), last: ROOT, base, notes, ..Table::default() };
+        let last = if stable_inodes { OWN } else { ROOT };
+        let table = Table { nodes: HashMap::from([(ROOT, root)]), last, base, notes, ..Table::default() };
         Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
     }
 
@@ -165,19 +170,51 @@ impl Nodes {
     }
 
     /// Node ids, and how many lookups the kernel has of each.
-    pub fn lookups(&self) -> Vec<(u64, u64)> {
+    pub fn lookups(&self) -> Vec<Lookups> {
         let table = self.table.lock();
         let nodes = table.nodes.iter().filter(|(node, found)| **node != ROOT && found.lookups > 0);
-        nodes.map(|(&node, found)| (node, found.lookups)).collect()
+        nodes.map(|(&node, found)| Lookups { node, life: found.life, count: found.lookups }).collect()
     }
 
     /// The kernel has forgotten a node; false if it has been granted lookups since it had that many.
-    pub fn forget_all(&self, node: u64, lookups: u64) -> bool {
-        let same = self.table.lock().nodes.get(&node).is_some_and(|found| found.lookups == lookups);
+    pub fn forget_all(&self, lookups: Lookups) -> bool {
+        let Lookups { node, life, count } = lookups;
+        let found = self.table.lock().nodes.get(&node).map(|found| (found.life, found.lookups));
+        let same = found == Some((life, count));
         if same {
-            self.forget(node, lookups);
+            self.forget(node, count);
         }
         same
+    }
+
+    /// Which of the lives of its id a node is.
+    pub fn life(&self, node: u64) -> u32 {
+        self.table.lock().nodes.get(&node).map_or(0, |found| found.life)
+    }
+
+    /// The id of the node behind a name, or else the one that it would get; `ino` is what its directory says of it, 0 if it is
+    /// not known.
+    pub fn number(&self, parent: u64, name: &OsStr, ino: u64) -> Option<u64> {
+        let table = self.table.lock();
+        if let Some(&node) = table.by_name.get(&(parent, name.to_owned())) {
+            return Some(node);
+        }
+        let wanted = preferred(ino).filter(|_| self.by_identity && !table.is_blind())?;
+        let device = table.nodes.get(&parent).map(|found| found.identity.0);
+        if let Some(&node) = device.and_then(|device| table.by_identity.get(&(device, ino))) {
+            return Some(node);
+        }
+        let free =
+            table.nodes.get(&wanted).is_none_or(|found| found.identity.1 == ino && found.names.first().is_some());
+        free.then_some(wanted)
+    }
+
+    /// Keeps the node behind a name, if there is one: its id is nobody else's for as long.
+    pub fn hold_named(&self, parent: u64, name: &OsStr) -> Option<Held<'_>> {
+        let mut table = self.table.lock();
+        let node = *table.by_name.get(&(parent, name.to_owned()))?;
+        table.nodes.get_mut(&node)?.held += 1;
+        Some(Held { nodes: self, node })
     }
 
     /// True if the kernel has lookups of it.
@@ -312,7 +349,8 @@ impl Nodes {
     pub fn resume(&self, picture: &Picture) {
         let mut table = self.table.lock();
         for (&node, found) in picture.nodes.iter().filter(|(node, _)| **node != ROOT) {
-            table.nodes.insert(node, Node { lookups: found.lookups, ..Node::new(found.kind, found.identity) });
+            let (life, lookups) = (found.life, found.lookups);
+            table.nodes.insert(node, Node { life, lookups, ..Node::new(found.kind, found.identity) });
             if self.by_identity && found.identity != NO_IDENTITY {
                 table.by_identity.insert(found.identity, node);
             }
@@ -323,6 +361,7 @@ impl Nodes {
             }
         }
         table.last = table.last.max(picture.counters.node);
+        table.life = picture.counters.life;
         table.last_rename = picture.counters.rename;
         let own = |name: &item::Name<'_>| (name.parent, OsStr::from_bytes(name.name.as_ref()).to_owned());
         for (&ticket, (from, to)) in &picture.renaming {
@@ -332,10 +371,11 @@ impl Nodes {
         table.doubtful.extend(picture.doubtful.iter().map(|(from, to)| (own(from), own(to))));
     }
 
-    /// No node id up to that one is given out again.
-    pub fn resume_after(&self, node: u64) {
+    /// It is not known what a predecessor gave out: no id of `above` or less of its own making is given out again, nor is any
+    /// inode number.
+    pub fn resume_blind(&self, above: u64) {
         let mut table = self.table.lock();
-        table.last = table.last.max(node);
+        table.last = table.last.max(if self.by_identity { BLIND + above } else { above });
     }
 
     /// Forgets what nobody needs of what was resumed: the predecessor died between making it and telling the kernel.
@@ -348,6 +388,28 @@ impl Nodes {
     /// Number of nodes.
     pub fn count(&self) -> usize {
         self.table.lock().nodes.len()
+    }
+}
+
+/// How many lookups the kernel has of a node.
+#[derive(Debug, Clone, Copy)]
+pub struct Lookups {
+    /// Its id.
+    pub node: u64,
+    life: u32,
+    count: u64,
+}
+
+/// See [`Nodes::hold_named`].
+pub struct Held<'a> {
+    nodes: &'a Nodes,
+    /// Its id.
+    pub node: u64,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.nodes.closed(self.node);
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Overlay;
+use super::nodes::Lookups;
 use super::session::Device;
 
 /// The kernel is asked twice: an answer that grants a lookup is not yet an inode of the kernel's, and a caller may take its
@@ -18,8 +19,7 @@ pub struct Recount {
     device: Device,
     due: Instant,
     asked: bool,
-    /// Node ids, and how many lookups the kernel was granted.
-    nodes: Vec<(u64, u64)>,
+    nodes: Vec<Lookups>,
 }
 
 impl Overlay {
@@ -38,11 +38,10 @@ impl Overlay {
             return;
         };
         // Unmounted: nobody has anything any more.
-        let unknown = |&(node, _): &(u64, u64)| device.is_known(node).is_ok_and(|known| !known);
+        let unknown = |found: &Lookups| device.is_known(found.node).is_ok_and(|known| !known);
         let suspects: Vec<_> = nodes.into_iter().filter(unknown).collect();
         if asked {
-            let forgotten =
-                suspects.into_iter().filter(|&(node, lookups)| self.nodes.forget_all(node, lookups)).count();
+            let forgotten = suspects.into_iter().filter(|&found| self.nodes.forget_all(found)).count();
             tracing::debug!(forgotten, "names that the kernel had forgotten meanwhile");
         } else if !suspects.is_empty() {
             *waits = Some(Recount { device, due: Instant::now() + AGAIN, asked: true, nodes: suspects });

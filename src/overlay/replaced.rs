@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::Overlay;
 use super::asked::Asked;
-use super::nodes::Name;
+use super::nodes::{Held, Name};
 use crate::backing::{File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 
@@ -56,8 +56,9 @@ impl Overlay {
         tree: &dyn Tree,
         to: &Name,
         path: &Path,
-    ) -> Option<(u64, Kept)> {
-        let node = self.nodes.node(to.0, &to.1).filter(|_| self.traits.keeps_unlinked)?;
+    ) -> Option<(Held<'_>, Kept)> {
+        let held = self.traits.keeps_unlinked.then(|| self.nodes.hold_named(to.0, &to.1)).flatten()?;
+        let node = held.node;
         if self.nodes.kind(node) != Some(FileKind::Regular) || self.nodes.names(node).len() > 1 {
             return None;
         }
@@ -65,11 +66,12 @@ impl Overlay {
         if !self.nodes.may_be(node, file.stat().ok()?.identity) {
             return None;
         }
-        Some((node, Kept { generation: context.generation.number(), file: file.into() }))
+        Some((held, Kept { generation: context.generation.number(), file: file.into() }))
     }
 
     /// To be called after the rename.
-    pub(super) fn has_replaced(&self, (node, kept): (u64, Kept)) {
+    pub(super) fn has_replaced(&self, (held, kept): (Held<'_>, Kept)) {
+        let node = held.node;
         drop(self.replaced.keep(node, kept));
         // The kernel may have forgotten it meanwhile.
         if !self.nodes.is_looked_up(node) {

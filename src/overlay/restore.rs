@@ -13,7 +13,7 @@ use super::commit::is_refused;
 use super::files::{LOST_FILE, OpenFile, RestoreReport};
 use super::inodes::Inode;
 use super::nodes::Name;
-use super::{Overlay, is_hidden, is_lost};
+use super::{Overlay, is_lost};
 use crate::backing::{Generation, OpResult};
 use crate::gate::policy::raises_doubt;
 
@@ -121,7 +121,7 @@ impl Overlay {
                 match (tree.stat(&old), tree.stat(&new)) {
                     (Err(Errno::ENOENT), Ok(_)) => self.nodes.rename(from.clone(), to.clone()).done(false),
                     (Err(error), _) | (_, Err(error)) if raises_doubt(error) => return Err(error),
-                    (Ok(_), Err(Errno::ENOENT)) if is_hidden(&to.1) => self.hidden_journal.strike(&new),
+                    (Ok(_), Err(Errno::ENOENT)) if self.hides(&to.1) => self.hidden_journal.strike(&new),
                     (Err(error), _) | (_, Err(error)) if !is_lost(error) => continue,
                     _ => {}
                 }

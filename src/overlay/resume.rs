@@ -49,7 +49,7 @@ impl Overlay {
     /// Goes on without knowing what a predecessor had noted: its handles fail, and its nodes are looked up again.
     pub fn resume_blind(&self) {
         let above = blind_base();
-        self.nodes.resume_after(above);
+        self.nodes.resume_blind(above);
         self.files.resume_after(above);
         self.directories.resume_after(above);
     }

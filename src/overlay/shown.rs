@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::FileAttr;
+use fuser::{FileAttr, Generation as NodeGeneration};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -102,6 +102,11 @@ impl Overlay {
             shown.perm &= !u16::try_from(umask & 0o777).unwrap_or(0);
         }
         shown
+    }
+
+    /// Which of the lives of its id a node is, as the kernel is told.
+    pub(super) fn life(&self, node: u64) -> NodeGeneration {
+        NodeGeneration(self.nodes.life(node).into())
     }
 
     /// What of a change of owner is left to do. EPERM if it is to be another one than the one that is always shown.

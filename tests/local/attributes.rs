@@ -1,16 +1,19 @@
 //! Attributes, times, holes, flags.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
-use std::path::Path;
+use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::compare::{Log, agree, as_user, c, done};
-use super::rig::Local;
+use super::rig::{Local, forget_names};
 
 const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
 const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
@@ -274,5 +277,172 @@ fn what_the_kernels_fuse_cannot_say_is_refused_or_left_out() {
     let appending = OpenOptions::new().append(true).open(&hot).map(drop);
     set_flags(&hot, get_flags(&hot).unwrap() & !FS_APPEND_FL).unwrap();
     assert_eq!(appending.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    local.end();
+}
+
+/// Numbers from there on are steadfs's own.
+const OWN: u64 = 1 << 63;
+
+fn number(path: impl AsRef<Path>) -> u64 {
+    std::fs::symlink_metadata(path).unwrap().ino()
+}
+
+/// d_ino of each entry; nothing is looked up for it.
+fn listed(path: &Path) -> BTreeMap<OsString, u64> {
+    std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap()).map(|entry| (entry.file_name(), entry.ino())).collect()
+}
+
+fn git(at: &Path, arguments: &[&str]) -> std::process::Output {
+    let mut command = Command::new("git");
+    command.args(["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "safe.directory=*", "-C"]).arg(at);
+    command.args(arguments).env("GIT_CONFIG_NOSYSTEM", "1").env("HOME", at).output().unwrap()
+}
+
+#[test]
+fn inode_numbers_are_the_backings() {
+    let local = Local::new("");
+    let (cold, hot) = (local.cold("i"), local.hot("i"));
+    std::fs::create_dir_all(cold.join("d/e")).unwrap();
+    for number in 0..2000 {
+        File::create(cold.join(format!("f{number}"))).unwrap();
+    }
+    std::fs::hard_link(cold.join("f7"), cold.join("d/link")).unwrap();
+    std::os::unix::fs::symlink("nowhere", cold.join("symlink")).unwrap();
+    nix::unistd::mkfifo(&cold.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Made in the overlay too.
+    File::create(hot.join("by-us")).unwrap();
+    std::fs::create_dir(hot.join("by-us.d")).unwrap();
+    std::fs::hard_link(hot.join("by-us"), hot.join("by-us.d/link")).unwrap();
+    let same = |when: &str| {
+        for directory in ["", "d", "d/e", "by-us.d"] {
+            let (wanted, found) = (listed(&cold.join(directory)), listed(&hot.join(directory)));
+            assert_eq!(found, wanted, "{when}, {directory}");
+            for (name, wanted) in wanted {
+                assert_eq!(number(hot.join(directory).join(&name)), wanted, "{when}, {name:?}");
+            }
+            assert_eq!(number(hot.join(directory).join(".")), number(cold.join(directory)), "{when}");
+        }
+        // The root is 1 whatever it is on the backing, as its nature in the protocol is.
+        assert_eq!((number(&local.lab.hot), number(hot.join("..")), number(local.lab.hot.join("."))), (1, 1, 1));
+    };
+    same("at first");
+    let open = File::open(hot.join("f5")).unwrap();
+    forget_names();
+    same("forgotten");
+    local.outage();
+    same("after an outage");
+    local.succession();
+    same("after a death");
+    forget_names();
+    assert_eq!(listed(&hot), listed(&cold));
+    assert_eq!(open.metadata().unwrap().ino(), number(cold.join("f5")));
+
+    drop(open);
+    // git believes its index only if the numbers are those that it saw.
+    let repository = local.hot("repository");
+    std::fs::create_dir(&repository).unwrap();
+    std::fs::write(repository.join("a"), "a").unwrap();
+    let long_ago = TimeSpec::new(1_700_000_000, 0);
+    utimensat(nix::fcntl::AT_FDCWD, &repository.join("a"), &long_ago, &long_ago, UtimensatFlags::FollowSymlink)
+        .unwrap();
+    for arguments in [&["init", "-q"][..], &["add", "a"], &["commit", "-qm", "a"]] {
+        let output = git(&repository, arguments);
+        assert!(output.status.success(), "{output:?}");
+    }
+    forget_names();
+    let output = git(&repository, &["diff-files", "--exit-code"]);
+    assert!(output.status.success(), "{output:?}");
+    local.end();
+}
+
+/// A file and one that was made after it and got its number while the kernel remembers it: how the second one is called.
+fn number_again(local: &Local, directory: &str, make: fn(&Path), remove: fn(&Path)) -> (File, PathBuf) {
+    for attempt in 0..50 {
+        let (old, new) = (format!("{directory}-old{attempt}"), format!("{directory}-new{attempt}"));
+        make(&local.hot(&old));
+        let wanted = number(local.hot(&old));
+        assert_eq!(wanted, number(local.cold(&old)));
+        // Nothing of the backing is open for it.
+        let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(local.hot(&old)).unwrap();
+        remove(&local.hot(&old));
+        make(&local.hot(&new));
+        if number(local.cold(&new)) == wanted {
+            return (held, local.hot(&new));
+        }
+    }
+    panic!("the filesystem gives no number again");
+}
+
+#[test]
+fn a_number_that_is_given_again_is_that_of_one_file() {
+    let local = Local::new("");
+    let make_file = |path: &Path| std::fs::write(path, path.file_name().unwrap().as_encoded_bytes()).unwrap();
+    let (held_file, file) = number_again(&local, "f", make_file, |path| std::fs::remove_file(path).unwrap());
+    let make_directory = |path: &Path| std::fs::create_dir(path).unwrap();
+    let (held_directory, directory) =
+        number_again(&local, "d", make_directory, |path| std::fs::remove_dir(path).unwrap());
+    let numbers = (number(&file), number(&directory));
+    assert!(numbers.0 > OWN && numbers.1 > OWN && numbers.0 != numbers.1, "{numbers:?}");
+    // One that is open when it loses its name has its number on the backing for as long.
+    let mut unlinked = OpenOptions::new().read(true).write(true).create_new(true).open(local.hot("unlinked")).unwrap();
+    unlinked.write_all(b"unlinked").unwrap();
+    std::fs::remove_file(local.hot("unlinked")).unwrap();
+    let mut open = OpenOptions::new().read(true).append(true).open(&file).unwrap();
+    let content = file.file_name().unwrap().to_str().unwrap().to_owned();
+    let works = |open: &mut File, times: usize| {
+        open.write_all(b"!").unwrap();
+        let wanted = format!("{content}{}", "!".repeat(times));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), wanted);
+        assert_eq!(
+            (open.metadata().unwrap().ino(), number(&file), number(&directory)),
+            (numbers.0, numbers.0, numbers.1)
+        );
+        let entry = listed(&local.lab.hot)[file.file_name().unwrap()];
+        assert_eq!(entry, numbers.0, "and in a listing");
+        File::create(directory.join(format!("in{times}"))).unwrap();
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), times);
+        assert_eq!(held_directory.metadata().map(|found| found.ino() == numbers.1).unwrap_or(false), false);
+        assert_eq!(held_file.metadata().map(|found| found.ino() == numbers.0).unwrap_or(false), false);
+    };
+    works(&mut open, 1);
+    local.outage();
+    works(&mut open, 2);
+    let mut text = String::new();
+    unlinked.seek(SeekFrom::Start(0)).unwrap();
+    unlinked.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "unlinked");
+    assert_ne!(unlinked.metadata().unwrap().ino(), numbers.0);
+    local.succession();
+    works(&mut open, 3);
+    drop((open, unlinked, held_file, held_directory));
+    // When nobody holds the old ones any more the new ones get the number.
+    crate::lab::wait("the old ones are forgotten", || {
+        forget_names();
+        (number(&file), number(&directory))
+            == (
+                number(local.cold(file.file_name().unwrap().to_str().unwrap())),
+                number(local.cold(directory.file_name().unwrap().to_str().unwrap())),
+            )
+    });
+    local.end();
+}
+
+#[test]
+fn what_is_made_and_removed_again_and_again_has_the_backings_number() {
+    let local = Local::new("");
+    let mut own = 0;
+    for round in 0..500 {
+        let name = format!("t{}", round % 3);
+        std::fs::write(local.hot(&name), "x").unwrap();
+        let found = number(local.hot(&name));
+        own += u32::from(found > OWN);
+        assert!(found > OWN || found == number(local.cold(&name)));
+        match round % 2 {
+            0 => std::fs::remove_file(local.hot(&name)).unwrap(),
+            _ => std::fs::rename(local.hot(&name), local.hot("target")).unwrap(),
+        }
+    }
+    println!("{own} of 500 had another number for a while");
+    assert!(own < 50, "{own}");
     local.end();
 }

@@ -46,6 +46,8 @@ fn find(name: &str) -> Body {
         "rights" => super::rights::body,
         "attributes" => super::attributes::body,
         "names" => super::names::body,
+        "hidden" => super::names::hidden_body,
+        "calls" => super::calls::body,
         "programs" => super::programs::body,
         other => panic!("no such calls: {other}"),
     }

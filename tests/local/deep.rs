@@ -11,7 +11,8 @@ use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::rig::Local;
 
-const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY);
+/// Not inherited: what other tests start meanwhile would keep the mount busy.
+const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 fn open_root(local: &Local) -> OwnedFd {
     File::open(&local.lab.hot).unwrap().into()
@@ -24,7 +25,9 @@ fn go_down(local: &Local, name: &str, depth: usize) {
         mkdirat(&here, name, Mode::from_bits_truncate(0o755)).unwrap();
         here = openat(&here, name, DIRECTORY, Mode::empty()).unwrap();
     }
-    let open = |name: &str, flags| openat(&here, name, flags, Mode::from_bits_truncate(0o644)).map(File::from);
+    let open = |name: &str, flags| {
+        openat(&here, name, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o644)).map(File::from)
+    };
     let mut file = open("file", OFlag::O_CREAT | OFlag::O_RDWR).unwrap();
     file.write_all(b"deep").unwrap();
     linkat(&here, "file", &here, "link", AtFlags::empty()).unwrap();

@@ -75,13 +75,13 @@ fn memory(local: &Local, field: &str) -> u64 {
     process::status_number(local.lab.serving(), field) * 1024
 }
 
-fn make(directory: &Path) {
+fn make(directory: &Path, entries: u32) {
     std::fs::create_dir(directory).unwrap();
-    for file in 0..ENTRIES / LINKS {
+    for file in 0..entries.div_ceil(LINKS) {
         let first = directory.join(format!("entry-{}", file * LINKS));
         File::create(&first).unwrap();
-        for link in 1..LINKS {
-            std::fs::hard_link(&first, directory.join(format!("entry-{}", file * LINKS + link))).unwrap();
+        for link in file * LINKS + 1..entries.min((file + 1) * LINKS) {
+            std::fs::hard_link(&first, directory.join(format!("entry-{link}"))).unwrap();
         }
     }
 }
@@ -91,7 +91,7 @@ fn a_directory_of_a_million_entries_is_listed_whole_while_it_changes() {
     let begun = Instant::now();
     let lap = |what: &str| println!("{:5.1} s: {what}", begun.elapsed().as_secs_f64());
     let local = Local::new("");
-    make(&local.cold("many"));
+    make(&local.cold("many"), ENTRIES);
     lap("made");
     let directory = local.hot("many");
     let before = memory(&local, "VmRSS");
@@ -158,8 +158,70 @@ fn a_directory_of_a_million_entries_is_listed_whole_while_it_changes() {
     });
     lap("listed while it changed");
     drop(listing);
+    // How many names the kernel remembers is chance.
+    super::rig::forget_names();
     crate::lab::wait("the memory is given back", || memory(&local, "VmRSS") < before + (cost / 2).max(32 << 20));
     println!("        afterwards it has {} MiB more than before", memory(&local, "VmRSS").saturating_sub(before) >> 20);
     local.end();
     lap("removed");
+}
+
+#[test]
+fn an_open_listing_goes_on_after_a_repair_and_a_death() {
+    let begun = Instant::now();
+    let lap = |what: &str| println!("{:5.1} s: {what}", begun.elapsed().as_secs_f64());
+    let local = Local::new("");
+    let mut directories = Vec::new();
+    for entries in [50_000, 200_000] {
+        let name = format!("of-{entries}");
+        make(&local.cold(&name), entries);
+        directories.push((entries as usize, name.clone(), Listing::open(&local.hot(&name)), Vec::new(), Vec::new()));
+    }
+    lap("made");
+    // Half of it after the beginning, more after a repair, the rest after a death; all of them are open at the same time.
+    for part in 0..3 {
+        match part {
+            0 => {}
+            1 => local.outage(),
+            _ => local.succession(),
+        }
+        for (entries, name, listing, names, offsets) in &mut directories {
+            let most = [*entries / 2, *entries / 4 * 3, usize::MAX][part];
+            while names.len() < most {
+                // The beginning is another thing: who goes back to it reads the directory anew.
+                if names.len() % 5000 == 2500 {
+                    offsets.push((names.len(), listing.tell()));
+                }
+                match listing.next() {
+                    Some(name) => names.push(name),
+                    None => break,
+                }
+            }
+            if part == 0 {
+                // Whoever read it anew would count otherwise.
+                for gone in names.iter().enumerate().filter(|(at, _)| (1000..1500).contains(&(at % 5000))) {
+                    if let Some(number) = number(gone.1) {
+                        std::fs::remove_file(local.cold(&format!("{name}/entry-{number}"))).unwrap();
+                        File::create(local.cold(&format!("{name}/new-{number}"))).unwrap();
+                    }
+                }
+            }
+        }
+        lap(["half of them", "more after a repair", "the rest after a death"][part]);
+    }
+    for (entries, name, listing, names, offsets) in &mut directories {
+        let mut seen = vec![0_u8; *entries];
+        names.iter().filter_map(|name| number(name)).for_each(|number| seen[number as usize] += 1);
+        let wrong: Vec<_> = (0..).zip(&seen).filter(|(_, times)| **times != 1).take(10).collect();
+        assert!(wrong.is_empty() && names.len() == *entries + 2, "{name}: {} names, {wrong:?}", names.len());
+        for (at, offset) in offsets.iter().rev() {
+            listing.seek(*offset);
+            for wanted in &names[*at..(at + 100).min(names.len())] {
+                assert_eq!(listing.next().as_ref(), Some(wanted), "{name}: after {at}");
+            }
+        }
+    }
+    lap("sought");
+    drop(directories);
+    local.end();
 }

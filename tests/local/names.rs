@@ -234,3 +234,72 @@ fn an_unlinked_file_goes_on_through_a_repair_of_a_directory() {
     drop(actor);
     local.end();
 }
+
+/// Names that steadfs and libfuse give to files that are unlinked while open, over other backings.
+const THEIRS: [&str; 3] =
+    [".steadfs-hidden-0000", ".steadfs-hidden-00000000187b6c2f4d3e1a0000000000", ".fuse_hidden0000000100000001"];
+
+pub fn hidden_body(log: &mut Log) {
+    for name in THEIRS {
+        let (path, directory) = (log.at(name), log.at("d"));
+        let inside = directory.join(name);
+        log.note("made", std::fs::write(&path, "content"));
+        log.note("read", std::fs::read_to_string(&path));
+        let mut listed: Vec<_> =
+            std::fs::read_dir(log.at(".")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        listed.sort();
+        log.see("listed", listed);
+        std::fs::create_dir(&directory).unwrap();
+        log.note("renamed", std::fs::rename(&path, &inside));
+        log.note("rmdir", std::fs::remove_dir(&directory));
+        std::fs::create_dir(log.at("empty")).unwrap();
+        log.note("replaced", std::fs::rename(log.at("empty"), &directory));
+        std::fs::remove_dir(log.at("empty")).unwrap();
+        log.note("its content", std::fs::read_to_string(&inside));
+        let written = OpenOptions::new().append(true).open(&inside).and_then(|mut file| file.write_all(b" and more"));
+        log.note("written to and closed", written);
+        log.note("its content", std::fs::read_to_string(&inside));
+        log.note("links", std::fs::hard_link(&inside, &path));
+        log.note("their number", std::fs::metadata(&path).map(|found| found.nlink()));
+        let mut open = File::open(&inside).unwrap();
+        log.note("renamed away", std::fs::rename(&inside, directory.join("plain")));
+        log.note("renamed back", std::fs::rename(directory.join("plain"), &inside));
+        log.note("unlinked while open", std::fs::remove_file(&inside));
+        let mut text = String::new();
+        log.note("and read", open.read_to_string(&mut text).map(|_| text));
+        log.note("rmdir", std::fs::remove_dir(&directory));
+        drop(open);
+        log.note("the other name", std::fs::read_to_string(&path));
+        log.note("unlinked", std::fs::remove_file(&path));
+        log.note("a directory", std::fs::create_dir(&path));
+        log.note("removed", std::fs::remove_dir(&path));
+        log.note("a link", symlink("nowhere", &path));
+        log.note("read", std::fs::read_link(&path));
+        log.note("removed", std::fs::remove_file(&path));
+    }
+}
+
+#[test]
+fn hidden_names_are_ordinary_on_a_local_directory() {
+    let local = Local::new("");
+    agree(&local, "hidden");
+    let mut open = Vec::new();
+    for name in THEIRS {
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(local.hot(name)).unwrap();
+        file.write_all(b"kept").unwrap();
+        open.push(file);
+    }
+    local.outage();
+    local.succession();
+    for (name, mut file) in THEIRS.iter().zip(open) {
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        drop(file);
+        assert_eq!((text, std::fs::read_to_string(local.hot(name)).unwrap()), ("kept".into(), "kept".into()), "{name}");
+    }
+    local.outage();
+    let listed = std::fs::read_dir(&local.lab.hot).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(listed.filter(|name| THEIRS.iter().any(|theirs| name == theirs)).count(), THEIRS.len());
+    local.end();
+}

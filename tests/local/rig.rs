@@ -68,6 +68,11 @@ impl Local {
     }
 }
 
+/// The kernel forgets the names and inodes that nobody has open.
+pub fn forget_names() {
+    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+}
+
 /// A process that has files of a mount open and does what it is told, a line for each call: this test binary, started again.
 pub struct Actor {
     child: Child,

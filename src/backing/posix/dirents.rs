@@ -52,7 +52,8 @@ pub(crate) fn parse(mut bytes: &[u8], entries: &mut Vec<DirEntry>) -> Option<()>
             return None;
         }
         if name != b"." && name != b".." {
-            entries.push(DirEntry { name: OsString::from_vec(name.to_vec()), kind: kind(record[HEADER - 1]) });
+            let ino = u64::from_ne_bytes(*record.first_chunk()?);
+            entries.push(DirEntry { name: OsString::from_vec(name.to_vec()), kind: kind(record[HEADER - 1]), ino });
         }
         bytes = &bytes[length..];
     }
@@ -80,6 +81,7 @@ mod tests {
     fn record(name: &[u8], d_type: u8) -> Vec<u8> {
         let length = (HEADER + name.len() + 1).next_multiple_of(8);
         let mut out = vec![0u8; length];
+        out[..8].copy_from_slice(&77_u64.to_ne_bytes());
         out[16..18].copy_from_slice(&(length as u16).to_ne_bytes());
         out[18] = d_type;
         out[HEADER..HEADER + name.len()].copy_from_slice(name);
@@ -102,7 +104,7 @@ mod tests {
         let mut entries = Vec::new();
         assert_eq!(parse(&bytes, &mut entries), Some(()));
         assert_eq!(entries.len(), 3);
-        assert_eq!(entries[0], DirEntry { name: OsString::from_vec(long), kind: Some(FileKind::Regular) });
+        assert_eq!(entries[0], DirEntry { name: OsString::from_vec(long), kind: Some(FileKind::Regular), ino: 77 });
         assert_eq!(entries[1].kind, Some(FileKind::Symlink));
         assert_eq!(entries[2].kind, None);
     }

@@ -144,6 +144,7 @@ mod crashes {
     fn script() -> Vec<Item<'static>> {
         let node = |node, name: &'static [u8]| Item::Node {
             node,
+            life: 0,
             kind: crate::backing::FileKind::Regular,
             identity: (0, 0),
             lookups: 1,

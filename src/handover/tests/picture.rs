@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::handover::item::{Bytes, FORMAT};
+use crate::handover::item::{Bytes, FORMAT, PIECE};
 use crate::log::{Attempt, Change};
 
 fn session() -> Item<'static> {
@@ -58,7 +58,7 @@ fn item() -> impl Strategy<Value = Item<'static>> {
     let id = || 1_u64..6;
     prop_oneof![
         4 => (id(), kind(), 0_u64..3, proptest::collection::vec(name(), 0..3)).prop_map(|(node, kind, lookups, names)| {
-            Item::Node { node, kind, identity: (1, node), lookups, by: (0, 0), names }
+            Item::Node { node, life: lookups as u32, kind, identity: (1, node), lookups, by: (0, 0), names }
         }),
         1 => id().prop_map(|node| Item::Gone { node }),
         3 => (id(), name()).prop_map(|(node, name)| Item::Named { node, name }),
@@ -75,9 +75,11 @@ fn item() -> impl Strategy<Value = Item<'static>> {
         1 => (id(), id()).prop_map(|(handle, count)| Item::Told { handle, count }),
         1 => id().prop_map(|handle| Item::Closed { handle }),
         2 => (id(), id(), id()).prop_map(|(handle, node, by)| Item::DirOpened { handle, node, by }),
-        1 => (id(), proptest::collection::vec((bytes(5), proptest::option::of(kind())), 0..3)).prop_map(|(handle, entries)| {
-            Item::Listed { handle, entries: entries.into_iter().map(|(name, kind)| Entry { name, kind }).collect() }
-        }),
+        2 => (id(), any::<(bool, bool)>(), proptest::collection::vec((bytes(5), proptest::option::of(kind())), 0..3))
+            .prop_map(|(handle, (first, last), entries)| {
+                let entries = entries.into_iter().map(|(name, kind)| Entry { name, kind, ino: handle }).collect();
+                Item::Listed { handle, first, last, entries }
+            }),
         1 => id().prop_map(|handle| Item::DirClosed { handle }),
         8 => (id(), event()).prop_map(|(node, event)| Item::Log { node, event }),
         1 => (id(), id(), any::<i32>()).prop_map(|(node, count, errno)| Item::Refused { node, count, errno }),
@@ -179,6 +181,7 @@ fn a_rename_is_known_whole_or_not_at_all() {
     let (a, b) = (Name::new(1, b"a"), Name::new(1, b"b"));
     let node = |node, name: &Name<'static>| Item::Node {
         node,
+        life: 0,
         kind: FileKind::Regular,
         identity: (0, 0),
         lookups: 1,
@@ -201,7 +204,15 @@ fn a_rename_is_known_whole_or_not_at_all() {
 fn what_an_unanswered_request_was_granted_is_known() {
     let mut picture = Picture::default();
     let names = vec![Name::new(1, b"a")];
-    picture.apply(Item::Node { node: 2, kind: FileKind::Regular, identity: (0, 0), lookups: 0, by: (0, 0), names });
+    picture.apply(Item::Node {
+        node: 2,
+        life: 1,
+        kind: FileKind::Regular,
+        identity: (0, 0),
+        lookups: 0,
+        by: (0, 0),
+        names,
+    });
     picture.apply(Item::Lookup { node: 2, count: 1, by: 40 });
     picture.apply(Item::Lookup { node: 2, count: 1, by: 42 });
     picture.apply(Item::Opened { handle: 9, node: 2, flags: 0, told: 0, by: 42 });
@@ -227,6 +238,7 @@ fn the_encoding_is_that_of_the_format() {
     let items = [
         Item::Node {
             node: 300,
+            life: 7,
             kind: FileKind::Symlink,
             identity: (1, 2),
             lookups: 3,
@@ -235,10 +247,37 @@ fn the_encoding_is_that_of_the_format() {
         },
         Item::Log { node: 5, event: LogEvent::Is(Cow::Borrowed(&log)) },
         Item::Opened { handle: 1, node: 2, flags: 3, told: 4, by: 5 },
-        Item::Counters(Counters { node: 1, handle: 2, directory: 3, hidden: 4, rename: 5 }),
+        Item::Listed {
+            handle: 1,
+            first: true,
+            last: false,
+            entries: vec![Entry { name: b"e".as_slice().into(), kind: Some(FileKind::Fifo), ino: 600 }],
+        },
+        Item::Counters(Counters { node: 1, life: 6, handle: 2, directory: 3, hidden: 4, rename: 5 }),
     ];
     let all: Vec<u8> = items.iter().flat_map(|item| encode(item).1).collect();
-    assert_eq!((FORMAT, xxhash_rust::xxh3::xxh3_64(&all)), (1, ENCODED), "{all:?}");
+    assert_eq!((FORMAT, xxhash_rust::xxh3::xxh3_64(&all)), (2, ENCODED), "{all:?}");
 }
 
-const ENCODED: u64 = 16736509404995279411;
+const ENCODED: u64 = 3803229384707219636;
+
+#[test]
+fn a_listing_in_pieces_is_known_when_the_last_of_them_is() {
+    let names: Vec<String> = (0..2 * PIECE + 7).map(|number| format!("n{number}")).collect();
+    let mut picture = Picture::default();
+    picture.apply(session());
+    picture.apply(Item::DirOpened { handle: 1, node: 1, by: 0 });
+    let mut seen = Vec::new();
+    let note = |first, last, piece: &[String]| {
+        let entry = |name: &String| Entry { name: name.as_bytes().to_vec().into(), kind: None, ino: 9 };
+        picture.apply(Item::Listed { handle: 1, first, last, entries: piece.iter().map(entry).collect() });
+        let directory = &picture.directories[&1];
+        seen.push((directory.listing.len(), directory.is_whole));
+        assert_eq!(fold(&records(&picture)).as_ref(), Ok(&picture));
+        Ok::<_, ItemError>(())
+    };
+    pieces(&names, true, note).expect("taken");
+    assert_eq!(seen, [(PIECE, false), (2 * PIECE, false), (2 * PIECE + 7, true)]);
+    picture.apply(Item::Listed { handle: 1, first: true, last: false, entries: Vec::new() });
+    assert_eq!((picture.directories[&1].listing.len(), picture.directories[&1].is_whole), (0, false));
+}

@@ -14,6 +14,20 @@ use crate::handover::{Item, Notes, item};
 /// A walk that is longer goes in a circle. Paths may be longer than PATH_MAX: who is deep down names what is near.
 const MAX_DEPTH: usize = 1 << 20;
 
+/// From there on node ids are of our own making, on a filesystem whose inode numbers are node ids. None has such numbers but
+/// overlayfs, for what it made up itself.
+pub(super) const OWN: u64 = 1 << 63;
+/// From there on they were made by a daemon that did not know what the kernel still holds of its predecessor's: nobody counts
+/// that far. Then no inode number is known to be free.
+pub(super) const BLIND: u64 = OWN + (1 << 48);
+/// Lives of a node id are told apart up to that; the kernel keeps an int.
+const LIVES: u32 = i32::MAX as u32;
+
+/// The node id that a file of that inode number is to have, if it can.
+pub(super) fn preferred(ino: u64) -> Option<u64> {
+    (ROOT + 1..OWN).contains(&ino).then_some(ino)
+}
+
 /// The names of a file: one as a rule, 65,000 at times.
 #[derive(Debug, Default)]
 pub(super) struct Names {
@@ -63,6 +77,8 @@ impl Names {
 
 #[derive(Debug)]
 pub(super) struct Node {
+    /// Tells it from others that had its id before; 0 if none had.
+    pub(super) life: u32,
     pub(super) kind: FileKind,
     pub(super) identity: (u64, u64),
     pub(super) lookups: u64,
@@ -80,7 +96,10 @@ pub(super) struct Table {
     pub(super) nodes: HashMap<u64, Node>,
     pub(super) by_name: HashMap<Name, u64>,
     pub(super) by_identity: HashMap<(u64, u64), u64>,
+    /// The highest node id of our own making.
     pub(super) last: u64,
+    /// The last life of a node id.
+    pub(super) life: u32,
     /// Path of the root on the backing.
     pub(super) base: PathBuf,
     /// Renames that are under way, by ticket.
@@ -101,7 +120,7 @@ pub(super) fn noted(parent: u64, name: &OsStr) -> item::Name<'_> {
 
 impl Node {
     pub(super) fn new(kind: FileKind, identity: (u64, u64)) -> Node {
-        Node { kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0 }
+        Node { life: 0, kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0 }
     }
 }
 
@@ -168,18 +187,35 @@ impl Table {
             self.seen(node, parent, name);
             return node;
         }
-        self.last += 1;
-        let node = self.last;
+        let (node, life) = self.number(attr.identity.1, by_identity);
         self.notes.note_with(|| {
             let names = vec![noted(parent, name)];
-            Item::Node { node, kind: attr.kind, identity: attr.identity, lookups: 0, by: (0, 0), names }
+            Item::Node { node, life, kind: attr.kind, identity: attr.identity, lookups: 0, by: (0, 0), names }
         });
-        self.nodes.insert(node, Node::new(attr.kind, attr.identity));
+        self.nodes.insert(node, Node { life, ..Node::new(attr.kind, attr.identity) });
         if by_identity {
             self.by_identity.insert(attr.identity, node);
         }
         self.name(node, parent, name.to_owned());
         node
+    }
+
+    /// The id of a new node and which of its lives it is. fuser shows the id as st_ino, so it is the backing's number if it can
+    /// be: unless a file that is gone still has it, or one of another filesystem.
+    fn number(&mut self, ino: u64, by_identity: bool) -> (u64, u32) {
+        let wanted =
+            preferred(ino).filter(|wanted| by_identity && !self.is_blind() && !self.nodes.contains_key(wanted));
+        if let Some(wanted) = wanted {
+            self.life = self.life % LIVES + 1;
+            return (wanted, self.life);
+        }
+        self.last += 1;
+        (self.last, 0)
+    }
+
+    /// True if the kernel may hold nodes that are not known here.
+    pub(super) fn is_blind(&self) -> bool {
+        self.last >= BLIND
     }
 
     /// The kernel has one more lookup of a node, which it was granted for the request `by`.

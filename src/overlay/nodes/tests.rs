@@ -243,6 +243,93 @@ fn a_name_that_is_missed_is_lost_unless_it_came_anew() {
     assert_eq!(path(&nodes, new), Ok("f".into()), "it was away only for a moment");
 }
 
+#[test]
+fn a_node_has_the_backings_number_as_long_as_no_other_has_it() {
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+    let d = nodes.remember(ROOT, OsStr::new("d"), &attr(FileKind::Directory, 12), 0);
+    let old = file(&nodes, d, "f", 13);
+    assert_eq!((d, old), (12, 13));
+    for (name, ino) in [("zero", 0), ("the root's", ROOT), ("of our own", OWN + 1), ("the highest", u64::MAX)] {
+        assert!(file(&nodes, ROOT, name, ino) > OWN, "{name}");
+    }
+    // It was removed, and its number given to another one before the kernel has forgotten it.
+    nodes.removed(d, OsStr::new("f"));
+    assert_eq!(nodes.number(ROOT, OsStr::new("unknown"), 13), None);
+    nodes.made(d, OsStr::new("g"), &attr(FileKind::Regular, 13));
+    let new = file(&nodes, d, "g", 13);
+    assert!(new > OWN);
+    assert_eq!((file(&nodes, d, "g", 13), file(&nodes, d, "its link", 13)), (new, new));
+    assert_eq!(nodes.number(d, OsStr::new("g"), 13), Some(new));
+    assert_eq!(nodes.number(d, OsStr::new("another link"), 13), Some(new));
+    let life = nodes.life(old);
+    nodes.forget(old, 1);
+    assert_eq!(file(&nodes, d, "g", 13), new, "it has this number for as long as the kernel knows it");
+    nodes.forget(new, 4);
+    assert_eq!(nodes.number(d, OsStr::new("g"), 13), Some(13));
+    assert_eq!(file(&nodes, d, "g", 13), 13);
+    assert_ne!(nodes.life(13), life);
+    // A filesystem that is mounted below.
+    let other = Attr { identity: (2, 13), ..attr(FileKind::Regular, 13) };
+    assert!(nodes.remember(d, OsStr::new("other"), &other, 0) > OWN);
+}
+
+#[test]
+fn numbers_of_no_meaning_are_no_ids() {
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
+    assert_eq!((file(&nodes, ROOT, "f", 77), file(&nodes, ROOT, "g", 78)), (2, 3));
+    assert_eq!(nodes.number(ROOT, OsStr::new("h"), 79), None);
+    assert_eq!((nodes.number(ROOT, OsStr::new("g"), 79), nodes.life(3)), (Some(3), 0));
+}
+
+/// The picture that such nodes come to.
+fn picture(nodes: &[(u64, u64)]) -> Picture {
+    let mut picture = Picture::default();
+    for &(node, ino) in nodes {
+        let name = format!("n{node}");
+        let names = vec![item::Name::new(ROOT, name.as_bytes()).into_owned()];
+        let (kind, identity) = (FileKind::Regular, (1, ino));
+        picture.apply(Item::Node { node, life: 5, kind, identity, lookups: 1, by: (0, 0), names });
+    }
+    picture
+}
+
+#[test]
+fn a_successor_gives_no_number_that_the_kernel_may_still_hold() {
+    let successor = |before: &[(u64, u64)]| {
+        let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+        nodes.resume(&picture(before));
+        nodes
+    };
+    let nodes = successor(&[(13, 13), (OWN + 7, 14)]);
+    assert_eq!((file(&nodes, ROOT, "n13", 13), file(&nodes, ROOT, "link", 14)), (13, OWN + 7));
+    assert_eq!((file(&nodes, ROOT, "new", 15), nodes.life(15)), (15, 6));
+    nodes.made(ROOT, OsStr::new("again"), &attr(FileKind::Regular, 13));
+    assert_eq!(file(&nodes, ROOT, "again", 13), OWN + 8);
+    // Of a predecessor that took its numbers for none.
+    let nodes = successor(&[(2, 900), (3, 2)]);
+    assert_eq!((file(&nodes, ROOT, "n3", 2), file(&nodes, ROOT, "three", 3)), (3, OWN + 1));
+    assert_eq!(file(&nodes, ROOT, "four", 4), 4);
+    // And the other way round.
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
+    nodes.resume(&picture(&[(13, 13)]));
+    assert_eq!(file(&nodes, ROOT, "new", 2), 14);
+}
+
+#[test]
+fn who_does_not_know_what_the_kernel_holds_gives_numbers_of_its_own() {
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+    nodes.resume_blind(1 << 54);
+    let first = file(&nodes, ROOT, "f", 13);
+    assert!(first > OWN + (1 << 54));
+    assert_eq!(nodes.number(ROOT, OsStr::new("g"), 14), None);
+    let next = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+    next.resume(&picture(&[(first, 13)]));
+    assert_eq!(file(&next, ROOT, "g", 14), first + 1, "nor does its successor know");
+    let unstable = Nodes::new(false, PathBuf::new(), Notes::nowhere());
+    unstable.resume_blind(1 << 54);
+    assert_eq!(file(&unstable, ROOT, "f", 13), (1 << 54) + 1);
+}
+
 proptest::proptest! {
     /// Whatever the kernel does in whatever order, paths end, and nothing is left when all is forgotten.
     #[test]

@@ -9,10 +9,10 @@ use nix::errno::Errno;
 use crate::backing::{Attr, FileKind, FlagsRequest, OpResult, SetTime, StatFs};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
+use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::node_errno;
 use crate::overlay::nodes::ROOT;
-use crate::overlay::{Overlay, is_hidden};
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
@@ -91,7 +91,7 @@ impl Overlay {
         if self.traits.keeps_unlinked {
             return attr;
         }
-        let hidden = self.nodes.names(node).iter().filter(|(_, name)| is_hidden(name)).count();
+        let hidden = self.nodes.names(node).iter().filter(|(_, name)| self.hides(name)).count();
         Attr { nlink: attr.nlink.saturating_sub(u32::try_from(hidden).unwrap_or(u32::MAX)), ..attr }
     }
 

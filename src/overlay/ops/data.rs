@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use fuser::{
-    FopenFlags, Generation as NodeGeneration, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite,
-};
+use fuser::{FopenFlags, ReplyCreate, ReplyData, ReplyEmpty, ReplyLseek, ReplyOpen, ReplyWrite};
 use nix::errno::Errno;
 
 use super::names::reply_empty;
@@ -15,11 +13,11 @@ use super::ownership::Asking;
 use crate::backing::{Attr, File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
+use crate::overlay::Overlay;
 use crate::overlay::asked::{Asked, Caller};
 use crate::overlay::convert::{errno, node_errno};
 use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
 use crate::overlay::inodes::Inode;
-use crate::overlay::{Overlay, is_hidden};
 
 /// Most bytes of one copy_file_range; the kernel asks again for the rest. sshfs moves them over the link twice.
 const COPY_AT_ONCE: u64 = 1 << 20;
@@ -113,7 +111,7 @@ impl Overlay {
         reply: ReplyCreate,
     ) {
         let (wanted, name) = (name.to_owned(), name.to_owned());
-        if is_hidden(&name) {
+        if self.hides(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
         let (by, caller) = (asked.unique, asked.caller);
@@ -130,7 +128,7 @@ impl Overlay {
                         let seen = overlay.appearance();
                         seen.attr_timeout.min(seen.entry_timeout)
                     };
-                    let (attr, generation) = (overlay.shown(node, &attr), NodeGeneration(0));
+                    let (attr, generation) = (overlay.shown(node, &attr), overlay.life(node));
                     reply.created(&ttl, &attr, generation, fuser::FileHandle(handle), FopenFlags::empty());
                 }
                 // Somebody else made it since the kernel looked. Opening it here would pass the kernel's check of its

@@ -4,15 +4,15 @@
 //! outages and while entries come and go.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use fuser::{
-    FopenFlags, Generation as NodeGeneration, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen,
-};
+use fuser::{FopenFlags, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
 use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
@@ -20,40 +20,78 @@ use super::names::reply_node;
 use crate::backing::{Attr, DirEntry, FileKind, OpResult};
 use crate::gate::{Class, Context, Op};
 use crate::handover::{Item, Notes, Picture, item};
+use crate::overlay::Overlay;
 use crate::overlay::asked::Asked;
 use crate::overlay::convert::{file_type, node_errno};
 use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{NO_IDENTITY, ROOT, Stamp};
-use crate::overlay::{Overlay, is_hidden};
 
 /// Entries that one request looks at: a buffer of 32 KiB holds no more of ordinary names with attributes.
 const BATCH: usize = 192;
 /// After that long a request answers with the entries it has: on a link with delay each may be a round trip.
 const BATCH_TIME: Duration = Duration::from_millis(500);
-/// What readdir(3) shows as the number of an entry that has no node yet; libfuse says the same.
+/// What readdir(3) shows as the number of an entry whose number is not known; libfuse says the same.
 const UNKNOWN: u64 = 0xffff_ffff;
 
-/// A longer listing is not noted for a successor: it reads the directory again, and whoever reads it at that moment may
-/// miss a name that was made or removed meanwhile, or see it twice.
-const MOST_NOTED: usize = 65_536;
+/// Most bytes of listings, of all open directories together, that are noted for a successor: some 600,000 names of 12 bytes,
+/// a quarter of what there is for names in its memory. Of a directory whose listing does not fit the successor reads the
+/// names again, and whoever reads it at that moment may miss a name that was made or removed meanwhile, or see it twice.
+const MOST_NOTED: u64 = 16 << 20;
+/// Most bytes that an entry takes there besides its name: its length, type and number.
+const ENTRY: u64 = 16;
 
 type Listing = Arc<Vec<DirEntry>>;
 
-#[derive(Default)]
 struct OpenDirectory {
     listing: Mutex<Option<Listing>>,
+    noted: Share,
+}
+
+/// What of [`MOST_NOTED`] one directory takes.
+struct Share {
+    total: Arc<AtomicU64>,
+    own: AtomicU64,
+}
+
+impl Share {
+    fn none(total: &Arc<AtomicU64>) -> Share {
+        Share { total: Arc::clone(total), own: AtomicU64::new(0) }
+    }
+
+    /// Takes so many bytes instead of those that it took, or none if there are not as many left.
+    fn take(&self, bytes: u64, limit: u64) -> bool {
+        self.total.fetch_sub(self.own.swap(0, Relaxed), Relaxed);
+        let more = |total: u64| total.checked_add(bytes).filter(|sum| *sum <= limit);
+        let taken = self.total.fetch_update(Relaxed, Relaxed, more).is_ok();
+        if taken {
+            self.own.store(bytes, Relaxed);
+        }
+        taken
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.total.fetch_sub(*self.own.get_mut(), Relaxed);
+    }
+}
+
+fn bytes_of(listing: &Listing) -> u64 {
+    listing.iter().map(|entry| entry.name.len() as u64 + ENTRY).sum()
 }
 
 /// All open directories by handle.
 pub struct Directories {
     open: RwLock<(HashMap<u64, Arc<OpenDirectory>>, u64)>,
+    /// Bytes of listings that are noted.
+    noted: Arc<AtomicU64>,
     notes: Notes,
 }
 
 impl Directories {
     /// None yet. What a successor has to know is noted.
     pub fn new(notes: Notes) -> Directories {
-        Directories { open: RwLock::default(), notes }
+        Directories { open: RwLock::default(), noted: Arc::default(), notes }
     }
 
     fn insert(&self, node: u64, by: u64) -> u64 {
@@ -61,19 +99,31 @@ impl Directories {
         open.1 += 1;
         let handle = open.1;
         self.notes.note(&Item::DirOpened { handle, node, by });
-        open.0.insert(handle, Arc::default());
+        let directory = OpenDirectory { listing: Mutex::default(), noted: Share::none(&self.noted) };
+        open.0.insert(handle, Arc::new(directory));
         handle
     }
 
     fn list(&self, handle: u64, directory: &OpenDirectory, listing: &Listing) {
         let mut held = directory.listing.lock();
-        if listing.len() <= MOST_NOTED {
+        let note = |first, last, piece: &[DirEntry]| {
             self.notes.note_with(|| {
-                let noted =
-                    |entry: &DirEntry| item::Entry { name: entry.name.as_bytes().to_vec().into(), kind: entry.kind };
-                Item::Listed { handle, entries: listing.iter().map(noted).collect() }
+                let noted = |entry: &DirEntry| item::Entry {
+                    name: entry.name.as_bytes().to_vec().into(),
+                    kind: entry.kind,
+                    ino: entry.ino,
+                };
+                Item::Listed { handle, first, last, entries: piece.iter().map(noted).collect() }
             });
-        }
+            Ok::<_, Infallible>(())
+        };
+        let noted = if directory.noted.take(bytes_of(listing), MOST_NOTED) {
+            item::pieces(listing, true, note)
+        } else {
+            // What was noted before is not what it shows any more.
+            note(true, false, &[])
+        };
+        let Ok(()) = noted;
         *held = Some(Arc::clone(listing));
     }
 
@@ -99,9 +149,12 @@ impl Directories {
             let entry = |entry: &item::Entry<'_>| DirEntry {
                 name: OsStr::from_bytes(entry.name.as_ref()).to_owned(),
                 kind: entry.kind,
+                ino: entry.ino,
             };
-            let listing = found.listing.as_ref().map(|listing| Arc::new(listing.iter().map(entry).collect()));
-            open.0.insert(handle, Arc::new(OpenDirectory { listing: Mutex::new(listing) }));
+            let listing: Option<Listing> = found.is_whole.then(|| Arc::new(found.listing.iter().map(entry).collect()));
+            let noted = Share::none(&self.noted);
+            noted.take(listing.as_ref().map_or(0, bytes_of), u64::MAX);
+            open.0.insert(handle, Arc::new(OpenDirectory { listing: Mutex::new(listing), noted }));
         }
     }
 
@@ -141,7 +194,7 @@ impl Overlay {
 
     fn list(&self, context: &Context<'_>, node: u64) -> OpResult<Listing> {
         let mut entries = self.on_path(context, node, |tree, path| tree.read_dir(path))?;
-        entries.retain(|entry| !is_hidden(&entry.name));
+        entries.retain(|entry| !self.hides(&entry.name));
         Ok(Arc::new(entries))
     }
 
@@ -174,7 +227,7 @@ impl Overlay {
                         let number = match entry {
                             Entry::Dot => node,
                             Entry::DotDot => overlay.parent_of(node),
-                            Entry::Name(entry) => overlay.nodes.node(node, &entry.name).unwrap_or(UNKNOWN),
+                            Entry::Name(entry) => overlay.nodes.number(node, &entry.name, entry.ino).unwrap_or(UNKNOWN),
                         };
                         if reply.add(INodeNo(number), index, file_type(kind), entry.name()) {
                             break;
@@ -226,7 +279,7 @@ impl Overlay {
                             Entry::Name(entry) => overlay.nodes.remember(node, &entry.name, &attr, by),
                         };
                         let shown = overlay.shown(child, &attr);
-                        if reply.add(INodeNo(child), index, entry.name(), &ttl, &shown, NodeGeneration(0)) {
+                        if reply.add(INodeNo(child), index, entry.name(), &ttl, &shown, overlay.life(child)) {
                             if let Entry::Name(_) = entry {
                                 overlay.nodes.forget(child, 1);
                             }

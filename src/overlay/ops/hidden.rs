@@ -11,7 +11,7 @@ use crate::gate::Context;
 use crate::gate::policy::raises_doubt;
 use crate::overlay::files::LOST_FILE;
 use crate::overlay::nodes::{Name, Stamp};
-use crate::overlay::{LIBFUSE_HIDDEN, Overlay, is_hidden, settle};
+use crate::overlay::{LIBFUSE_HIDDEN, Overlay, settle};
 
 /// How long a file that is being closed may take to be so before its name is taken away all the same.
 const CLOSING: Duration = Duration::from_millis(250);
@@ -82,7 +82,7 @@ impl Overlay {
         if entries.is_empty() {
             return Ok(Inside::Nothing);
         }
-        if !entries.iter().all(|entry| is_hidden(&entry.name)) {
+        if !entries.iter().all(|entry| self.hides(&entry.name)) {
             return Ok(Inside::Others);
         }
         // What is being hidden just now is not known yet, and may be open.
@@ -203,7 +203,7 @@ impl Overlay {
     }
 
     fn hidden_name_of(&self, node: u64) -> Option<Name> {
-        self.nodes.names(node).into_iter().find(|(_, name)| is_hidden(name))
+        self.nodes.names(node).into_iter().find(|(_, name)| self.hides(name))
     }
 
     /// Removes a node's hidden names, one for each name that it lost while open, wherever they have been moved to by now.
@@ -235,7 +235,7 @@ impl Overlay {
     /// is closed. Not as long as a rename is in doubt that would have taken a name from it.
     pub(super) fn is_seen_by_nobody(&self, node: u64) -> bool {
         let names = self.nodes.names(node);
-        !names.is_empty() && names.iter().all(|(_, name)| is_hidden(name)) && self.nodes.doubtful_renames().is_empty()
+        !names.is_empty() && names.iter().all(|(_, name)| self.hides(name)) && self.nodes.doubtful_renames().is_empty()
     }
 
     /// The last handle of a node is closed, and its hidden names could not be removed.

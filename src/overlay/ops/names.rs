@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Generation as NodeGeneration, ReplyData, ReplyEmpty, ReplyEntry};
+use fuser::{ReplyData, ReplyEmpty, ReplyEntry};
 use nix::errno::Errno;
 
 use super::ownership::Asking;
@@ -15,7 +15,7 @@ use crate::overlay::asked::Asked;
 use crate::overlay::convert::{errno, kind_of_mode, node_errno};
 use crate::overlay::hidden_journal::Outcome;
 use crate::overlay::nodes::Name;
-use crate::overlay::{Overlay, is_hidden, settle};
+use crate::overlay::{Overlay, settle};
 
 /// What is to be made.
 pub enum Made {
@@ -42,7 +42,7 @@ impl Overlay {
     /// FUSE_LOOKUP.
     pub fn lookup(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let (wanted, name) = (name.to_owned(), name.to_owned());
-        if is_hidden(&name) {
+        if self.hides(&name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         let by = asked.unique;
@@ -70,7 +70,7 @@ impl Overlay {
             Ok(attr) => {
                 let node = self.nodes.remember(parent, name, &attr, by);
                 let (attr_ttl, entry_ttl) = (self.appearance().attr_timeout, self.appearance().entry_timeout);
-                reply.entry_with_ttls(&attr_ttl, &entry_ttl, &self.shown(node, &attr), NodeGeneration(0));
+                reply.entry_with_ttls(&attr_ttl, &entry_ttl, &self.shown(node, &attr), self.life(node));
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -79,7 +79,7 @@ impl Overlay {
     /// FUSE_MKDIR, FUSE_MKNOD, FUSE_SYMLINK.
     pub fn make(self: &Arc<Self>, asked: Asked, op: Op, parent: u64, name: &OsStr, what: Made, reply: ReplyEntry) {
         let (wanted, name) = (name.to_owned(), name.to_owned());
-        if is_hidden(&name) {
+        if self.hides(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
         let (by, caller) = (asked.unique, asked.caller);
@@ -116,7 +116,7 @@ impl Overlay {
     /// FUSE_LINK.
     pub fn link(self: &Arc<Self>, asked: Asked, node: u64, parent: u64, name: &OsStr, reply: ReplyEntry) {
         let (wanted, name) = (name.to_owned(), name.to_owned());
-        if is_hidden(&name) {
+        if self.hides(&name) {
             return reply.error(fuser::Errno::EPERM);
         }
         let by = asked.unique;
@@ -140,7 +140,7 @@ impl Overlay {
                 Ok(attr) => {
                     overlay.nodes.remember_link(node, parent, &name, by);
                     let (attr_ttl, entry_ttl) = (overlay.appearance().attr_timeout, overlay.appearance().entry_timeout);
-                    reply.entry_with_ttls(&attr_ttl, &entry_ttl, &overlay.shown(node, &attr), NodeGeneration(0));
+                    reply.entry_with_ttls(&attr_ttl, &entry_ttl, &overlay.shown(node, &attr), overlay.life(node));
                 }
                 Err(error) => reply.error(errno(error)),
             },
@@ -149,7 +149,7 @@ impl Overlay {
 
     /// FUSE_UNLINK.
     pub fn unlink(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
-        if is_hidden(name) {
+        if self.hides(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         // Chosen once: when the call is run again in doubt, it must find what it did before.
@@ -181,7 +181,7 @@ impl Overlay {
 
     /// FUSE_RMDIR.
     pub fn rmdir(self: &Arc<Self>, asked: Asked, parent: u64, name: &OsStr, reply: ReplyEmpty) {
-        if is_hidden(name) {
+        if self.hides(name) {
             return reply.error(fuser::Errno::ENOENT);
         }
         let name = name.to_owned();
@@ -191,15 +191,16 @@ impl Overlay {
             Class::Meta,
             move |overlay, context| {
                 // Whoever is in it goes on to see its attributes, where a local filesystem would show them.
-                let node = overlay.nodes.node(parent, &name).filter(|_| overlay.traits.keeps_unlinked);
-                let attr = node.and_then(|node| overlay.on_path(context, node, |tree, path| tree.stat(path)).ok());
+                let held = overlay.traits.keeps_unlinked.then(|| overlay.nodes.hold_named(parent, &name)).flatten();
+                let stat = |node| overlay.on_path(context, node, |tree, path| tree.stat(path)).ok();
+                let attr = held.as_ref().and_then(|held| stat(held.node));
                 overlay.on_name(context, parent, &name, |tree, path| {
                     let result = overlay.emptied(tree, (parent, &name), path, || tree.rmdir(path));
                     settle::removal(result, context.in_doubt)
                 })?;
                 overlay.nodes.removed(parent, &name);
-                if let (Some(node), Some(attr)) = (node, attr) {
-                    overlay.has_removed(node, &attr);
+                if let (Some(held), Some(attr)) = (held, attr) {
+                    overlay.has_removed(held.node, &attr);
                 }
                 Ok(())
             },
@@ -209,7 +210,7 @@ impl Overlay {
 
     /// FUSE_RENAME2.
     pub fn rename(self: &Arc<Self>, asked: Asked, from: Name, to: Name, flags: u32, reply: ReplyEmpty) {
-        if is_hidden(&from.1) || is_hidden(&to.1) {
+        if self.hides(&from.1) || self.hides(&to.1) {
             return reply.error(fuser::Errno::EPERM);
         }
         // Chosen once, as for unlink.
