@@ -164,7 +164,7 @@ impl Overlay {
             gate,
             traits,
             appearance: RwLock::new(Appearance::of(&config, traits.remembers)),
-            nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()),
+            nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()).remembering(traits.remembers),
             base,
             local_space,
             files: Files::new(notes.clone()),
