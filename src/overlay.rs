@@ -25,6 +25,7 @@ mod session;
 mod settle;
 mod shown;
 mod sweep;
+mod unsynced;
 mod warm;
 
 use nix::errno::Errno;
@@ -60,6 +61,7 @@ use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
 use shown::{Appearance, LocalSpace};
+use unsynced::Unsynced;
 
 /// Names that steadfs gives to files that are unlinked while open. They are not shown and cannot be asked for.
 const HIDDEN: &str = ".steadfs-hidden-";
@@ -136,6 +138,7 @@ pub struct Overlay {
     replaced: Replaced,
     removed: Removed,
     recount: Mutex<Option<Recount>>,
+    unsynced: Unsynced,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
 }
@@ -189,6 +192,7 @@ impl Overlay {
             replaced: Replaced::default(),
             removed: Removed::default(),
             recount: Mutex::default(),
+            unsynced: Unsynced::default(),
             given: Mutex::default(),
         });
         overlay.look_at_local_space();

@@ -9,6 +9,9 @@ use super::said::{Log, agree};
 
 const NONE_OF: &str = "-P posix-rename,hardlink,fsync,statvfs,fstatvfs,lsetstat";
 
+/// What an event says of it.
+const TOLD: &str = "does not know fsync@openssh.com";
+
 pub fn body(log: &mut Log) {
     let at = |name: &str| log.at(name);
     let (f, g, h) = (at("f"), at("g"), at("h"));
@@ -49,11 +52,26 @@ fn a_server_without_extensions() {
     }
     let held = "both are there: (\"other\", \"content\")".to_owned();
     assert!(said.contains(&held), "a rename that is refused changes nothing: {said:#?}");
+    assert!(pair.log().contains(TOLD), "{}", pair.log());
     // An fsync waits for the server to have it all, which is as much as can be had: what it has outlives everything here.
     std::fs::write(pair.hot.join("big"), vec![7; 1 << 20]).unwrap();
     assert_eq!(std::fs::read(pair.stored("big")).unwrap(), vec![7; 1 << 20]);
     pair.kill_sshfs();
     assert_eq!(std::fs::read(pair.hot.join("big")).unwrap(), vec![7; 1 << 20]);
     assert_eq!(std::fs::read_to_string(pair.hot.join("h")).unwrap(), "other");
+    pair.end();
+}
+
+#[test]
+fn a_server_that_knows_fsync_is_not_said_not_to() {
+    let pair = Pair::new("gather=0");
+    let file = OpenOptions::new().write(true).create_new(true).open(pair.hot.join("f")).unwrap();
+    for number in 0..25 {
+        file.write_all_at(b"record", number * 6).unwrap();
+        file.sync_all().unwrap();
+        file.sync_all().unwrap();
+    }
+    drop(file);
+    assert!(!pair.log().contains(TOLD), "{}", pair.log());
     pair.end();
 }
