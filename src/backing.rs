@@ -128,6 +128,12 @@ pub trait Generation: Send + Sync {
     /// Signs of life. Never blocks.
     fn vitals(&self) -> Vitals;
 
+    /// Bytes that have passed by what stands between it and its server, a number that only grows; `None` if nobody counts
+    /// them. Never blocks.
+    fn moved_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Makes every call inside return with an error, now and for ever. Never blocks.
     fn abort(&self);
 

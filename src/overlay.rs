@@ -26,6 +26,7 @@ mod session;
 mod settle;
 mod shown;
 mod sweep;
+mod unsynced;
 mod warm;
 
 use nix::errno::Errno;
@@ -61,6 +62,7 @@ use rescue::Rescue;
 pub use resume::Before;
 pub use session::{Device, Greeting, run as run_session};
 use shown::{Appearance, LocalSpace};
+use unsynced::Unsynced;
 
 /// Names that steadfs gives to files that are unlinked while open, see [`Overlay::hides`].
 const HIDDEN: &str = ".steadfs-hidden-";
@@ -137,6 +139,7 @@ pub struct Overlay {
     replaced: Replaced,
     removed: Removed,
     recount: Mutex<Option<Recount>>,
+    unsynced: Unsynced,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
     given: Mutex<Vec<Name>>,
 }
@@ -165,7 +168,7 @@ impl Overlay {
             gate,
             traits,
             appearance: RwLock::new(Appearance::of(&config, traits.remembers)),
-            nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()),
+            nodes: Nodes::new(traits.stable_inodes, base.clone(), notes.clone()).remembering(traits.remembers),
             base,
             local_space,
             files: Files::new(notes.clone()),
@@ -190,6 +193,7 @@ impl Overlay {
             replaced: Replaced::default(),
             removed: Removed::default(),
             recount: Mutex::default(),
+            unsynced: Unsynced::default(),
             given: Mutex::default(),
         });
         overlay.look_at_local_space();

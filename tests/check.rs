@@ -82,6 +82,22 @@ fn a_server_that_works_is_found_to_work() {
 }
 
 #[test]
+fn what_a_server_does_not_know_is_told() {
+    let lab = Lab::unmounted();
+    let server = lab.path("server");
+    let script = format!("#!/bin/sh\nexec {} -P fsync,posix-rename,hardlink,statvfs\n", lab::sshd::SFTP_SERVER);
+    std::fs::write(&server, script).unwrap();
+    std::fs::set_permissions(&server, PermissionsExt::from_mode(0o755)).unwrap();
+    let said = check(&lab, "", "", &format!("sftp_server = '{}'\n", server.display()));
+    assert_eq!((said.code, said.json["verdict"].as_str()), (0, Some("warning")), "{}", said.text);
+    for (extension, words) in
+        [("fsync", "not when its disk has"), ("posix-rename", "EPERM"), ("hardlink", "EPERM"), ("statvfs", "made up")]
+    {
+        said.has("server", "warning", &[&format!("does not know {extension}@openssh.com"), words]);
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_login_is_told_apart() {
     let mut lab = Lab::unmounted();
     let said = check(&lab, "client", "stranger", "");

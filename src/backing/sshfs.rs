@@ -292,6 +292,10 @@ impl Generation for SshfsGeneration {
         self.started.link.vitals(&self.started.group)
     }
 
+    fn moved_bytes(&self) -> Option<u64> {
+        self.started.link.moved_bytes(&self.started.group)
+    }
+
     fn abort(&self) {
         self.tree.stop();
         self.started.abort(Some(self.mount.dev));

@@ -267,7 +267,8 @@ impl Overlay {
                 file::Begin::Commit(ticket) => break ticket,
             }
         };
-        let synced = self.writer(generation, inode).and_then(|writer| writer.descriptor.sync(data_only));
+        let writer = self.writer(generation, inode);
+        let synced = writer.and_then(|writer| self.sync_file(generation, &**writer.descriptor, data_only));
         match synced {
             Ok(()) => inode.committed(&self.budget, &ticket, generation.number()).map(|()| Ended::Well),
             Err(error) => {

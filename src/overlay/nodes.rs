@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -49,6 +49,8 @@ pub struct Nodes {
     renamed: Condvar,
     /// (st_dev, st_ino) tell files apart, so that hard links share a node.
     by_identity: bool,
+    /// How long the backing may answer from what it remembers, which it does by name where identities mean nothing.
+    remembers: Duration,
 }
 
 impl Nodes {
@@ -57,7 +59,17 @@ impl Nodes {
         let root = Node { lookups: 1, held: 1, ..Node::new(FileKind::Directory, NO_IDENTITY) };
         let last = if stable_inodes { OWN } else { ROOT };
         let table = Table { nodes: HashMap::from([(ROOT, root)]), last, base, notes, ..Table::default() };
-        Nodes { table: Mutex::new(table), renamed: Condvar::new(), by_identity: stable_inodes }
+        Nodes {
+            table: Mutex::new(table),
+            renamed: Condvar::new(),
+            by_identity: stable_inodes,
+            remembers: Duration::ZERO,
+        }
+    }
+
+    /// The same over a backing that remembers attributes for that long.
+    pub fn remembering(self, remembers: Duration) -> Nodes {
+        Nodes { remembers, ..self }
     }
 
     /// Path of a node. ENOENT if it has no name any more.
@@ -225,7 +237,7 @@ impl Nodes {
     /// A handle was opened.
     pub fn opened(&self, node: u64) {
         if let Some(found) = self.table.lock().nodes.get_mut(&node) {
-            (found.open, found.held) = (found.open + 1, found.held + 1);
+            (found.open, found.held, found.kept) = (found.open + 1, found.held + 1, None);
         }
     }
 
@@ -234,6 +246,55 @@ impl Nodes {
         if let Some(found) = self.table.lock().nodes.get_mut(&node) {
             found.held += 1;
         }
+    }
+
+    /// A file was changed by its first name, or by a descriptor that was opened under that.
+    pub fn changed(&self, node: u64) {
+        let mut table = self.table.lock();
+        if let Some(found) = table.nodes.get_mut(&node) {
+            (found.led_until, found.kept) = (Some(Instant::now() + self.remembers), None);
+        }
+    }
+
+    /// The node behind a name that may say at present what the file was before it was changed: its first name knows better.
+    pub fn led_elsewhere(&self, parent: u64, name: &OsStr) -> Option<u64> {
+        self.led(parent, name, false)
+    }
+
+    /// The node behind a name that is the one of several that says at present what the file is.
+    pub fn led_by(&self, parent: u64, name: &OsStr) -> Option<u64> {
+        self.led(parent, name, true)
+    }
+
+    fn led(&self, parent: u64, name: &OsStr, by_this: bool) -> Option<u64> {
+        let table = self.table.lock();
+        let name = (parent, name.to_owned());
+        let node = *table.by_name.get(&name).filter(|_| !self.by_identity)?;
+        let found = table.nodes.get(&node).filter(|found| found.is_led(Instant::now()))?;
+        (by_this == (found.names.first() == Some(&name))).then_some(node)
+    }
+
+    /// The name by which a file was last changed has gone; that is what it said of it.
+    pub fn keep(&self, node: u64, attr: Attr) {
+        let mut table = self.table.lock();
+        if let Some(found) = table.nodes.get_mut(&node).filter(|found| found.open == 0) {
+            (found.led_until, found.kept) = (Some(Instant::now() + self.remembers), Some(attr));
+        }
+    }
+
+    /// What is known of a file better than the backing may know it by the names that are left.
+    pub fn kept(&self, node: u64) -> Option<Attr> {
+        let mut table = self.table.lock();
+        let found = table.nodes.get_mut(&node)?;
+        if found.led_until.is_none_or(|until| until <= Instant::now()) {
+            found.kept = None;
+        }
+        found.kept
+    }
+
+    /// Number of names of a node that `count`.
+    pub fn count_names(&self, node: u64, count: impl Fn(&OsStr) -> bool) -> usize {
+        self.table.lock().names(node).filter(|(_, name)| count(name)).count()
     }
 
     /// False if a file of that identity is certainly another one than the node's.
@@ -248,6 +309,7 @@ impl Nodes {
         match self.table.lock().nodes.get_mut(&node) {
             Some(found) => {
                 found.open = found.open.saturating_sub(1);
+                found.led_until = Some(Instant::now() + self.remembers);
                 found.open == 0
             }
             None => false,
@@ -259,6 +321,8 @@ impl Nodes {
         let mut table = self.table.lock();
         if let Some(found) = table.nodes.get_mut(&node) {
             found.held = found.held.saturating_sub(1);
+            // What was written to it may have been sent as late as that.
+            found.led_until = Some(Instant::now() + self.remembers);
             table.drop_if_unused(node);
         }
     }
@@ -349,8 +413,8 @@ impl Nodes {
     pub fn resume(&self, picture: &Picture) {
         let mut table = self.table.lock();
         for (&node, found) in picture.nodes.iter().filter(|(node, _)| **node != ROOT) {
-            let (life, lookups) = (found.life, found.lookups);
-            table.nodes.insert(node, Node { life, lookups, ..Node::new(found.kind, found.identity) });
+            let (life, lookups, led_until) = (found.life, found.lookups, Some(Instant::now() + self.remembers));
+            table.nodes.insert(node, Node { life, lookups, led_until, ..Node::new(found.kind, found.identity) });
             if self.by_identity && found.identity != NO_IDENTITY {
                 table.by_identity.insert(found.identity, node);
             }
@@ -436,6 +500,10 @@ impl Renaming<'_> {
         self.ended = true;
         table.notes.note(&Item::Renamed { ticket: self.ticket, outcome: Outcome::Done { exchange } });
         table.doubtful.retain(|(from, to)| (from, to) != (&self.from, &self.to));
+        let led = |table: &Table, node: Option<u64>, name| {
+            node.filter(|node| table.nodes.get(node).is_some_and(|found| found.names.first() == Some(name)))
+        };
+        let (moved_led, target_led) = (led(&table, moved, &self.from), led(&table, target, &self.to));
         table.unname(self.from.0, &self.from.1);
         table.unname(self.to.0, &self.to.1);
         if let Some(moved) = moved {
@@ -443,6 +511,13 @@ impl Renaming<'_> {
         }
         if let Some(target) = target.filter(|_| exchange) {
             table.name(target, self.from.0, self.from.1.clone());
+        }
+        // The name that was first of several is so under its new name.
+        if let Some(moved) = moved_led {
+            table.seen(moved, self.to.0, &self.to.1);
+        }
+        if let Some(target) = target_led.filter(|_| exchange) {
+            table.seen(target, self.from.0, &self.from.1);
         }
         table.version += 1;
         let version = table.version;

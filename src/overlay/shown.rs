@@ -1,6 +1,7 @@
 //! What callers are shown of a file's attributes, and of the space there is: as the backing has it, or as the overlay is told to
 //! (`owner=`, `umask=`, `statfs=local`).
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::fstatvfs;
 
-use super::Overlay;
 use super::convert::file_attr;
-use crate::backing::{Attr, OpResult, StatFs};
+use super::{Overlay, is_hidden};
+use crate::backing::{Attr, FileKind, OpResult, StatFs, Tree};
 use crate::config::{OverlayConfig, StatfsFrom};
 use crate::gate::Context;
+use crate::gate::policy::raises_doubt;
 
 /// What of an overlay's options may change while it is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,7 @@ impl Overlay {
     /// A node's attributes for the kernel, which checks permissions by them.
     pub(super) fn shown(&self, node: u64, attr: &Attr) -> FileAttr {
         let mut shown = file_attr(node, attr);
+        shown.nlink = shown.nlink.max(self.known_links(node, attr.kind));
         let seen = self.appearance();
         if let Some((uid, gid)) = seen.owner {
             (shown.uid, shown.gid) = (uid, gid);
@@ -107,6 +110,47 @@ impl Overlay {
     /// Which of the lives of its id a node is, as the kernel is told.
     pub(super) fn life(&self, node: u64) -> NodeGeneration {
         NodeGeneration(self.nodes.life(node).into())
+    }
+
+    /// Names that a file has to our knowledge, where the backing may not know all of them: sshfs says 1 of each. Hidden ones
+    /// are no links for anybody else.
+    fn known_links(&self, node: u64, kind: FileKind) -> u32 {
+        if self.traits.stable_inodes || kind == FileKind::Directory {
+            return 0;
+        }
+        u32::try_from(self.nodes.count_names(node, |name| !is_hidden(name))).unwrap_or(u32::MAX)
+    }
+
+    /// Attributes of a file by one of its names. A backing that remembers attributes by name learns of a change by that alone
+    /// by which it is made, so of a file with several it is asked by that one; see [`Overlay::last_look`] if that has gone.
+    pub(super) fn as_led(&self, context: &Context<'_>, parent: u64, name: &OsStr, attr: Attr) -> OpResult<Attr> {
+        match self.nodes.led_elsewhere(parent, name) {
+            Some(node) => match self.on_path(context, node, |tree, path| tree.stat(path)) {
+                Ok(found) if found.kind == attr.kind => Ok(self.as_kept(Some(node), found)),
+                Err(error) if raises_doubt(error) => Err(error),
+                _ => Ok(attr),
+            },
+            None => Ok(self.as_kept(self.nodes.node(parent, name), attr)),
+        }
+    }
+
+    /// The same of a node, by what was kept of it.
+    pub(super) fn as_kept(&self, node: Option<u64>, attr: Attr) -> Attr {
+        node.and_then(|node| self.nodes.kept(node)).filter(|kept| kept.kind == attr.kind).unwrap_or(attr)
+    }
+
+    /// Before a name is taken away: if it is the one of several by which the file was changed last, what it says of the file,
+    /// for `Nodes::keep` once it has gone: [`Overlay::keep_last`].
+    pub(super) fn last_look(&self, tree: &dyn Tree, (parent, name): (u64, &OsStr), path: &Path) -> Option<(u64, Attr)> {
+        let node = self.nodes.led_by(parent, name)?;
+        Some((node, tree.stat(path).ok()?))
+    }
+
+    /// The name that was looked at last has gone.
+    pub(super) fn keep_last(&self, last: Option<(u64, Attr)>) {
+        if let Some((node, attr)) = last {
+            self.nodes.keep(node, attr);
+        }
     }
 
     /// What of a change of owner is left to do. EPERM if it is to be another one than the one that is always shown.

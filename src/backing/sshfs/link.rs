@@ -79,6 +79,16 @@ impl Link {
         state.connections.first().filter(|_| all).map(|connection| connection.remote)
     }
 
+    /// Bytes that the processes behind sshfs (ssh as a rule) have read and written; `None` if there are none.
+    pub fn moved_bytes(&self, group: &Group) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.members.iter().all(|&pid| pid == group.leader()) {
+            state.members = group.members();
+        }
+        let moved = state.members.iter().filter(|&&pid| pid != group.leader()).map(|&pid| moved_bytes(pid)).sum();
+        Some(moved).filter(|&moved| moved > 0)
+    }
+
     /// Looks once.
     pub fn vitals(&self, group: &Group) -> Vitals {
         let now = Instant::now();

@@ -15,6 +15,17 @@ use crate::backing::sshfs::failure;
 use crate::backing::sshfs::reach::Lookout;
 use crate::config::{DaemonConfig, Source};
 
+/// What sshfs asks of a server beyond SFTP (sftp_init_reply_ok in sshfs.c), and what it is without.
+const EXTENSIONS: [(&str, &str); 4] = [
+    (
+        "fsync@openssh.com",
+        "fsync and close return 0 when the server has everything, not when its disk has: sshfs does not say so",
+    ),
+    ("posix-rename@openssh.com", "a file cannot be renamed over another (EPERM): programs that save in that way fail"),
+    ("hardlink@openssh.com", "hard links are refused (EPERM)"),
+    ("statvfs@openssh.com", "the figures of df are made up, and a full store is told as EIO"),
+];
+
 /// How long the network may take to say whether the server is there.
 const REACH: Duration = Duration::from_secs(10);
 
@@ -81,6 +92,9 @@ fn remote(config: &DaemonConfig, arguments: &Arguments, report: &mut Report) {
     match Session::open(command(arguments, &config.sshfs_options), limit) {
         Ok(session) => {
             report.ok("login", "works, and the server speaks SFTP");
+            for (extension, words) in EXTENSIONS.iter().filter(|(extension, _)| !session.offers(extension)) {
+                report.warn("server", format!("it does not know {extension}: {words}"));
+            }
             directories(config, arguments, session, report);
         }
         Err(failure) => failed(&failure, arguments, report),

@@ -51,6 +51,7 @@ pub struct Session {
     packets: Receiver<io::Result<Vec<u8>>>,
     until: Instant,
     number: u32,
+    extensions: Vec<String>,
 }
 
 impl Drop for Session {
@@ -77,10 +78,20 @@ impl Session {
             end(&mut child);
             return Err(nothing("it has no pipes".into()));
         };
-        let mut session = Session { child, stdin, packets: packets(stdout), until: Instant::now() + limit, number: 0 };
+        let mut session = Session {
+            child,
+            stdin,
+            packets: packets(stdout),
+            until: Instant::now() + limit,
+            number: 0,
+            extensions: Vec::new(),
+        };
         let greeting = session.send(INIT, &3u32.to_be_bytes()).and_then(|()| session.receive());
         let no_sftp = match &greeting {
-            Ok(packet) if packet.first() == Some(&VERSION) => return Ok(session),
+            Ok(packet) if packet.first() == Some(&VERSION) => {
+                session.extensions = extensions(packet);
+                return Ok(session);
+            }
             Ok(_) => true,
             Err(error) => error.kind() == io::ErrorKind::InvalidData,
         };
@@ -98,6 +109,11 @@ impl Session {
                 .to_owned()
         });
         Err(Failure { stderr, ending, no_sftp })
+    }
+
+    /// True if the server has said that it knows this extension.
+    pub fn offers(&self, extension: &str) -> bool {
+        self.extensions.iter().any(|offered| offered == extension)
     }
 
     /// What that path is, links followed.
@@ -155,6 +171,19 @@ fn packet(from: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(packet)
 }
 
+/// Names of the extensions that a VERSION lists, each followed by some data.
+fn extensions(packet: &[u8]) -> Vec<String> {
+    let mut rest = packet.get(5..).unwrap_or_default();
+    let mut string = || {
+        let (length, tail) = rest.split_first_chunk()?;
+        let (text, tail) = tail.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        rest = tail;
+        Some(text)
+    };
+    let pairs = std::iter::from_fn(|| Some((string()?, string()?)));
+    pairs.map(|(name, _)| String::from_utf8_lossy(name).into_owned()).collect()
+}
+
 /// The answer to a STAT of that number.
 fn parse(packet: &[u8], number: u32) -> Option<Answer> {
     let (&kind, body) = packet.split_first()?;
@@ -206,6 +235,7 @@ mod tests {
         assert_eq!(session.stat(dir.path()), Ok(Answer::Directory));
         assert_eq!(session.stat(&dir.path().join("file")), Ok(Answer::Other));
         assert_eq!(session.stat(&dir.path().join("none")), Ok(Answer::Missing));
+        assert!(session.offers("fsync@openssh.com") && !session.offers("1"));
     }
 
     #[test]
@@ -220,7 +250,7 @@ mod tests {
     proptest! {
         #[test]
         fn nonsense_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = (parse(&bytes, 1), packet(&mut bytes.as_slice()));
+            let _ = (parse(&bytes, 1), packet(&mut bytes.as_slice()), extensions(&bytes));
         }
     }
 }

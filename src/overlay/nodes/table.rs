@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -89,6 +90,10 @@ pub(super) struct Node {
     pub(super) names: Names,
     /// State of the table when its names were last changed.
     pub(super) moved: u64,
+    /// Until then the backing may remember by other names than the first what it was before it was changed.
+    pub(super) led_until: Option<Instant>,
+    /// What it was by a first name that has gone, as long as the others may say otherwise.
+    pub(super) kept: Option<Attr>,
 }
 
 #[derive(Debug, Default)]
@@ -120,7 +125,13 @@ pub(super) fn noted(parent: u64, name: &OsStr) -> item::Name<'_> {
 
 impl Node {
     pub(super) fn new(kind: FileKind, identity: (u64, u64)) -> Node {
-        Node { life: 0, kind, identity, lookups: 0, held: 0, open: 0, names: Names::default(), moved: 0 }
+        let (names, led_until, kept) = (Names::default(), None, None);
+        Node { life: 0, kind, identity, lookups: 0, held: 0, open: 0, names, moved: 0, led_until, kept }
+    }
+
+    /// True if it has several names, of which the first alone says what it is: it is open by that, or was a moment ago.
+    pub(super) fn is_led(&self, now: Instant) -> bool {
+        self.names.are_several() && (self.open > 0 || self.led_until.is_some_and(|until| now < until))
     }
 }
 
@@ -172,7 +183,10 @@ impl Table {
                 .get(&node)
                 .is_some_and(|found| found.kind == attr.kind && (!by_identity || found.identity == attr.identity));
             if same {
-                self.seen(node, parent, name);
+                let led = !by_identity && self.nodes.get(&node).is_some_and(|found| found.is_led(Instant::now()));
+                if !led {
+                    self.seen(node, parent, name);
+                }
                 return node;
             }
             // Replaced behind our back: the old file, if it is still held, goes on without this name.

@@ -79,6 +79,36 @@ fn hard_links_share_a_node_where_inodes_are_stable_and_where_they_were_made_here
 }
 
 #[test]
+fn the_name_by_which_a_file_was_changed_leads_until_nobody_remembers_otherwise() {
+    let long = Duration::from_secs(3600);
+    let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere()).remembering(long);
+    let (f, b) = (file(&nodes, ROOT, "a", 1), OsStr::new("b"));
+    nodes.remember_link(f, ROOT, b, 0);
+    file(&nodes, ROOT, "b", 2);
+    assert_eq!(path(&nodes, f), Ok("b".into()), "unchanged, by the name that was seen last");
+    nodes.changed(f);
+    file(&nodes, ROOT, "a", 1);
+    assert_eq!(path(&nodes, f), Ok("b".into()));
+    assert_eq!((nodes.led_elsewhere(ROOT, OsStr::new("a")), nodes.led_elsewhere(ROOT, b)), (Some(f), None));
+    rename(&nodes, (ROOT, "b"), (ROOT, "z"), false);
+    assert_eq!((path(&nodes, f), nodes.led_by(ROOT, OsStr::new("z"))), (Ok("z".into()), Some(f)), "renamed");
+    nodes.removed(ROOT, OsStr::new("z"));
+    let last = Attr { size: 7, ..attr(FileKind::Regular, 1) };
+    nodes.keep(f, last);
+    assert_eq!((path(&nodes, f), nodes.kept(f)), (Ok("a".into()), Some(last)));
+    nodes.changed(f);
+    assert_eq!(nodes.kept(f), None, "what is done by the name that is left is known by that");
+
+    let forgetful = Nodes::new(false, PathBuf::new(), Notes::nowhere());
+    let f = file(&forgetful, ROOT, "a", 1);
+    forgetful.remember_link(f, ROOT, b, 0);
+    forgetful.changed(f);
+    assert_eq!(forgetful.led_elsewhere(ROOT, b), None, "nothing is remembered");
+    forgetful.opened(f);
+    assert_eq!(forgetful.led_elsewhere(ROOT, b), Some(f), "one more change may come at any moment");
+}
+
+#[test]
 fn numbers_that_are_made_up_anew_mix_no_files() {
     let nodes = Nodes::new(false, PathBuf::new(), Notes::nowhere());
     let (f, g) = (file(&nodes, ROOT, "f", 1), file(&nodes, ROOT, "g", 2));

@@ -73,7 +73,7 @@ impl Overlay {
         let kind = self.nodes.kind(node);
         let found = match self.on_path(context, node, |tree, path| tree.stat(path)) {
             // Another kind of file under the name is another file, and would break the kernel's inode.
-            Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(attr),
+            Ok(attr) if kind.is_none_or(|kind| kind == attr.kind) => Ok(self.as_kept(Some(node), attr)),
             Ok(_) | Err(Errno::ENOENT) => match self.files.of_node(node).first() {
                 Some(file) => self.descriptor(&**context.generation, file)?.stat(),
                 None => match self.removed.attr(node) {
@@ -198,7 +198,9 @@ impl Overlay {
             first.class(),
             move |overlay, context| {
                 overlay.commit_first(context, &first)?;
-                overlay.change(context, node, handle, &changes)?;
+                let result = overlay.change(context, node, handle, &changes);
+                overlay.nodes.changed(node);
+                result?;
                 overlay.stat(context, node, handle)
             },
             move |overlay, result| overlay.reply_attr(node, result, reply),

@@ -268,7 +268,9 @@ impl Overlay {
                 worker.commit(context, &file.inode, data_only)?;
                 if clean && op == Op::Fsync {
                     // Nothing of ours, but perhaps the size or the times.
-                    worker.descriptor(&**context.generation, &file)?.sync(data_only)?;
+                    let generation = &**context.generation;
+                    let descriptor = worker.descriptor(generation, &file)?;
+                    worker.sync_file(generation, &**descriptor, data_only)?;
                 }
                 Ok(())
             },

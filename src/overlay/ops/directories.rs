@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
@@ -354,7 +354,7 @@ impl Overlay {
         loop {
             let known = self.nodes.node(node, &entry.name);
             let path = place.0.join(&entry.name);
-            let found = found(self.look(context, known, || context.generation.tree().stat(&path)), entry)?;
+            let found = found(self.look(context, known, || self.stat_entry(context, node, &path, entry)), entry)?;
             let gone = matches!(found, Found::Gone);
             if !gone
                 || !self.nodes.has_moved_since(place.1, &[node], context.deadline)
@@ -364,6 +364,11 @@ impl Overlay {
             }
             *place = self.nodes.path(node)?;
         }
+    }
+
+    fn stat_entry(&self, context: &Context<'_>, node: u64, path: &Path, entry: &DirEntry) -> OpResult<Attr> {
+        let attr = context.generation.tree().stat(path)?;
+        self.as_led(context, node, &entry.name, attr)
     }
 
     fn parent_of(&self, node: u64) -> u64 {

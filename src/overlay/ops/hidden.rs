@@ -209,13 +209,20 @@ impl Overlay {
     /// Removes a node's hidden names, one for each name that it lost while open, wherever they have been moved to by now.
     pub(super) fn remove_hidden(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
         while self.hidden_name_of(node).is_some() {
-            let unlink = |tree: &dyn Tree, path: &PathBuf| self.unlink_hidden(tree, path);
+            let last = std::cell::Cell::new(None);
+            let unlink = |tree: &dyn Tree, path: &PathBuf| {
+                if let Some((parent, name)) = self.hidden_name_of(node) {
+                    last.set(self.last_look(tree, (parent, &name), path));
+                }
+                self.unlink_hidden(tree, path)
+            };
             let result = self.retried(context, &[node], || self.hidden_path(node), unlink);
             settle::removal(result, true)?;
             if let Some((parent, name)) = self.hidden_name_of(node) {
                 // Where else it may be it is to be looked for.
                 self.hidden_journal.doom(&name);
                 self.nodes.removed(parent, &name);
+                self.keep_last(last.take());
             }
         }
         Ok(())

@@ -53,7 +53,8 @@ impl Overlay {
             move |overlay, context| {
                 let known = overlay.nodes.known(parent, &wanted);
                 let result = overlay.look(context, overlay.nodes.node(parent, &wanted), || {
-                    overlay.on_name(context, parent, &wanted, |tree, path| tree.stat(path))
+                    let attr = overlay.on_name(context, parent, &wanted, |tree, path| tree.stat(path))?;
+                    overlay.as_led(context, parent, &wanted, attr)
                 });
                 if result == Err(Errno::ENOENT) {
                     overlay.expect_root(context)?;
@@ -166,10 +167,13 @@ impl Overlay {
                     return Ok(());
                 }
                 overlay.keep_open(context, parent, &name)?;
-                overlay.on_name(context, parent, &name, |tree, path| {
-                    settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)
+                let last = overlay.on_name(context, parent, &name, |tree, path| {
+                    let last = overlay.last_look(tree, (parent, &name), path);
+                    settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)?;
+                    Ok(last)
                 })?;
                 overlay.nodes.removed(parent, &name);
+                overlay.keep_last(last);
                 Ok(())
             },
             move |overlay, result| {
@@ -265,6 +269,7 @@ impl Overlay {
             self.drop_closed_target(tree, to, new, hidden);
             return Ok(());
         }
+        let last = self.last_look(tree, (to.0, &to.1), new);
         let saved = if flags == 0 { self.save_open_target(tree, in_doubt, to, new, hidden)? } else { None };
         let renaming = self.nodes.rename(from.clone(), to.clone());
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
@@ -282,6 +287,7 @@ impl Overlay {
         match result {
             Ok(()) => {
                 renaming.done(exchange);
+                self.keep_last(last);
                 if saved.is_some() {
                     self.drop_closed_target(tree, to, new, hidden);
                 }
