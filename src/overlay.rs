@@ -2,6 +2,7 @@
 //! through the [`crate::gate`].
 
 mod adapter;
+mod append;
 mod asked;
 mod closer;
 mod commit;

@@ -14,7 +14,7 @@ pub use crate::log::Bytes;
 
 /// Version of the encoding. To be raised with every change of an item or of what is in one ([`LogEvent`],
 /// [`crate::log::FileLog`], [`FileKind`]).
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The version of this steadfs.
 pub const SOFTWARE: &str = env!("CARGO_PKG_VERSION");

@@ -265,6 +265,27 @@ impl FileLog {
         Some((held.from, self.unstable.copy(held.from, held.to)))
     }
 
+    /// What is held back goes to that offset instead, where the file ends by now: somebody else has written behind what is
+    /// known, or has cut it. Nothing of it may have been sent.
+    pub fn displace(&mut self, to: u64) {
+        let Some(held) = self.held.filter(|held| !held.under_way) else { return };
+        let mut data = self.unstable.copy(held.from, held.to);
+        let length = data.len() as u64;
+        if to < held.from {
+            self.unstable.push(Change::SetSize(to));
+        } else {
+            self.unstable.forget_from(held.from);
+        }
+        self.unstable.push(Change::Write(to, &mut data));
+        self.held = Some(Held { from: to, to: to + length, under_way: false });
+    }
+
+    /// True if that generation was sent everything in here but what is held, and no commit of it is under way: then what it
+    /// refuses of that is not told to somebody else.
+    pub fn is_sent(&self, generation: u64) -> bool {
+        !self.needs_replay(generation) && self.committing.is_none()
+    }
+
     /// That generation has seen it up to `end`.
     pub fn handed_over(&mut self, generation: u64, end: u64) -> Result<(), Superseded> {
         let Some(held) = self.held.filter(|_| self.sent_to == generation) else { return Err(Superseded) };
@@ -657,6 +678,33 @@ mod tests {
         let mut dead = known(10);
         assert!(hold(&mut dead, 1, 10, b"x") && !hold(&mut dead, 2, 11, b"y"));
         assert!(!hold(&mut known(u64::MAX), 1, u64::MAX, b"x"));
+    }
+
+    #[test]
+    fn what_is_held_back_goes_where_the_file_ends_by_then() {
+        let mut log = known(4);
+        write(&mut log, 1, 4, b"sent").expect("live");
+        assert!(hold(&mut log, 1, 8, b"held"));
+        log.displace(20);
+        assert_eq!(log.held(), Some(Held { from: 20, to: 24, under_way: false }));
+        assert_eq!((log.size(), log.sent_size()), (Some(24), Some(20)));
+        assert!(hold(&mut log, 1, 24, b"on"));
+        assert_eq!(log.whole().extents().collect::<Vec<_>>(), [(4, &b"sent"[..]), (20, b"heldon")]);
+        assert_eq!((log.whole().cut(), log.is_sent(1), log.is_sent(2)), (None, true, false));
+        assert!(log.check_size(4).is_ok() && log.check_size(26).is_ok() && log.check_size(27).is_err());
+        // Somebody has cut it.
+        log.displace(2);
+        assert_eq!(log.whole().extents().collect::<Vec<_>>(), [(2, &b"heldon"[..])]);
+        assert_eq!((log.whole().cut(), log.size(), log.held().map(|held| held.from)), (Some(2), Some(8), Some(2)));
+        assert_eq!(log.hand_over().map(|(from, data)| (from, data)), Some((2, b"heldon".to_vec())));
+        let under_way = log.clone();
+        log.displace(50);
+        assert_eq!(log, under_way, "it may be there already");
+        assert_eq!(log.handed_over(1, 8), Ok(()));
+        let commit = ticket(log.begin());
+        assert!(!log.is_sent(1));
+        log.committed(&commit, 1).expect("live");
+        assert_eq!((log.size(), log.is_sent(1)), (Some(8), true));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Overlay;
+use super::append::Place;
 use super::asked::Asked;
 use super::closer::Descriptor;
 use super::files::{LOST_FILE, OpenFile};
@@ -49,7 +50,7 @@ impl Overlay {
         self: &Arc<Self>,
         context: &Context<'_>,
         file: &OpenFile,
-        offset: u64,
+        place: &mut Place,
         data: &mut Vec<u8>,
     ) -> OpResult<usize> {
         self.make_room(context, &file.inode, data.len() as u64)?;
@@ -57,7 +58,8 @@ impl Overlay {
         let order = file.inode.order(context)?;
         self.prepare(context, &file.inode, &order)?;
         let length = data.len();
-        if !context.is_abandoned() && self.hold_back(file, generation, offset, data, &order) {
+        let offset = self.offset_of(context, &file.inode, place, data, &order)?;
+        if !context.is_abandoned() && self.hold_back(file, generation, (offset, place.is_end()), data, &order) {
             context.keeps_its_payload();
             return Ok(length);
         }

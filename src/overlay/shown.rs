@@ -25,6 +25,8 @@ pub(super) struct Appearance {
     pub attr_timeout: Duration,
     /// How long the kernel may believe names.
     pub entry_timeout: Duration,
+    /// The same of what others change; never if nobody else changes anything.
+    pub others_within: Option<Duration>,
     owner: Option<(u32, u32)>,
     umask: Option<u32>,
 }
@@ -35,7 +37,8 @@ impl Appearance {
         let OverlayConfig { attr_timeout, owner, umask, .. } = *config;
         let (attr_timeout, entry_timeout) =
             (attr_timeout.saturating_sub(remembers), config.entry_timeout().saturating_sub(remembers));
-        Appearance { attr_timeout, entry_timeout, owner, umask }
+        let others_within = (config.attr_timeout < OverlayConfig::EXCLUSIVE).then_some(attr_timeout);
+        Appearance { attr_timeout, entry_timeout, others_within, owner, umask }
     }
 
     /// True if owners and permissions are shown as the backing has them.

@@ -42,6 +42,7 @@ fn event() -> impl Strategy<Value = LogEvent<'static>> {
         1 => (0_u64..6, any::<bool>()).prop_map(|(serial, again)| LogEvent::Failed { serial, again }),
         1 => Just(LogEvent::SendAgain),
         1 => Just(LogEvent::Abandon),
+        1 => (0_u64..64).prop_map(LogEvent::Displace),
     ]
 }
 
@@ -238,7 +239,7 @@ fn the_encoding_is_that_of_the_format() {
         Item::Counters(Counters { node: 1, handle: 2, directory: 3, hidden: 4, rename: 5 }),
     ];
     let all: Vec<u8> = items.iter().flat_map(|item| encode(item).1).collect();
-    assert_eq!((FORMAT, xxhash_rust::xxh3::xxh3_64(&all)), (1, ENCODED), "{all:?}");
+    assert_eq!((FORMAT, xxhash_rust::xxh3::xxh3_64(&all)), (2, ENCODED), "{all:?}");
 }
 
 const ENCODED: u64 = 16736509404995279411;
