@@ -18,6 +18,20 @@ use crate::backing::{Attr, OpResult, StatFs};
 use crate::config::{OverlayConfig, StatfsFrom};
 use crate::gate::Context;
 
+/// What statfs(2) gives before anybody has said how much there is: 1000 GiB and all of it free, as sshfs shows a server that does
+/// not say (sshfs_statfs in sshfs.c). Nothing can be divided by zero; and "full" would have programs delete what they need, or
+/// give up, where the write itself waits for the backing or says what is wrong.
+pub(super) const UNKNOWN_SPACE: StatFs = StatFs {
+    blocks: (1000 << 30) / 4096,
+    blocks_free: (1000 << 30) / 4096,
+    blocks_available: (1000 << 30) / 4096,
+    files: 1_000_000_000,
+    files_free: 1_000_000_000,
+    block_size: 4096,
+    name_max: 255,
+    fragment_size: 4096,
+};
+
 /// What of an overlay's options may change while it is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Appearance {

@@ -75,8 +75,10 @@ impl Open {
     /// By descriptor.
     fn text(&self) -> String {
         let mut data = vec![0; PAGE];
-        let length = self.file.read_at(&mut data, 0).unwrap();
-        String::from_utf8(data[..length].to_vec()).unwrap()
+        match self.file.read_at(&mut data, 0) {
+            Ok(length) => String::from_utf8(data[..length].to_vec()).unwrap(),
+            Err(error) => error.to_string(),
+        }
     }
 
     fn map(&self, expected: &str) -> bool {
@@ -123,7 +125,7 @@ const CHANGES: &[Change] = &[
         seen: |open| {
             vec![
                 ("stat", open.path("d/f").metadata().unwrap().len() == 20),
-                ("fstat", open.file.metadata().unwrap().len() == 20),
+                ("fstat", open.file.metadata().is_ok_and(|found| found.len() == 20)),
                 ("read", open.text() == "ten bytes.and ten mo"),
                 ("map", open.map("ten bytes.and ten mo")),
                 ("read anew", open.read("d/f") == "ten bytes.and ten mo"),
@@ -246,7 +248,7 @@ fn unseen_after(lab: &Lab, bound: Duration) -> Vec<String> {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        unseen.extend(late.into_iter().map(|how| format!("{}: {how}", change.what)));
+        unseen.extend(late.into_iter().map(|how| format!("{}: {how} ({})", change.what, open.text())));
     }
     unseen
 }
