@@ -259,8 +259,13 @@ impl Filesystem for Adapter {
     ) {
         // By the flags of the moment (fcntl(2) may have changed them), and not of pages that the kernel writes back.
         let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        hand_on!(self, request, Write, node.0, reply, |overlay, asked| overlay
-            .write(asked, handle.0, Place::of(offset, appends), data, reply));
+        hand_on!(self, request, Write, node.0, reply, |overlay, asked| overlay.write(
+            asked,
+            handle.0,
+            Place::of(offset, appends),
+            data,
+            reply
+        ));
     }
 
     fn flush(&self, request: &Request, node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {

@@ -92,13 +92,7 @@ impl Overlay {
         }
     }
 
-    fn find_end(
-        &self,
-        context: &Context<'_>,
-        inode: &Arc<Inode>,
-        place: &mut Place,
-        data: &[u8],
-    ) -> OpResult<u64> {
+    fn find_end(&self, context: &Context<'_>, inode: &Arc<Inode>, place: &mut Place, data: &[u8]) -> OpResult<u64> {
         let (believed, chosen) = match place {
             Place::At(offset) => return Ok(*offset),
             Place::End { believed, chosen } => (*believed, chosen),

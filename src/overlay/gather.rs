@@ -73,7 +73,9 @@ impl Overlay {
         self.gate.at_once(Op::Write, |generation| {
             let offset = match place {
                 Place::At(offset) => offset,
-                Place::End { believed, .. } => file.inode.end_to_append_at(believed, self.appearance().others_within)?,
+                Place::End { believed, .. } => {
+                    file.inode.end_to_append_at(believed, self.appearance().others_within)?
+                }
             };
             let place = (offset, place.is_end());
             let taken = self.budget.has_room(length as u64) && self.hold_back(file, generation, place, data, &order);

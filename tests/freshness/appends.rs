@@ -67,3 +67,46 @@ fn a_log_that_is_copied_and_cut_on_the_store_goes_on_at_its_new_end() {
     }
     assert_eq!(run(&plain("dir_cache=no")), "after", "sshfs alone");
 }
+
+/// Bytes a second of appends of that size, all of it on the store.
+fn rate(lab: &Lab, name: &str, size: usize, count: usize) -> f64 {
+    let mut file = appending(&lab.hot.join(name));
+    let data = vec![7; size];
+    let start = std::time::Instant::now();
+    for _ in 0..count {
+        file.write_all(&data).unwrap();
+    }
+    file.sync_all().unwrap();
+    (size * count) as f64 / start.elapsed().as_secs_f64()
+}
+
+#[test]
+#[ignore = "a measurement, not a test"]
+fn what_looking_for_the_end_costs() {
+    let labs = ["exclusive", "20s", "1s", "0"].map(|fresh| {
+        let mut lab = Lab::untimed();
+        let command = lab.mount_command("-f", &format!("attr_timeout={fresh}"));
+        lab.serve(command);
+        lab.wait_state("live");
+        (fresh, lab, [Vec::new(), Vec::new()])
+    });
+    let mut labs = labs;
+    for round in 0..9 {
+        for (_, lab, rates) in &mut labs {
+            for (rates, (size, count)) in rates.iter_mut().zip([(200, 40_000), (16 << 10, 4000)]) {
+                rates.push(rate(lab, &format!("{size}-{round}"), size, count));
+            }
+        }
+    }
+    for (fresh, _, rates) in &mut labs {
+        let medians = rates.each_mut().map(|rates| {
+            rates.sort_by(f64::total_cmp);
+            rates[rates.len() / 2]
+        });
+        println!(
+            "attr_timeout={fresh}: {:.0} lines of 200 B, {:.0} records of 16 KiB a second",
+            medians[0] / 200.0,
+            medians[1] / 16384.0
+        );
+    }
+}

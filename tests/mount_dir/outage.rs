@@ -253,5 +253,9 @@ fn figures_before_the_first_answer_make_sense() {
     assert!(df.status.success() && String::from_utf8_lossy(&df.stdout).contains("0%"), "{df:?}");
     rig.repair();
     let (there, shown) = (rig.cold(""), nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap());
-    assert_eq!(shown.blocks(), nix::sys::statvfs::statvfs(&there).unwrap().blocks(), "from then on what the backing says");
+    assert_eq!(
+        shown.blocks(),
+        nix::sys::statvfs::statvfs(&there).unwrap().blocks(),
+        "from then on what the backing says"
+    );
 }
