@@ -424,6 +424,22 @@ impl FileLog {
         self.block.filter(untouched).filter(certain)
     }
 
+    /// Of a log of appends: what has to lie right before the end of a file of that size, and where, if it is certain. Zeros may
+    /// lie there instead, where a server has crashed.
+    pub fn appended_before(&self, found: u64) -> Option<(u64, Vec<u8>)> {
+        let committed = self.size.filter(|_| self.doubt.is_none())?;
+        let all = self.committing.iter().map(Arc::as_ref).chain([&self.unstable]);
+        if all.clone().any(|changes| changes.cut().is_some()) {
+            return None;
+        }
+        let holds = |(start, data): &(u64, &[u8])| *start < found && found - start <= data.len() as u64;
+        let (start, data) = all.filter_map(|changes| changes.extents().find(holds)).last()?;
+        let from = start.max(found.saturating_sub(BLOCK as u64)).max(committed);
+        // Lengths of vectors fit.
+        let part = |at: u64| (at - start) as usize;
+        (from < found).then(|| (from, data[part(from)..part(found)].to_vec()))
+    }
+
     /// Smallest and largest size that the file had on the way from its last commit, by what was acknowledged.
     fn sizes_without_doubt(&self) -> Option<(u64, u64)> {
         let before = self.size?;
@@ -696,7 +712,7 @@ mod tests {
         log.displace(2);
         assert_eq!(log.whole().extents().collect::<Vec<_>>(), [(2, &b"heldon"[..])]);
         assert_eq!((log.whole().cut(), log.size(), log.held().map(|held| held.from)), (Some(2), Some(8), Some(2)));
-        assert_eq!(log.hand_over().map(|(from, data)| (from, data)), Some((2, b"heldon".to_vec())));
+        assert_eq!(log.hand_over(), Some((2, b"heldon".to_vec())));
         let under_way = log.clone();
         log.displace(50);
         assert_eq!(log, under_way, "it may be there already");
@@ -705,6 +721,28 @@ mod tests {
         assert!(!log.is_sent(1));
         log.committed(&commit, 1).expect("live");
         assert_eq!((log.size(), log.is_sent(1)), (Some(8), true));
+    }
+
+    #[test]
+    fn what_lies_before_the_end_is_known_of_appends() {
+        let mut log = known(3);
+        assert_eq!(log.appended_before(3), None, "nothing is uncommitted");
+        write(&mut log, 1, 3, b"two").expect("live");
+        let commit = ticket(log.begin());
+        write(&mut log, 1, 10, b"three").expect("live");
+        for (found, expected) in
+            [(3, None), (4, Some((3, "t"))), (6, Some((3, "two"))), (8, None), (12, Some((10, "th"))), (16, None)]
+        {
+            let expected = expected.map(|(from, text)| (from, text.as_bytes().to_vec()));
+            assert_eq!(log.appended_before(found), expected, "{found}");
+        }
+        log.attempt(Attempt::Write(15, 16));
+        assert_eq!(log.appended_before(6), None, "who knows");
+        log.record(1, Change::Write(15, &mut b"!".to_vec())).expect("live");
+        log.committed(&commit, 1).expect("live");
+        assert_eq!(log.appended_before(6), None, "it is committed");
+        log.record(1, Change::SetSize(12)).expect("live");
+        assert_eq!(log.appended_before(12), None);
     }
 
     #[test]

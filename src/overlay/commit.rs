@@ -68,6 +68,7 @@ impl Overlay {
             let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
             let mut rest = data.split_off(written);
             let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
+            file.inode.wrote(place.is_end());
             if recorded.is_err() {
                 // It will be written again, whole.
                 data.append(&mut rest);
@@ -440,6 +441,13 @@ impl Overlay {
             return Err(Refusal::Lost("another file has taken its name".into()));
         }
         inode.with_log(&self.budget, |log| log.check_size(attr.size))?;
+        if let Some((offset, ours)) = inode.appended_before(attr.size).filter(|_| reads) {
+            let mut there = vec![0; ours.len()];
+            let read = file.read_at(&mut there, offset)?;
+            if there[..read].iter().zip(&ours).any(|(there, ours)| there != ours && *there != 0) {
+                return Err(Refusal::Lost("somebody else has appended to it".into()));
+            }
+        }
         if let Some(block) = inode.with_log(&self.budget, |log| log.certain_block()) {
             let mut data = vec![0; block.length];
             let read = if reads {

@@ -56,6 +56,8 @@ struct State {
     /// What is held is appends, which go to where the file ends when they are handed over.
     held_appends: bool,
     looked: LastLook,
+    /// Everything in the log was appended, as far as this daemon knows.
+    only_appends: bool,
 }
 
 /// One file.
@@ -91,6 +93,7 @@ impl Inode {
             held_since: None,
             held_appends: false,
             looked: LastLook::default(),
+            only_appends: false,
         };
         Inode {
             node,
@@ -190,6 +193,20 @@ impl Inode {
             state.held_appends = if taken { appends } else { state.held_appends };
             taken.then_some(first)
         })
+        .inspect(|_| self.wrote(appends))
+    }
+
+    /// A write was taken into the log.
+    pub fn wrote(&self, appends: bool) {
+        if !appends {
+            self.state.lock().only_appends = false;
+        }
+    }
+
+    /// If everything in the log was appended: see [`FileLog::appended_before`].
+    pub fn appended_before(&self, found: u64) -> Option<(u64, Vec<u8>)> {
+        let state = self.state.lock();
+        if state.only_appends { state.log.appended_before(found) } else { None }
     }
 
     /// Where an append goes that is held back at once: the end of the file, if that is known, if the kernel has not seen others
@@ -319,7 +336,7 @@ impl Inode {
         let result = change(&mut state);
         budget.charge(before, state.log.cost());
         match (was_clean, state.log.is_clean()) {
-            (true, false) => state.dirty_since = Some(Instant::now()),
+            (true, false) => (state.dirty_since, state.only_appends) = (Some(Instant::now()), true),
             (false, true) => state.dirty_since = None,
             _ => {}
         }

@@ -125,6 +125,26 @@ fn an_append_behind_others_is_written_again_at_its_place() {
 }
 
 #[test]
+fn what_others_append_in_an_outage_is_not_overwritten() {
+    for rig in rigs() {
+        let mut ours = appending(rig.hot("f"));
+        ours.write_all(b"one").unwrap();
+        ours.sync_all().unwrap();
+        ours.write_all(b"two").unwrap();
+        assert_eq!(rig.hot("f").metadata().unwrap().len(), 6);
+        ours.write_all(b"three").unwrap();
+        rig.outage();
+        // The server has never seen it, or has forgotten it.
+        OpenOptions::new().write(true).open(rig.cold("f")).unwrap().set_len(3).unwrap();
+        appending(rig.cold("f")).write_all(b"THEIRS").unwrap();
+        rig.repair();
+        assert_eq!(text(rig.cold("f")), "oneTHEIRS", "nothing says where ours belongs");
+        assert_eq!(crate::rig::errno(ours.write_all(b"four")), Some(libc::EIO));
+        assert_eq!(text(rig.hot("f")), "oneTHEIRS");
+    }
+}
+
+#[test]
 fn an_append_whose_generation_dies_in_it_is_there_once() {
     for traits in [LOCAL, SSHFS] {
         for lost in [What::Errno(Errno::ENOTCONN), What::LostReply, What::Short(1)] {
