@@ -433,7 +433,7 @@ impl FileLog {
             return None;
         }
         let holds = |(start, data): &(u64, &[u8])| *start < found && found - start <= data.len() as u64;
-        let (start, data) = all.filter_map(|changes| changes.extents().find(holds)).last()?;
+        let (start, data) = all.filter_map(|changes| changes.extents().find(holds)).next_back()?;
         let from = start.max(found.saturating_sub(BLOCK as u64)).max(committed);
         // Lengths of vectors fit.
         let part = |at: u64| (at - start) as usize;
