@@ -2,6 +2,7 @@
 //! through the [`crate::gate`].
 
 mod adapter;
+mod append;
 mod asked;
 mod closer;
 mod commit;
@@ -178,12 +179,7 @@ impl Overlay {
             replayed_bytes: AtomicU64::new(0),
             directories: Directories::new(notes.clone()),
             last_root: Mutex::default(),
-            last_statfs: Mutex::new(StatFs {
-                block_size: 4096,
-                fragment_size: 4096,
-                name_max: 255,
-                ..StatFs::default()
-            }),
+            last_statfs: Mutex::new(shown::UNKNOWN_SPACE),
             hidden: AtomicU64::new(0),
             hidden_journal: HiddenJournal::default(),
             notices: OnceLock::new(),

@@ -3,8 +3,14 @@
 
 mod lab;
 
+#[path = "freshness/appends.rs"]
+mod appends;
+#[path = "freshness/open.rs"]
+mod open;
+
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::Lab;
@@ -72,6 +78,25 @@ fn fill(store: &Path) {
     for name in ["d/mode", "d/size", "d/name", "d/gone", "e/first"] {
         std::fs::write(store.join(name), "before").unwrap();
     }
+}
+
+/// An overlay over the laboratory's store itself, without a server.
+fn over_directory(options: &str) -> Lab {
+    let mut lab = Lab::untimed();
+    let mut command = lab.steadfs(&["mount", "-f", &format!("dir:{}", lab.store.display())]);
+    command.arg(&lab.hot).args(["-o", &format!("guard=no,{options}")]);
+    lab.serve(command);
+    lab.wait_state("live");
+    lab
+}
+
+/// What sshfs alone makes of the same.
+fn plain(options: &str) -> Lab {
+    let mut lab = Lab::unmounted();
+    let mut command = Command::new("sshfs");
+    command.args(["-f", "-o", &format!("{},{options}", lab.sshd.client_options()), &lab.source()]).arg(&lab.hot);
+    lab.serve(command);
+    lab
 }
 
 /// All caches are filled.

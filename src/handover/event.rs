@@ -87,6 +87,8 @@ pub enum LogEvent<'a> {
     SettleTruncation(u64),
     /// It is like that, whatever it was.
     Is(Cow<'a, FileLog>),
+    /// [`FileLog::displace`].
+    Displace(u64),
 }
 
 impl LogEvent<'_> {
@@ -120,6 +122,7 @@ impl LogEvent<'_> {
             LogEvent::HandedOver { generation, end } => _ = log.handed_over(generation, end),
             LogEvent::SettleTruncation(found) => log.settle_truncation(found),
             LogEvent::Is(new) => *log = new.into_owned(),
+            LogEvent::Displace(to) => log.displace(to),
         }
     }
 }

@@ -145,6 +145,11 @@ impl Changes {
         self.extents.insert(offset, data);
     }
 
+    /// Forgets the data from an offset on.
+    pub fn forget_from(&mut self, offset: u64) {
+        self.clear(offset, u64::MAX);
+    }
+
     /// Forgets the data of a range.
     fn clear(&mut self, start: u64, end: u64) {
         if let Some((&offset, data)) = self.extents.range_mut(..start).next_back() {

@@ -265,6 +265,27 @@ impl FileLog {
         Some((held.from, self.unstable.copy(held.from, held.to)))
     }
 
+    /// What is held back goes to that offset instead, where the file ends by now: somebody else has written behind what is
+    /// known, or has cut it. Nothing of it may have been sent.
+    pub fn displace(&mut self, to: u64) {
+        let Some(held) = self.held.filter(|held| !held.under_way) else { return };
+        let mut data = self.unstable.copy(held.from, held.to);
+        let length = data.len() as u64;
+        if to < held.from {
+            self.unstable.push(Change::SetSize(to));
+        } else {
+            self.unstable.forget_from(held.from);
+        }
+        self.unstable.push(Change::Write(to, &mut data));
+        self.held = Some(Held { from: to, to: to + length, under_way: false });
+    }
+
+    /// True if that generation was sent everything in here but what is held, and no commit of it is under way: then what it
+    /// refuses of that is not told to somebody else.
+    pub fn is_sent(&self, generation: u64) -> bool {
+        !self.needs_replay(generation) && self.committing.is_none()
+    }
+
     /// That generation has seen it up to `end`.
     pub fn handed_over(&mut self, generation: u64, end: u64) -> Result<(), Superseded> {
         let Some(held) = self.held.filter(|_| self.sent_to == generation) else { return Err(Superseded) };
@@ -401,6 +422,22 @@ impl FileLog {
         let untouched = |block: &Block| all.clone().all(|changes| !changes.touch(block.offset, block.length as u64));
         let certain = |block: &Block| !self.doubt.touches(block.offset, block.length as u64);
         self.block.filter(untouched).filter(certain)
+    }
+
+    /// Of a log of appends: what has to lie right before the end of a file of that size, and where, if it is certain. Zeros may
+    /// lie there instead, where a server has crashed.
+    pub fn appended_before(&self, found: u64) -> Option<(u64, Vec<u8>)> {
+        let committed = self.size.filter(|_| self.doubt.is_none())?;
+        let all = self.committing.iter().map(Arc::as_ref).chain([&self.unstable]);
+        if all.clone().any(|changes| changes.cut().is_some()) {
+            return None;
+        }
+        let holds = |(start, data): &(u64, &[u8])| *start < found && found - start <= data.len() as u64;
+        let (start, data) = all.filter_map(|changes| changes.extents().find(holds)).next_back()?;
+        let from = start.max(found.saturating_sub(BLOCK as u64)).max(committed);
+        // Lengths of vectors fit.
+        let part = |at: u64| (at - start) as usize;
+        (from < found).then(|| (from, data[part(from)..part(found)].to_vec()))
     }
 
     /// Smallest and largest size that the file had on the way from its last commit, by what was acknowledged.
@@ -657,6 +694,55 @@ mod tests {
         let mut dead = known(10);
         assert!(hold(&mut dead, 1, 10, b"x") && !hold(&mut dead, 2, 11, b"y"));
         assert!(!hold(&mut known(u64::MAX), 1, u64::MAX, b"x"));
+    }
+
+    #[test]
+    fn what_is_held_back_goes_where_the_file_ends_by_then() {
+        let mut log = known(4);
+        write(&mut log, 1, 4, b"sent").expect("live");
+        assert!(hold(&mut log, 1, 8, b"held"));
+        log.displace(20);
+        assert_eq!(log.held(), Some(Held { from: 20, to: 24, under_way: false }));
+        assert_eq!((log.size(), log.sent_size()), (Some(24), Some(20)));
+        assert!(hold(&mut log, 1, 24, b"on"));
+        assert_eq!(log.whole().extents().collect::<Vec<_>>(), [(4, &b"sent"[..]), (20, b"heldon")]);
+        assert_eq!((log.whole().cut(), log.is_sent(1), log.is_sent(2)), (None, true, false));
+        assert!(log.check_size(4).is_ok() && log.check_size(26).is_ok() && log.check_size(27).is_err());
+        // Somebody has cut it.
+        log.displace(2);
+        assert_eq!(log.whole().extents().collect::<Vec<_>>(), [(2, &b"heldon"[..])]);
+        assert_eq!((log.whole().cut(), log.size(), log.held().map(|held| held.from)), (Some(2), Some(8), Some(2)));
+        assert_eq!(log.hand_over(), Some((2, b"heldon".to_vec())));
+        let under_way = log.clone();
+        log.displace(50);
+        assert_eq!(log, under_way, "it may be there already");
+        assert_eq!(log.handed_over(1, 8), Ok(()));
+        let commit = ticket(log.begin());
+        assert!(!log.is_sent(1));
+        log.committed(&commit, 1).expect("live");
+        assert_eq!((log.size(), log.is_sent(1)), (Some(8), true));
+    }
+
+    #[test]
+    fn what_lies_before_the_end_is_known_of_appends() {
+        let mut log = known(3);
+        assert_eq!(log.appended_before(3), None, "nothing is uncommitted");
+        write(&mut log, 1, 3, b"two").expect("live");
+        let commit = ticket(log.begin());
+        write(&mut log, 1, 10, b"three").expect("live");
+        for (found, expected) in
+            [(3, None), (4, Some((3, "t"))), (6, Some((3, "two"))), (8, None), (12, Some((10, "th"))), (16, None)]
+        {
+            let expected = expected.map(|(from, text)| (from, text.as_bytes().to_vec()));
+            assert_eq!(log.appended_before(found), expected, "{found}");
+        }
+        log.attempt(Attempt::Write(15, 16));
+        assert_eq!(log.appended_before(6), None, "who knows");
+        log.record(1, Change::Write(15, &mut b"!".to_vec())).expect("live");
+        log.committed(&commit, 1).expect("live");
+        assert_eq!(log.appended_before(6), None, "it is committed");
+        log.record(1, Change::SetSize(12)).expect("live");
+        assert_eq!(log.appended_before(12), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use fuser::*;
 
 use super::Overlay;
+use super::append::Place;
 use super::convert::set_time;
 use super::nodes::ROOT;
 use super::ops::attributes::Changes;
@@ -252,13 +253,20 @@ impl Filesystem for Adapter {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        hand_on!(self, request, Write, node.0, reply, |overlay, asked| overlay
-            .write(asked, handle.0, offset, data, reply));
+        // By the flags of the moment (fcntl(2) may have changed them), and not of pages that the kernel writes back.
+        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        hand_on!(self, request, Write, node.0, reply, |overlay, asked| overlay.write(
+            asked,
+            handle.0,
+            Place::of(offset, appends),
+            data,
+            reply
+        ));
     }
 
     fn flush(&self, request: &Request, node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {

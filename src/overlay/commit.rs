@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Overlay;
+use super::append::Place;
 use super::asked::Asked;
 use super::closer::Descriptor;
 use super::files::{LOST_FILE, OpenFile};
@@ -49,7 +50,7 @@ impl Overlay {
         self: &Arc<Self>,
         context: &Context<'_>,
         file: &OpenFile,
-        offset: u64,
+        place: &mut Place,
         data: &mut Vec<u8>,
     ) -> OpResult<usize> {
         self.make_room(context, &file.inode, data.len() as u64)?;
@@ -57,7 +58,8 @@ impl Overlay {
         let order = file.inode.order(context)?;
         self.prepare(context, &file.inode, &order)?;
         let length = data.len();
-        if !context.is_abandoned() && self.hold_back(file, generation, offset, data, &order) {
+        let offset = self.offset_of(context, &file.inode, place, data, &order)?;
+        if !context.is_abandoned() && self.hold_back(file, generation, (offset, place.is_end()), data, &order) {
             context.keeps_its_payload();
             return Ok(length);
         }
@@ -66,6 +68,7 @@ impl Overlay {
             let written = write_all(writer, data, offset).or_else(|error| why_not(&**context.generation, error))?;
             let mut rest = data.split_off(written);
             let recorded = file.inode.record(&self.budget, generation, Change::Write(offset, data));
+            file.inode.wrote(place.is_end());
             if recorded.is_err() {
                 // It will be written again, whole.
                 data.append(&mut rest);
@@ -439,6 +442,13 @@ impl Overlay {
             return Err(Refusal::Lost("another file has taken its name".into()));
         }
         inode.with_log(&self.budget, |log| log.check_size(attr.size))?;
+        if let Some((offset, ours)) = inode.appended_before(attr.size).filter(|_| reads) {
+            let mut there = vec![0; ours.len()];
+            let read = file.read_at(&mut there, offset)?;
+            if there[..read].iter().zip(&ours).any(|(there, ours)| there != ours && *there != 0) {
+                return Err(Refusal::Lost("somebody else has appended to it".into()));
+            }
+        }
         if let Some(block) = inode.with_log(&self.budget, |log| log.certain_block()) {
             let mut data = vec![0; block.length];
             let read = match self.reader(generation, inode, reads)? {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::Overlay;
+use super::append::Place;
 use super::commit::{is_refused, write_all};
 use super::files::{LOST_FILE, OpenFile};
 use super::inodes::{Inode, Order};
@@ -65,27 +66,34 @@ impl Drop for Gather {
 
 impl Overlay {
     /// Acknowledges a write in this thread if it may be held back; `None` if it has to be submitted. Never waits.
-    pub(super) fn write_at_once(&self, file: &OpenFile, offset: u64, data: &mut Vec<u8>) -> Option<usize> {
+    pub(super) fn write_at_once(&self, file: &OpenFile, place: Place, data: &mut Vec<u8>) -> Option<usize> {
         self.gather.as_ref()?;
         let length = data.len();
         let order = file.inode.order_now()?;
         self.gate.at_once(Op::Write, |generation| {
-            let taken = self.budget.has_room(length as u64) && self.hold_back(file, generation, offset, data, &order);
+            let offset = match place {
+                Place::At(offset) => offset,
+                Place::End { believed, .. } => {
+                    file.inode.end_to_append_at(believed, self.appearance().others_within)?
+                }
+            };
+            let place = (offset, place.is_end());
+            let taken = self.budget.has_room(length as u64) && self.hold_back(file, generation, place, data, &order);
             taken.then_some(length)
         })
     }
 
-    /// Holds a write back if it may be; true if it was taken in.
+    /// Holds a write back if it may be; true if it was taken in. With its offset comes whether it is an append.
     pub(super) fn hold_back(
         &self,
         file: &OpenFile,
         generation: u64,
-        offset: u64,
+        place: (u64, bool),
         data: &mut Vec<u8>,
         order: &Order<'_>,
     ) -> bool {
         let Some(gather) = self.gather.as_ref().filter(|_| !file.is_synchronous()) else { return false };
-        match file.inode.hold_back(&self.budget, generation, offset, data, order) {
+        match file.inode.hold_back(&self.budget, generation, place, data, order) {
             Some(first) => {
                 if first {
                     gather.dues.add(Instant::now() + gather.limit, &file.inode);
@@ -99,22 +107,26 @@ impl Overlay {
     /// Hands over what is held back of a file, to a generation that has seen everything else. What a live backing refuses is
     /// sent again with everything else that is unstable, and the answer to that counts, as after a commit.
     pub(super) fn hand_over(&self, context: &Context<'_>, inode: &Arc<Inode>, order: &Order<'_>) -> OpResult<()> {
-        let Some((from, data)) = inode.with_log(&self.budget, |log| log.hand_over()) else { return Ok(()) };
+        if inode.held_since().is_none() {
+            return Ok(());
+        }
         let generation = &**context.generation;
-        let written = self.writer(generation, inode).and_then(|writer| {
+        let whole = self.place_held(context, inode).and_then(|()| {
+            let Some((from, data)) = inode.with_log(&self.budget, |log| log.hand_over()) else { return Ok(true) };
+            let writer = self.writer(generation, inode)?;
             context.sends_for_others(data.len() as u64);
-            match write_all(&**writer.descriptor, &data, from)? {
-                0 => Err(Errno::EIO),
-                written => Ok(written),
-            }
+            let written = match write_all(&**writer.descriptor, &data, from)? {
+                0 => return Err(Errno::EIO),
+                written => written,
+            };
+            let end = from + written as u64;
+            let seen = inode.with_log(&self.budget, |log| log.handed_over(generation.number(), end));
+            Ok(seen.is_ok() && written == data.len())
         });
-        match written {
-            Ok(written) => {
-                let end = from + written as u64;
-                let seen = inode.with_log(&self.budget, |log| log.handed_over(generation.number(), end));
-                // The rest of it, or everything if a commit has failed meanwhile.
-                if seen.is_ok() && written == data.len() { Ok(()) } else { self.prepare(context, inode, order) }
-            }
+        match whole {
+            Ok(true) => Ok(()),
+            // The rest of it, or everything if a commit has failed meanwhile.
+            Ok(false) => self.prepare(context, inode, order),
             Err(error) if is_refused(generation, error) => {
                 inode.with_log(&self.budget, |log| log.send_again());
                 self.prepare(context, inode, order)

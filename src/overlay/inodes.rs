@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::append::LastLook;
 use super::closer::Descriptor;
 use super::files::LOST_FILE;
 use crate::backing::OpResult;
@@ -52,6 +53,11 @@ struct State {
     refused_at: Option<Instant>,
     dirty_since: Option<Instant>,
     held_since: Option<Instant>,
+    /// What is held is appends, which go to where the file ends when they are handed over.
+    held_appends: bool,
+    looked: LastLook,
+    /// Everything in the log was appended, as far as this daemon knows.
+    only_appends: bool,
 }
 
 /// One file.
@@ -85,6 +91,9 @@ impl Inode {
             refused_at: None,
             dirty_since: None,
             held_since: None,
+            held_appends: false,
+            looked: LastLook::default(),
+            only_appends: false,
         };
         Inode {
             node,
@@ -166,20 +175,76 @@ impl Inode {
     }
 
     /// Takes a write in without its being sent; see [`FileLog::hold_back`]. True if it is the first that is held, `None` if
-    /// it was not taken. It is where the file is known to be the one that is written to that it may be.
+    /// it was not taken. It is where the file is known to be the one that is written to that it may be. With its offset comes
+    /// whether it is an append; appends and other writes are not held together.
     pub fn hold_back(
         &self,
         budget: &Budget,
         generation: u64,
-        offset: u64,
+        (offset, appends): (u64, bool),
         data: &mut Vec<u8>,
         _order: &Order<'_>,
     ) -> Option<bool> {
         self.with_state(budget, |state| {
             let known = state.writer.as_ref().is_some_and(|writer| writer.generation == generation) && !state.lost;
             let first = state.log.held().is_none();
-            (known && state.log.hold_back(generation, offset, data)).then_some(first)
+            let alike = first || state.held_appends == appends;
+            let taken = known && alike && state.log.hold_back(generation, offset, data);
+            state.held_appends = if taken { appends } else { state.held_appends };
+            taken.then_some(first)
         })
+        .inspect(|_| self.wrote(appends))
+    }
+
+    /// A write was taken into the log.
+    pub fn wrote(&self, appends: bool) {
+        if !appends {
+            self.state.lock().only_appends = false;
+        }
+    }
+
+    /// If everything in the log was appended: see [`FileLog::appended_before`].
+    pub fn appended_before(&self, found: u64) -> Option<(u64, Vec<u8>)> {
+        let state = self.state.lock();
+        if state.only_appends { state.log.appended_before(found) } else { None }
+    }
+
+    /// Where an append goes that is held back at once: the end of the file, if that is known, if the kernel has not seen others
+    /// write behind it, and if what is known is not too old (`oldest`) unless it is looked at again before it is handed over.
+    pub fn end_to_append_at(&self, believed: u64, oldest: Option<Duration>) -> Option<u64> {
+        let state = self.state.lock();
+        let end = state.log.size().filter(|end| believed <= *end && !state.log.wants_size())?;
+        let waits = state.log.held().is_some();
+        let stale = || oldest.is_some_and(|oldest| state.looked.is_stale(Instant::now(), oldest));
+        (waits || !stale()).then_some(end)
+    }
+
+    /// Its size with everything in it, if that is known.
+    pub fn known_size(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.log.size().filter(|_| !state.log.wants_size())
+    }
+
+    /// Where the appends begin that are held back, if there are any and nothing of them has been sent.
+    pub fn held_end(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let held = state.log.held().filter(|held| state.held_appends && !held.under_way);
+        held.map(|held| held.from)
+    }
+
+    /// When its end was last looked for.
+    pub fn last_look(&self) -> LastLook {
+        self.state.lock().looked
+    }
+
+    /// Its end was looked for.
+    pub fn looked(&self, look: LastLook) {
+        self.state.lock().looked = look;
+    }
+
+    /// It has just been made, or cut to nothing.
+    pub fn is_made(&self) {
+        self.looked(LastLook::at_new_file(Instant::now()));
     }
 
     /// Its size, if the backing may show another one because something has not been sent.
@@ -271,7 +336,7 @@ impl Inode {
         let result = change(&mut state);
         budget.charge(before, state.log.cost());
         match (was_clean, state.log.is_clean()) {
-            (true, false) => state.dirty_since = Some(Instant::now()),
+            (true, false) => (state.dirty_since, state.only_appends) = (Some(Instant::now()), true),
             (false, true) => state.dirty_since = None,
             _ => {}
         }

@@ -20,6 +20,20 @@ use crate::config::{OverlayConfig, StatfsFrom};
 use crate::gate::Context;
 use crate::gate::policy::raises_doubt;
 
+/// What statfs(2) gives before anybody has said how much there is: 1000 GiB and all of it free, as sshfs shows a server that does
+/// not say (sshfs_statfs in sshfs.c). Nothing can be divided by zero; and "full" would have programs delete what they need, or
+/// give up, where the write itself waits for the backing or says what is wrong.
+pub(super) const UNKNOWN_SPACE: StatFs = StatFs {
+    blocks: (1000 << 30) / 4096,
+    blocks_free: (1000 << 30) / 4096,
+    blocks_available: (1000 << 30) / 4096,
+    files: 1_000_000_000,
+    files_free: 1_000_000_000,
+    block_size: 4096,
+    name_max: 255,
+    fragment_size: 4096,
+};
+
 /// What of an overlay's options may change while it is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Appearance {
@@ -27,6 +41,8 @@ pub(super) struct Appearance {
     pub attr_timeout: Duration,
     /// How long the kernel may believe names.
     pub entry_timeout: Duration,
+    /// The same of what others change; never if nobody else changes anything.
+    pub others_within: Option<Duration>,
     owner: Option<(u32, u32)>,
     umask: Option<u32>,
 }
@@ -37,7 +53,8 @@ impl Appearance {
         let OverlayConfig { attr_timeout, owner, umask, .. } = *config;
         let (attr_timeout, entry_timeout) =
             (attr_timeout.saturating_sub(remembers), config.entry_timeout().saturating_sub(remembers));
-        Appearance { attr_timeout, entry_timeout, owner, umask }
+        let others_within = (config.attr_timeout < OverlayConfig::EXCLUSIVE).then_some(attr_timeout);
+        Appearance { attr_timeout, entry_timeout, others_within, owner, umask }
     }
 
     /// True if owners and permissions are shown as the backing has them.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod acl;
+mod appends;
 mod below;
 mod doubt;
 mod every_call;

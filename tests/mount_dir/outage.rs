@@ -249,3 +249,24 @@ fn what_is_not_known_of_the_root_is_not_remembered_by_the_kernel() {
     rig.repair();
     assert_eq!(std::fs::metadata(rig.mountpoint()).unwrap().mode() & 0o7777, 0o751);
 }
+
+#[test]
+fn figures_before_the_first_answer_make_sense() {
+    let rig = Rig::silent(SSHFS);
+    let started = Instant::now();
+    let figures = nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap();
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+    // Nothing to divide by zero, and nothing to be deleted or given up because all is full.
+    assert!(figures.blocks() > 0 && figures.files() > 0 && figures.block_size() > 0 && figures.fragment_size() > 0);
+    assert!(figures.blocks_available() > 0 && figures.files_available() > 0);
+    assert!(figures.blocks_available() <= figures.blocks() && figures.blocks_free() <= figures.blocks());
+    let df = std::process::Command::new("df").args(["--output=pcent"]).arg(rig.mountpoint()).output().unwrap();
+    assert!(df.status.success() && String::from_utf8_lossy(&df.stdout).contains("0%"), "{df:?}");
+    rig.repair();
+    let (there, shown) = (rig.cold(""), nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap());
+    assert_eq!(
+        shown.blocks(),
+        nix::sys::statvfs::statvfs(&there).unwrap().blocks(),
+        "from then on what the backing says"
+    );
+}

@@ -73,7 +73,26 @@ impl Rig {
         Rig::mounted(backing, Some(state), PATIENCE, |_| {})
     }
 
+    /// Mounted before any generation has come up.
+    pub fn silent(traits: Traits) -> Rig {
+        let backing = FakeBacking::new().expect("a directory").with_traits(traits);
+        Rig::waiting(backing, None, PATIENCE, |_| {})
+    }
+
     fn mounted(
+        backing: FakeBacking,
+        state: Option<&Path>,
+        deadline: Duration,
+        configure: impl FnOnce(&mut OverlayConfig),
+    ) -> Rig {
+        let rig = Rig::waiting(backing, state, deadline, configure);
+        rig.repair();
+        // What it looks at by itself it has seen, so that no fault meets that.
+        until(|| rig.gate.load().waiting == 0);
+        rig
+    }
+
+    fn waiting(
         backing: FakeBacking,
         state: Option<&Path>,
         deadline: Duration,
@@ -122,11 +141,7 @@ impl Rig {
         });
         initialised.recv_timeout(PATIENCE).expect("the kernel begins the session");
         let session = Some(session);
-        let rig = Rig { gate, overlay, mount, complaints, verdicts, backing, present, mountpoint, session };
-        rig.repair();
-        // What it looks at by itself it has seen, so that no fault meets that.
-        until(|| rig.gate.load().waiting == 0);
-        rig
+        Rig { gate, overlay, mount, complaints, verdicts, backing, present, mountpoint, session }
     }
 
     pub fn control(&self) -> FakeControl {

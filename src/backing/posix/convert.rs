@@ -29,6 +29,27 @@ pub(super) fn attr(stat: &FileStat) -> Attr {
     }
 }
 
+/// The same of a `struct statx`.
+pub(super) fn attr_of_statx(found: &libc::statx) -> Attr {
+    let mode = u32::from(found.stx_mode);
+    let at = |stamp: &libc::statx_timestamp| time(stamp.tv_sec, stamp.tv_nsec.into());
+    Attr {
+        identity: (nix::sys::stat::makedev(found.stx_dev_major.into(), found.stx_dev_minor.into()), found.stx_ino),
+        kind: kind(mode).unwrap_or(FileKind::Regular),
+        perm: (mode & 0o7777) as u16,
+        nlink: found.stx_nlink,
+        uid: found.stx_uid,
+        gid: found.stx_gid,
+        rdev: nix::sys::stat::makedev(found.stx_rdev_major.into(), found.stx_rdev_minor.into()) as u32,
+        size: found.stx_size,
+        blocks: found.stx_blocks,
+        block_size: found.stx_blksize,
+        atime: at(&found.stx_atime),
+        mtime: at(&found.stx_mtime),
+        ctime: at(&found.stx_ctime),
+    }
+}
+
 /// The type in the S_IFMT bits of a mode (inode(7)).
 pub(super) fn kind(mode: u32) -> Option<FileKind> {
     Some(match mode & libc::S_IFMT {

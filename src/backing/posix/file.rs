@@ -21,12 +21,33 @@ impl PosixFile {
     pub(super) fn new(fd: OwnedFd, stop: Stop) -> Self {
         PosixFile { fd, stop }
     }
+
+    /// Attributes of a file on FUSE that has no name any more. The kernel asks by handle where it wants to know the size
+    /// (fuse_file_llseek of its fs/fuse/file.c), and remembers all that it is told. Nobody uses the position.
+    fn stat_by_handle(&self) -> OpResult<Attr> {
+        retry(|| nix::unistd::lseek(&self.fd, 0, Whence::SeekEnd))?;
+        let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+        // SAFETY: a structure of numbers, for which zeros are values.
+        let mut found: libc::statx = unsafe { std::mem::zeroed() };
+        retry(|| {
+            // SAFETY: an open descriptor, a literal with its NUL, and a structure that outlives the call.
+            let done = unsafe {
+                libc::statx(self.fd.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_BASIC_STATS, &raw mut found)
+            };
+            Errno::result(done)
+        })?;
+        Ok(convert::attr_of_statx(&found))
+    }
 }
 
 impl File for PosixFile {
     fn stat(&self) -> OpResult<Attr> {
         self.stop.check()?;
-        retry(|| nix::sys::stat::fstat(&self.fd)).map(|stat| convert::attr(&stat))
+        match retry(|| nix::sys::stat::fstat(&self.fd)) {
+            // FUSE looks by name, which somebody may have taken from it on the server.
+            Err(Errno::ENOENT | Errno::ESTALE) => self.stat_by_handle(),
+            result => result.map(|stat| convert::attr(&stat)),
+        }
     }
 
     /// An error after a part was read is an error for all of it: a short read would mean the end of the file.

@@ -42,6 +42,7 @@ fn event() -> impl Strategy<Value = LogEvent<'static>> {
         1 => (0_u64..6, any::<bool>()).prop_map(|(serial, again)| LogEvent::Failed { serial, again }),
         1 => Just(LogEvent::SendAgain),
         1 => Just(LogEvent::Abandon),
+        1 => (0_u64..64).prop_map(LogEvent::Displace),
     ]
 }
 

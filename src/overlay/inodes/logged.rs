@@ -90,6 +90,12 @@ impl Logged {
         self.log.handed_over(generation, end)
     }
 
+    /// See [`FileLog::displace`].
+    pub fn displace(&mut self, to: u64) {
+        self.note(LogEvent::Displace(to));
+        self.log.displace(to);
+    }
+
     /// See [`FileLog::begin`].
     pub fn begin(&mut self) -> Begin {
         let begun = self.log.begin();

@@ -14,6 +14,7 @@ use crate::backing::{Attr, File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::Overlay;
+use crate::overlay::append::Place;
 use crate::overlay::asked::{Asked, Caller};
 use crate::overlay::convert::{errno, node_errno};
 use crate::overlay::files::{LOST_FILE, OpenFile, first_flags};
@@ -94,6 +95,7 @@ impl Overlay {
         let inode = self.inodes.enter(node, || self.nodes.hold(node));
         if flags & (libc::O_TRUNC | libc::O_EXCL) != 0 {
             inode.with_log(&self.budget, |log| log.learn_size(0));
+            inode.is_made();
         }
         let handle = self.files.insert(OpenFile::new(inode, flags, generation, file), by);
         self.cool();
@@ -219,11 +221,11 @@ impl Overlay {
         Ok(length)
     }
 
-    /// FUSE_WRITE. The kernel gives appenders their offset too.
-    pub fn write(self: &Arc<Self>, asked: Asked, handle: u64, offset: u64, data: &[u8], reply: ReplyWrite) {
+    /// FUSE_WRITE.
+    pub fn write(self: &Arc<Self>, asked: Asked, handle: u64, mut place: Place, data: &[u8], reply: ReplyWrite) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let mut data = data.to_vec();
-        if let Some(written) = self.write_at_once(&file, offset, &mut data) {
+        if let Some(written) = self.write_at_once(&file, place, &mut data) {
             self.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
             reply.written(u32::try_from(written).unwrap_or(u32::MAX));
             return self.after_write(&file.inode);
@@ -234,7 +236,7 @@ impl Overlay {
             asked,
             Terms { bytes: data.len() as u64, ..Terms::of(Op::Write, Class::Data) },
             move |context| {
-                let written = worker.write_logged(context, &file, offset, &mut data)?;
+                let written = worker.write_logged(context, &file, &mut place, &mut data)?;
                 worker.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
                 Ok(written)
             },
