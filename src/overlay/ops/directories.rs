@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
 use super::names::reply_node;
-use crate::backing::{Attr, DirEntry, FileKind, OpResult};
+use crate::backing::{Attr, DirEntry, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 use crate::handover::{Item, Notes, Picture, item};
 use crate::overlay::asked::Asked;
@@ -41,6 +41,8 @@ type Listing = Arc<Vec<DirEntry>>;
 
 #[derive(Default)]
 struct OpenDirectory {
+    /// Reading it leaves no time of access (O_NOATIME). A successor does not know it.
+    quiet: bool,
     listing: Mutex<Option<Listing>>,
 }
 
@@ -56,12 +58,12 @@ impl Directories {
         Directories { open: RwLock::default(), notes }
     }
 
-    fn insert(&self, node: u64, by: u64) -> u64 {
+    fn insert(&self, node: u64, quiet: bool, by: u64) -> u64 {
         let mut open = self.open.write();
         open.1 += 1;
         let handle = open.1;
         self.notes.note(&Item::DirOpened { handle, node, by });
-        open.0.insert(handle, Arc::default());
+        open.0.insert(handle, Arc::new(OpenDirectory { quiet, listing: Mutex::default() }));
         handle
     }
 
@@ -101,7 +103,7 @@ impl Directories {
                 kind: entry.kind,
             };
             let listing = found.listing.as_ref().map(|listing| Arc::new(listing.iter().map(entry).collect()));
-            open.0.insert(handle, Arc::new(OpenDirectory { listing: Mutex::new(listing) }));
+            open.0.insert(handle, Arc::new(OpenDirectory { quiet: false, listing: Mutex::new(listing) }));
         }
     }
 
@@ -119,9 +121,10 @@ impl Overlay {
     /// FUSE_OPENDIR. The names are read with the first readdir: many open a directory for fsync(2) only. The root is
     /// always there, and df(1) opens what it is asked about before it asks; but in an old outage the error comes here,
     /// for the sake of programs that take a failing readdir(3) for an empty directory.
-    pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyOpen) {
+    pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
+        let quiet = flags & libc::O_NOATIME != 0;
         if node == ROOT && !self.gate.fails_fast() {
-            return reply.opened(fuser::FileHandle(self.directories.insert(node, asked.unique)), FopenFlags::empty());
+            return reply.opened(fuser::FileHandle(self.directories.insert(node, quiet, asked.unique)), FopenFlags::empty());
         }
         let by = asked.unique;
         self.submit(
@@ -133,14 +136,17 @@ impl Overlay {
                 result => result,
             },
             move |overlay, result| match result {
-                Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert(node, by)), FopenFlags::empty()),
+                Ok(_) => {
+                    reply.opened(fuser::FileHandle(overlay.directories.insert(node, quiet, by)), FopenFlags::empty())
+                }
                 Err(error) => reply.error(node_errno(error)),
             },
         );
     }
 
-    fn list(&self, context: &Context<'_>, node: u64) -> OpResult<Listing> {
-        let mut entries = self.on_path(context, node, |tree, path| tree.read_dir(path))?;
+    fn list(&self, context: &Context<'_>, node: u64, quiet: bool) -> OpResult<Listing> {
+        let read = |tree: &dyn Tree, path: &Path| if quiet { tree.read_dir_quietly(path) } else { tree.read_dir(path) };
+        let mut entries = self.on_path(context, node, read)?;
         entries.retain(|entry| !is_hidden(&entry.name));
         Ok(Arc::new(entries))
     }
@@ -151,7 +157,7 @@ impl Overlay {
         if let Some(listing) = directory.listing.lock().as_ref().filter(|_| offset > 0) {
             return Ok(Arc::clone(listing));
         }
-        let listing = self.list(context, node)?;
+        let listing = self.list(context, node, directory.quiet)?;
         self.directories.list(handle, &directory, &listing);
         Ok(listing)
     }

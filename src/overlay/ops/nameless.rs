@@ -24,11 +24,13 @@ impl Overlay {
         if !matches!(result, Err(Errno::ENOENT)) {
             return result;
         }
-        let Some(file) = self.files.of_node(node).into_iter().next() else { return result };
-        let descriptor = self.descriptor(&**context.generation, &file)?;
-        match Nameless::of(&**descriptor)? {
-            Some(file) => by_descriptor(&file),
-            None => result,
+        if let Some(file) = self.files.of_node(node).into_iter().next() {
+            let descriptor = self.descriptor(&**context.generation, &file)?;
+            return Nameless::of(&**descriptor)?.map_or(result, |file| by_descriptor(&file));
+        }
+        match self.replaced_file(context, node) {
+            Ok(kept) => Nameless::of(&*kept)?.map_or(result, |file| by_descriptor(&file)),
+            Err(_) => result,
         }
     }
 
