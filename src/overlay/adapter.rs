@@ -294,7 +294,8 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        hand_on!(self, request, Opendir, node.0, reply, |overlay, asked| overlay.opendir(asked, node.0, flags.0, reply));
+        hand_on!(self, request, Opendir, node.0, reply, |overlay, asked| overlay
+            .opendir(asked, node.0, flags.0, reply));
     }
 
     fn readdir(&self, request: &Request, node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

@@ -12,9 +12,9 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::fstatvfs;
 
-use super::Overlay;
 use super::convert::file_attr;
-use crate::backing::{Attr, OpResult, StatFs};
+use super::{Overlay, is_hidden};
+use crate::backing::{Attr, FileKind, OpResult, StatFs};
 use crate::config::{OverlayConfig, StatfsFrom};
 use crate::gate::Context;
 
@@ -94,6 +94,11 @@ impl Overlay {
     /// A node's attributes for the kernel, which checks permissions by them.
     pub(super) fn shown(&self, node: u64, attr: &Attr) -> FileAttr {
         let mut shown = file_attr(node, attr);
+        // sshfs says 1 of every file. The kernel would take one whose second name goes for one without any.
+        if !self.traits.stable_inodes && attr.kind != FileKind::Directory {
+            let names = self.nodes.names(node).iter().filter(|(_, name)| !is_hidden(name)).count();
+            shown.nlink = shown.nlink.max(u32::try_from(names).unwrap_or(u32::MAX));
+        }
         let seen = self.appearance();
         if let Some((uid, gid)) = seen.owner {
             (shown.uid, shown.gid) = (uid, gid);

@@ -11,9 +11,8 @@ pub const NOBODY: u32 = 65534;
 /// Sizes and offsets stay below.
 const REACH: u64 = 300_000;
 
-const NAMES: [&str; 16] = [
-    "a", "b", "c", "l", "d", "d/a", "d/b", "d/l", "d/e", "d/e/a", "d/e/b", "e", "e/a", "e/b", "l/a", "e/f",
-];
+const NAMES: [&str; 16] =
+    ["a", "b", "c", "l", "d", "d/a", "d/b", "d/l", "d/e", "d/e/a", "d/e/b", "e", "e/a", "e/b", "l/a", "e/f"];
 /// None leads out of the process's directory.
 const TARGETS: [&str; 6] = ["a", "d", "d/e", "e/a", "l", "nowhere/at/all"];
 const MODES: [u32; 10] = [0o644, 0o600, 0o666, 0o755, 0o700, 0o777, 0o4755, 0o6755, 0o400, 0o1777];
@@ -38,43 +37,158 @@ pub enum At {
 /// One call. `tone` says which bytes.
 #[derive(Debug, Clone)]
 pub enum Call {
-    Open { slot: usize, name: &'static str, flags: i32, mode: u32 },
-    Close { slot: usize },
-    Write { slot: usize, at: Option<u64>, length: usize, tone: u8 },
-    Read { slot: usize, at: Option<u64>, length: usize },
-    Seek { slot: usize, whence: i32, offset: i64 },
-    Sync { slot: usize, data_only: bool },
-    SetLength { at: At, size: u64 },
-    Allocate { slot: usize, how: i32, offset: u64, length: u64 },
-    Copy { from: usize, to: usize, at: u64, to_at: u64, length: usize },
-    Splice { from: usize, to: usize, at: u64, to_at: u64, length: usize },
+    Open {
+        slot: usize,
+        name: &'static str,
+        flags: i32,
+        mode: u32,
+    },
+    Close {
+        slot: usize,
+    },
+    Write {
+        slot: usize,
+        at: Option<u64>,
+        length: usize,
+        tone: u8,
+    },
+    Read {
+        slot: usize,
+        at: Option<u64>,
+        length: usize,
+    },
+    Seek {
+        slot: usize,
+        whence: i32,
+        offset: i64,
+    },
+    Sync {
+        slot: usize,
+        data_only: bool,
+    },
+    SetLength {
+        at: At,
+        size: u64,
+    },
+    Allocate {
+        slot: usize,
+        how: i32,
+        offset: u64,
+        length: u64,
+    },
+    Copy {
+        from: usize,
+        to: usize,
+        at: u64,
+        to_at: u64,
+        length: usize,
+    },
+    Splice {
+        from: usize,
+        to: usize,
+        at: u64,
+        to_at: u64,
+        length: usize,
+    },
     /// Through a shared map: reads, or writes and syncs.
-    Map { slot: usize, at: u64, length: u64, write: Option<u8> },
-    Unlink { name: &'static str },
-    RemoveDirectory { name: &'static str },
-    MakeDirectory { name: &'static str, mode: u32 },
-    Rename { from: &'static str, to: &'static str, flags: u32 },
-    Link { from: &'static str, to: &'static str, follow: bool },
-    Symlink { target: &'static str, name: &'static str },
-    ReadLink { name: &'static str },
+    Map {
+        slot: usize,
+        at: u64,
+        length: u64,
+        write: Option<u8>,
+    },
+    Unlink {
+        name: &'static str,
+    },
+    RemoveDirectory {
+        name: &'static str,
+    },
+    MakeDirectory {
+        name: &'static str,
+        mode: u32,
+    },
+    Rename {
+        from: &'static str,
+        to: &'static str,
+        flags: u32,
+    },
+    Link {
+        from: &'static str,
+        to: &'static str,
+        follow: bool,
+    },
+    Symlink {
+        target: &'static str,
+        name: &'static str,
+    },
+    ReadLink {
+        name: &'static str,
+    },
     /// A fifo.
-    MakeNode { name: &'static str, mode: u32 },
-    SetMode { at: At, mode: u32 },
-    SetOwner { at: At, uid: u32, gid: u32, follow: bool },
+    MakeNode {
+        name: &'static str,
+        mode: u32,
+    },
+    SetMode {
+        at: At,
+        mode: u32,
+    },
+    SetOwner {
+        at: At,
+        uid: u32,
+        gid: u32,
+        follow: bool,
+    },
     /// Seconds and nanoseconds long ago.
-    SetTimes { at: At, follow: bool, atime: (i64, i64), mtime: (i64, i64) },
-    SetXattr { at: At, key: &'static str, length: usize, tone: u8, flags: i32 },
-    GetXattr { at: At, key: &'static str },
-    ListXattr { at: At },
-    RemoveXattr { at: At, key: &'static str },
-    SetList { name: &'static str, default: bool, bits: u16 },
-    Stat { at: At, follow: bool },
-    Access { name: &'static str, mode: i32 },
-    List { name: &'static str },
+    SetTimes {
+        at: At,
+        follow: bool,
+        atime: (i64, i64),
+        mtime: (i64, i64),
+    },
+    SetXattr {
+        at: At,
+        key: &'static str,
+        length: usize,
+        tone: u8,
+        flags: i32,
+    },
+    GetXattr {
+        at: At,
+        key: &'static str,
+    },
+    ListXattr {
+        at: At,
+    },
+    RemoveXattr {
+        at: At,
+        key: &'static str,
+    },
+    SetList {
+        name: &'static str,
+        default: bool,
+        bits: u16,
+    },
+    Stat {
+        at: At,
+        follow: bool,
+    },
+    Access {
+        name: &'static str,
+        mode: i32,
+    },
+    List {
+        name: &'static str,
+    },
     /// Makes names in the crowded directory.
-    Crowd { first: u64, count: u64 },
+    Crowd {
+        first: u64,
+        count: u64,
+    },
     /// Reads it and removes every third name meanwhile.
-    Thin { rest: u64 },
+    Thin {
+        rest: u64,
+    },
     /// The same by somebody who is not root.
     AsNobody(Box<Call>),
 }
@@ -139,7 +253,11 @@ fn opening(dice: &mut Dice, able: Able) -> Call {
         return Call::Close { slot: slot(dice) };
     }
     let mut flags = pick(dice, &[libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR]);
-    let mut add = |flag: i32, one_in: u64| if dice.below(one_in) == 0 { flags |= flag };
+    let mut add = |flag: i32, one_in: u64| {
+        if dice.below(one_in) == 0 {
+            flags |= flag
+        }
+    };
     add(libc::O_TRUNC, 6);
     add(libc::O_EXCL | libc::O_CREAT, 6);
     add(libc::O_APPEND, 5);
@@ -185,18 +303,12 @@ fn data(dice: &mut Dice, able: Able) -> Call {
             length: length(dice) % 30_000,
         },
         18 => Call::Sync { slot, data_only: false },
-        19..21 => Call::Copy {
-            from: slot,
-            to: self::slot(dice),
-            at: place(dice),
-            to_at: place(dice),
-            length: length(dice),
-        },
-        21..23 if able.holes => Call::Seek {
-            slot,
-            whence: pick(dice, &[libc::SEEK_DATA, libc::SEEK_HOLE]),
-            offset: place(dice) as i64,
-        },
+        19..21 => {
+            Call::Copy { from: slot, to: self::slot(dice), at: place(dice), to_at: place(dice), length: length(dice) }
+        }
+        21..23 if able.holes => {
+            Call::Seek { slot, whence: pick(dice, &[libc::SEEK_DATA, libc::SEEK_HOLE]), offset: place(dice) as i64 }
+        }
         _ => {
             let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
             let all = [punch, 0, libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_ZERO_RANGE];

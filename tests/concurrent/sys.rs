@@ -99,8 +99,9 @@ impl Shared {
     pub fn new(fd: RawFd, offset: u64, length: usize, write: bool) -> Result<Shared, Errno> {
         let protection = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
         // SAFETY: the kernel chooses the place; nothing else is there.
-        let at =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, offset as libc::off_t) };
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, fd, offset as libc::off_t)
+        };
         if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Shared { at: at.cast(), length }) }
     }
 

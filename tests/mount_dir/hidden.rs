@@ -156,6 +156,19 @@ fn hidden_names_are_no_links() {
     assert_eq!(file.metadata().unwrap().nlink(), 0);
 }
 
+/// An sshfs says of every file that it has one name.
+#[test]
+fn a_link_that_goes_leaves_the_other_name_as_it_was() {
+    let rig = Rig::new(SSHFS);
+    open(&rig, "f").write_all(b"kept").unwrap();
+    for _ in 0..3 {
+        std::fs::hard_link(rig.hot("f"), rig.hot("g")).unwrap();
+        assert_eq!(std::fs::metadata(rig.hot("f")).unwrap().nlink(), 2);
+        std::fs::remove_file(rig.hot("g")).unwrap();
+        assert_eq!(std::fs::metadata(rig.hot("f")).unwrap().nlink(), 1);
+    }
+}
+
 #[test]
 fn a_file_without_a_name_is_opened_again_by_its_descriptor() {
     for traits in [LOCAL, SSHFS] {

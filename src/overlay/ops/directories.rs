@@ -124,7 +124,8 @@ impl Overlay {
     pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
         let quiet = flags & libc::O_NOATIME != 0;
         if node == ROOT && !self.gate.fails_fast() {
-            return reply.opened(fuser::FileHandle(self.directories.insert(node, quiet, asked.unique)), FopenFlags::empty());
+            return reply
+                .opened(fuser::FileHandle(self.directories.insert(node, quiet, asked.unique)), FopenFlags::empty());
         }
         let by = asked.unique;
         self.submit(
