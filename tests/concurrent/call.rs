@@ -25,6 +25,8 @@ pub struct Able {
     pub local: bool,
     /// Holes are looked for, so nothing is allocated: what is allocated and not written is a hole or not, as the page cache has it.
     pub holes: bool,
+    /// Descriptors that are open, a bit for each: most calls are on one of these.
+    pub open: u32,
 }
 
 /// By name or by descriptor.
@@ -203,7 +205,7 @@ pub fn any(dice: &mut Dice, able: Able) -> Call {
 
 fn one(dice: &mut Dice, able: Able) -> Call {
     let weights: [(u64, fn(&mut Dice, Able) -> Call); 5] =
-        [(20, opening), (34, data), (24, names), (if able.local { 18 } else { 10 }, attributes), (4, many)];
+        [(16, opening), (36, data), (20, names), (if able.local { 18 } else { 10 }, attributes), (4, many)];
     let mut left = dice.below(weights.iter().map(|(weight, _)| weight).sum());
     for (weight, make) in weights {
         if left < weight {
@@ -218,16 +220,22 @@ fn pick<T: Copy>(dice: &mut Dice, from: &[T]) -> T {
     from[dice.below(from.len() as u64) as usize]
 }
 
-fn slot(dice: &mut Dice) -> usize {
+fn any_slot(dice: &mut Dice) -> usize {
     dice.below(SLOTS as u64) as usize
+}
+
+/// Mostly one that is open.
+fn slot(dice: &mut Dice, able: Able) -> usize {
+    let open: Vec<usize> = (0..SLOTS).filter(|slot| able.open & 1 << slot != 0).collect();
+    if open.is_empty() || dice.below(10) == 0 { any_slot(dice) } else { pick(dice, &open) }
 }
 
 fn name(dice: &mut Dice) -> &'static str {
     pick(dice, &NAMES)
 }
 
-fn at(dice: &mut Dice) -> At {
-    if dice.below(3) == 0 { At::Slot(slot(dice)) } else { At::Name(name(dice)) }
+fn at(dice: &mut Dice, able: Able) -> At {
+    if dice.below(3) == 0 { At::Slot(slot(dice, able)) } else { At::Name(name(dice)) }
 }
 
 /// Mostly small, sometimes large, often at the edge of a block.
@@ -249,8 +257,8 @@ fn length(dice: &mut Dice) -> usize {
 }
 
 fn opening(dice: &mut Dice, able: Able) -> Call {
-    if dice.below(3) == 0 {
-        return Call::Close { slot: slot(dice) };
+    if dice.below(5) == 0 {
+        return Call::Close { slot: slot(dice, able) };
     }
     let mut flags = pick(dice, &[libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_RDWR]);
     let mut add = |flag: i32, one_in: u64| {
@@ -259,7 +267,7 @@ fn opening(dice: &mut Dice, able: Able) -> Call {
         }
     };
     add(libc::O_TRUNC, 6);
-    add(libc::O_EXCL | libc::O_CREAT, 6);
+    add(libc::O_EXCL | libc::O_CREAT, 10);
     add(libc::O_APPEND, 5);
     add(libc::O_NOFOLLOW, 6);
     add(libc::O_SYNC, 20);
@@ -276,11 +284,11 @@ fn opening(dice: &mut Dice, able: Able) -> Call {
     if flags & libc::O_ACCMODE == libc::O_RDONLY {
         flags &= !libc::O_TRUNC;
     }
-    Call::Open { slot: slot(dice), name: name(dice), flags, mode: pick(dice, &MODES) }
+    Call::Open { slot: any_slot(dice), name: name(dice), flags, mode: pick(dice, &MODES) }
 }
 
 fn data(dice: &mut Dice, able: Able) -> Call {
-    let (slot, tone) = (slot(dice), dice.next() as u8);
+    let (slot, tone) = (slot(dice, able), dice.next() as u8);
     let offset = if dice.below(2) == 0 { None } else { Some(place(dice)) };
     match dice.below(if able.local { 24 } else { 19 }) {
         0..7 => Call::Write { slot, at: offset, length: length(dice), tone },
@@ -291,21 +299,25 @@ fn data(dice: &mut Dice, able: Able) -> Call {
             offset: dice.below(5000) as i64 - 500,
         },
         13 => Call::Sync { slot, data_only: dice.below(2) == 0 },
-        14 => Call::SetLength { at: at(dice), size: place(dice) },
+        14 => Call::SetLength { at: at(dice, able), size: place(dice) },
         15..17 => {
             Call::Map { slot, at: place(dice), length: length(dice) as u64, write: (tone % 2 == 0).then_some(tone) }
         }
         17 => Call::Splice {
             from: slot,
-            to: self::slot(dice),
+            to: self::slot(dice, able),
             at: place(dice),
             to_at: place(dice),
             length: length(dice) % 30_000,
         },
         18 => Call::Sync { slot, data_only: false },
-        19..21 => {
-            Call::Copy { from: slot, to: self::slot(dice), at: place(dice), to_at: place(dice), length: length(dice) }
-        }
+        19..21 => Call::Copy {
+            from: slot,
+            to: self::slot(dice, able),
+            at: place(dice),
+            to_at: place(dice),
+            length: length(dice),
+        },
         21..23 if able.holes => {
             Call::Seek { slot, whence: pick(dice, &[libc::SEEK_DATA, libc::SEEK_HOLE]), offset: place(dice) as i64 }
         }
@@ -339,7 +351,7 @@ fn names(dice: &mut Dice, able: Able) -> Call {
 }
 
 fn attributes(dice: &mut Dice, able: Able) -> Call {
-    let (at, follow) = (at(dice), dice.below(3) != 0);
+    let (at, follow) = (at(dice, able), dice.below(3) != 0);
     let time = |dice: &mut Dice| match dice.below(4) {
         0 if able.local => (0, libc::UTIME_OMIT),
         1 if able.local => (0, libc::UTIME_NOW),

@@ -68,6 +68,11 @@ impl Hand {
         self.slots[slot].as_ref().is_some_and(|(file, _)| file.metadata().is_ok_and(|found| found.nlink() == 0))
     }
 
+    /// Descriptors that are open, a bit for each.
+    pub fn open_slots(&self) -> u32 {
+        (0..SLOTS).filter(|&slot| self.slots[slot].is_some()).map(|slot| 1 << slot).sum()
+    }
+
     pub fn drop_slot(&mut self, slot: usize) {
         self.slots[slot] = None;
     }
@@ -92,11 +97,20 @@ impl Hand {
         self.slots[slot].as_ref().is_some_and(|(_, flags)| flags & libc::O_DIRECT != 0)
     }
 
-    /// True if the call moves data between two descriptors one of which leads to a file without a name.
-    pub fn mixes_nameless(&self, call: &Call) -> bool {
+    /// True if the call says nothing: it moves data from or to a file without a name, which may have been lost on one side, or
+    /// one open with O_DIRECT, which steadfs does not want aligned.
+    pub fn says_nothing(&self, call: &Call) -> bool {
         match call {
+            Call::AsNobody(inner) => match &**inner {
+                // Whether trusted names may be seen is a matter of CAP_SYS_ADMIN, which this process keeps.
+                Call::ListXattr { .. } => true,
+                Call::GetXattr { key, .. } | Call::SetXattr { key, .. } | Call::RemoveXattr { key, .. } => {
+                    key.starts_with("trusted")
+                }
+                inner => self.says_nothing(inner),
+            },
             Call::Copy { from, to, .. } | Call::Splice { from, to, .. } => {
-                self.is_nameless(*from) || self.is_nameless(*to)
+                [*from, *to].into_iter().any(|slot| self.is_nameless(slot) || self.is_direct(slot))
             }
             // A page of what is lost is a signal.
             Call::Map { slot, .. } => self.is_nameless(*slot),

@@ -129,6 +129,27 @@ fn eight_processes_over_a_directory_see_what_a_plain_directory_shows_whatever_di
     run(Site::local(), Duration::from_secs(ORDINARY));
 }
 
+/// sshfs remembers the size from before where another file is written meanwhile.
+#[test]
+fn a_file_that_an_open_truncates_is_empty_whoever_writes_elsewhere() {
+    let mut site = Site::sshfs();
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let path = site.hot().join(format!("f{number}"));
+            scope.spawn(move || {
+                for turn in 0..150 {
+                    let mut file = std::fs::File::create(&path).unwrap();
+                    assert_eq!(file.metadata().unwrap().len(), 0, "turn {turn}");
+                    std::io::Write::write_all(&mut file, &vec![1; 7000 + turn]).unwrap();
+                    drop(file);
+                    assert_eq!(path.metadata().unwrap().len(), 7000 + turn as u64);
+                }
+            });
+        }
+    });
+    site.umount();
+}
+
 #[test]
 fn eight_processes_over_sshfs_see_what_a_plain_directory_shows_whatever_dies() {
     run(Site::sshfs(), Duration::from_secs(ORDINARY));

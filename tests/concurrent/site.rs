@@ -71,7 +71,7 @@ impl Site {
     pub fn harm_until(&self, seed: u64, until: Instant) -> String {
         let (mut dice, mut done) = (Dice(seed ^ 0xbad), std::collections::BTreeMap::new());
         loop {
-            let pause = Duration::from_millis(100 + dice.below(900));
+            let pause = Duration::from_millis(200 + dice.below(1500));
             if Instant::now() + pause >= until {
                 return format!("{done:?}");
             }
@@ -99,7 +99,13 @@ impl Site {
         let is_local = self.is_local();
         let over = || Site::Over { is_local, directory: tempfile::tempdir().unwrap() };
         let directory = match std::mem::replace(self, over()) {
-            Site::Local(local) => local.lab.umount(),
+            Site::Local(local) => {
+                // What was written to a file without a name when its daemon died.
+                for state in std::fs::read_dir(local.lab.path("state")).unwrap().flatten() {
+                    let _ = std::fs::remove_dir_all(state.path().join("spool"));
+                }
+                local.lab.umount()
+            }
             Site::Sshfs(relayed) => {
                 relayed.settle().unwrap();
                 relayed.umount()
