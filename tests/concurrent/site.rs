@@ -101,7 +101,7 @@ impl Site {
         let directory = match std::mem::replace(self, over()) {
             Site::Local(local) => {
                 // What was written to a file without a name when its daemon died.
-                for state in std::fs::read_dir(local.lab.path("state")).unwrap().flatten() {
+                for state in std::fs::read_dir(local.lab.path("state")).into_iter().flatten().flatten() {
                     let _ = std::fs::remove_dir_all(state.path().join("spool"));
                 }
                 local.lab.umount()

@@ -7,6 +7,7 @@ use fuser::{ReplyAttr, ReplyIoctl, ReplyStatfs};
 use nix::errno::Errno;
 
 use crate::backing::{Attr, FileKind, FlagsRequest, OpResult, SetTime, StatFs};
+use crate::gate::policy::raises_doubt;
 use crate::gate::{Class, Context, Op, Terms};
 use crate::log::{Attempt, Change};
 use crate::overlay::asked::Asked;
@@ -16,6 +17,9 @@ use crate::overlay::{Overlay, is_hidden};
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
+
+/// setuid and setgid.
+const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 
 /// What a setattr is to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,10 +157,11 @@ impl Overlay {
 
     /// FUSE_SETATTR.
     pub fn setattr(self: &Arc<Self>, asked: Asked, node: u64, handle: Option<u64>, changes: Changes, reply: ReplyAttr) {
+        let class = if self.is_undone_by_a_replay(node, &changes) { Class::Sync } else { Class::Meta };
         self.submit(
             asked,
             Op::Setattr,
-            Class::Meta,
+            class,
             move |overlay, context| {
                 overlay.change(context, node, handle, &changes)?;
                 overlay.stat(context, node, handle)
@@ -165,12 +170,32 @@ impl Overlay {
         );
     }
 
+    /// What is uncommitted is written again after a repair: that would change a time of modification that is set now, and take
+    /// setuid and setgid away. So it is committed first, which the close that follows has not to do any more.
+    fn is_undone_by_a_replay(&self, node: u64, changes: &Changes) -> bool {
+        let sets = matches!(changes.mtime, SetTime::At(_)) || changes.mode.is_some_and(|mode| mode & SET_ID != 0);
+        sets && self.inodes.get(node).is_some_and(|inode| !inode.is_clean())
+    }
+
+    /// Commits a file before something is done that does not bear its being written again. What the backing refuses of its data
+    /// is no matter of that call: whoever wrote learns of it.
+    pub(super) fn commit_before(&self, context: &Context<'_>, node: u64) -> OpResult<()> {
+        let Some(inode) = self.inodes.get(node) else { return Ok(()) };
+        match self.commit(context, &inode, true) {
+            Err(error) if raises_doubt(error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     fn change(&self, context: &Context<'_>, node: u64, handle: Option<u64>, changes: &Changes) -> OpResult<()> {
         if self.removed.change(node, changes) {
             return Ok(());
         }
         // Handed over later it would change the times again.
         self.show(context, node)?;
+        if self.is_undone_by_a_replay(node, changes) {
+            self.commit_before(context, node)?;
+        }
         // Owner before mode: chown(2) may take setuid away, which a mode given with it is to bring back.
         let (uid, gid) = self.owner_to_set(changes.uid, changes.gid)?;
         if uid.is_some() || gid.is_some() {

@@ -60,8 +60,11 @@ impl Overlay {
             Op::Setxattr,
             Class::Meta,
             move |overlay, context| {
-                // A write that came after security.capability would take it away again.
+                // A write that came after security.capability would take it away again, one of a replay too.
                 overlay.show(context, node)?;
+                if name == CAPABILITY {
+                    overlay.commit_before(context, node)?;
+                }
                 let again = settle::Again::new(context.in_doubt);
                 let done = |now: OpResult<Vec<u8>>| Ok(now? == value);
                 overlay.on_node(
@@ -101,6 +104,9 @@ impl Overlay {
         );
     }
 }
+
+/// What a write takes away (capabilities(7)).
+const CAPABILITY: &str = "security.capability";
 
 /// Names for others than root: those of `trusted.*` are shown to nobody else (xattr(7)). The backing shows them to steadfs.
 fn without_trusted(names: &[u8]) -> Vec<u8> {
