@@ -370,15 +370,13 @@ impl Hand {
         tree(&self.root, self.local)
     }
 
-    /// Where a descriptor stands, and what it shows.
-    pub fn descriptors(&self) -> Vec<String> {
-        let look = |(file, flags): &(File, i32)| {
-            let found = file.metadata().map(|found| seen(&found, self.local)).map_err(errno);
-            let path_alone = flags & libc::O_PATH != 0 || file.metadata().is_ok_and(|found| found.is_dir());
-            let place = if path_alone { None } else { nix::unistd::lseek(file.as_fd(), 0, Whence::SeekCur).ok() };
-            format!("{found:?} at {place:?}")
-        };
-        self.slots.iter().map(|slot| slot.as_ref().map_or("closed".into(), look)).collect()
+    /// What a descriptor shows, and where it stands.
+    pub fn descriptor(&self, slot: usize) -> Answer {
+        let Some((file, flags)) = &self.slots[slot] else { return told("closed") };
+        let found = file.metadata().map_err(errno)?;
+        let path_alone = flags & libc::O_PATH != 0 || found.is_dir();
+        let place = if path_alone { None } else { nix::unistd::lseek(file.as_fd(), 0, Whence::SeekCur).ok() };
+        Ok(format!("{} at {place:?}", seen(&found, self.local)))
     }
 }
 
