@@ -343,7 +343,8 @@ fn names(dice: &mut Dice, able: Able) -> Call {
         2 => Call::RemoveDirectory { name: one },
         3..5 => Call::MakeDirectory { name: one, mode: pick(dice, &[0o755, 0o777, 0o700, 0o1777, 0o2775]) },
         5..8 => Call::Rename { from: one, to: other, flags: if able.local { flags(dice) } else { 0 } },
-        8 => Call::Link { from: one, to: other, follow: able.local && dice.below(3) == 0 },
+        // sshfs remembers attributes by name: what is changed by one name is seen by the other some seconds later.
+        8 if able.local => Call::Link { from: one, to: other, follow: dice.below(3) == 0 },
         9 => Call::Symlink { target: pick(dice, &TARGETS), name: one },
         10 => Call::ReadLink { name: one },
         _ if able.local => Call::MakeNode { name: one, mode: pick(dice, &MODES) },

@@ -101,7 +101,7 @@ fn agrees(plain: &Path, there: &Path, local: bool) -> Result<(), String> {
     Ok(())
 }
 
-fn run(mut site: Site, time: Duration) {
+fn run(site: Site, time: Duration) {
     let seed = number("STEADFS_CONCURRENT_SEED", 1);
     let time = Duration::from_secs(number("STEADFS_CONCURRENT_SECONDS", time.as_secs()));
     let again = format!("run it again with STEADFS_CONCURRENT_SEED={seed}");
@@ -120,7 +120,7 @@ fn run(mut site: Site, time: Duration) {
     };
     site.settle();
     check("in the overlay", &site.hot(), is_local);
-    site.umount();
+    let site = site.umount();
     check("on the store", &site.cold(), true);
 }
 
@@ -132,7 +132,7 @@ fn eight_processes_over_a_directory_see_what_a_plain_directory_shows_whatever_di
 /// sshfs remembers the size from before where another file is written meanwhile.
 #[test]
 fn a_file_that_an_open_truncates_is_empty_whoever_writes_elsewhere() {
-    let mut site = Site::sshfs();
+    let site = Site::sshfs();
     std::thread::scope(|scope| {
         for number in 0..6 {
             let path = site.hot().join(format!("f{number}"));
@@ -147,7 +147,7 @@ fn a_file_that_an_open_truncates_is_empty_whoever_writes_elsewhere() {
             });
         }
     });
-    site.umount();
+    drop(site.umount());
 }
 
 #[test]

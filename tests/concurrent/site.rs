@@ -1,5 +1,6 @@
 //! Where the processes work, and the hand that lets it come to harm.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,7 @@ impl Site {
         match self {
             Site::Local(local) => local.lab.directory().to_owned(),
             Site::Sshfs(relayed) => relayed.directory().to_owned(),
-            Site::Over { directory, .. } => directory.path().to_owned(),
+            Site::Over { directory, .. } => directory.clone(),
         }
     }
 
@@ -94,25 +95,26 @@ impl Site {
         }
     }
 
-    /// Unmounts as a user would.
-    pub fn umount(&mut self) {
-        let is_local = self.is_local();
-        let over = || Site::Over { is_local, directory: tempfile::tempdir().unwrap() };
-        let directory = match std::mem::replace(self, over()) {
-            Site::Local(local) => {
-                // What was written to a file without a name when its daemon died.
-                for state in std::fs::read_dir(local.lab.path("state")).into_iter().flatten().flatten() {
-                    let _ = std::fs::remove_dir_all(state.path().join("spool"));
-                }
-                local.lab.umount()
+    /// Unmounts as a user would, and checks that nothing is left.
+    pub fn umount(self) -> Site {
+        let (is_local, directory) = (self.is_local(), self.directory());
+        let kept: Box<dyn Any> = match self {
+            Site::Local(mut local) => {
+                lab::run_ok("umount", &[local.lab.hot.to_str().unwrap()]);
+                let parts = local.lab.parts();
+                lab::wait("keeper and daemon end", || parts.keepers().is_empty() && parts.daemons().is_empty());
+                // What was written to files without a name when their daemon died is in the spool.
+                let _ = std::fs::remove_dir_all(local.lab.path("state"));
+                local.lab.assert_ended();
+                Box::new(local)
             }
             Site::Sshfs(relayed) => {
                 relayed.settle().unwrap();
-                relayed.umount()
+                Box::new(relayed.umount())
             }
-            Site::Over { directory, .. } => directory,
+            Site::Over { _kept, .. } => _kept,
         };
-        *self = Site::Over { is_local, directory };
+        Site::Over { is_local, directory, _kept: kept }
     }
 }
 
