@@ -19,10 +19,11 @@ const OPTIONS: &str = "deadline=60s,sync_deadline=60s,backoff_min=100ms,backoff_
 pub enum Site {
     Local(Local),
     Sshfs(Box<Relayed>),
-    /// Unmounted, with what is left of it.
+    /// Unmounted, with the directory of what is left and who removes it in the end.
     Over {
         is_local: bool,
-        directory: tempfile::TempDir,
+        directory: PathBuf,
+        _kept: Box<dyn Any>,
     },
 }
 
