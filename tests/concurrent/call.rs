@@ -196,6 +196,8 @@ pub enum Call {
     AsNobody(Box<Call>),
 }
 
+type Draw = fn(&mut Dice, Able) -> Call;
+
 /// Any of them.
 pub fn any(dice: &mut Dice, able: Able) -> Call {
     if able.local && dice.below(12) == 0 {
@@ -205,7 +207,7 @@ pub fn any(dice: &mut Dice, able: Able) -> Call {
 }
 
 fn one(dice: &mut Dice, able: Able) -> Call {
-    let weights: [(u64, fn(&mut Dice, Able) -> Call); 5] =
+    let weights: [(u64, Draw); 5] =
         [(16, opening), (36, data), (20, names), (if able.local { 18 } else { 10 }, attributes), (4, many)];
     let mut left = dice.below(weights.iter().map(|(weight, _)| weight).sum());
     for (weight, make) in weights {
@@ -279,7 +281,7 @@ fn opening(dice: &mut Dice, able: Able) -> Call {
         // A descriptor by its path alone.
         2..4 if able.local => flags = libc::O_PATH,
         4..7 if able.local && !able.holes => flags = libc::O_RDWR | libc::O_DIRECT | (flags & libc::O_CREAT),
-        _ if special % 4 != 0 => flags |= libc::O_CREAT,
+        _ if !special.is_multiple_of(4) => flags |= libc::O_CREAT,
         _ => {}
     }
     if flags & libc::O_ACCMODE == libc::O_RDONLY {

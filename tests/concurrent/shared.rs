@@ -251,7 +251,7 @@ impl Shop {
         let write = || {
             let mut file = File::create(&part)?;
             file.write_all(&whole(self.me, self.tally.duties, length))?;
-            if length % 3 == 0 {
+            if length.is_multiple_of(3) {
                 file.sync_all()?;
             }
             nix::unistd::close(file)?;

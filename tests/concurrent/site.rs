@@ -17,7 +17,7 @@ const OPTIONS: &str = "deadline=60s,sync_deadline=60s,backoff_min=100ms,backoff_
 
 /// See the module.
 pub enum Site {
-    Local(Local),
+    Local(Box<Local>),
     Sshfs(Box<Relayed>),
     /// Unmounted, with the directory of what is left and who removes it in the end.
     Over {
@@ -34,7 +34,7 @@ impl Site {
             command.env("STEADFS_TRIAL", "1s");
         });
         std::fs::create_dir(local.lab.path("plain")).unwrap();
-        Site::Local(local)
+        Site::Local(Box::new(local))
     }
 
     /// A real sshfs and a real sftp-server.

@@ -84,7 +84,7 @@ impl Worker {
     fn new(order: &Order) -> Worker {
         let at = |root: &Path| root.join(order.me.to_string());
         Worker {
-            able: Able { local: order.local, holes: order.seed % 2 == 0, open: 0 },
+            able: Able { local: order.local, holes: order.seed.is_multiple_of(2), open: 0 },
             dice: Dice(order.seed),
             plain: Hand::new(&at(&order.plain), order.local),
             hot: Hand::new(&at(&order.hot), order.local),
@@ -105,7 +105,7 @@ impl Worker {
             let call = call::any(&mut self.dice, self.able);
             self.step(&call)?;
             self.report.calls += 1;
-            if self.report.calls % OFTEN == 0 {
+            if self.report.calls.is_multiple_of(OFTEN) {
                 self.compare()?;
             }
             if self.dice.below(3) == 0 {
