@@ -197,6 +197,10 @@ pub trait Tree: Send + Sync {
     fn create(&self, path: &Path, flags: i32, mode: u32) -> OpResult<Box<dyn File>>;
     /// All entries but `.` and `..`, in the backing's order.
     fn read_dir(&self, path: &Path) -> OpResult<Vec<DirEntry>>;
+    /// The same without leaving a time of access (O_NOATIME), where that is possible.
+    fn read_dir_quietly(&self, path: &Path) -> OpResult<Vec<DirEntry>> {
+        self.read_dir(path)
+    }
     /// fsync(2) of a directory.
     fn sync_dir(&self, path: &Path) -> OpResult<()>;
     /// statvfs(3) of the root.

@@ -109,11 +109,18 @@ pub enum FlagsRequest {
     GetExtended,
     /// FS_IOC_FSSETXATTR.
     SetExtended,
+    /// FS_IOC_GETVERSION: the number that tells a file from later ones of its inode.
+    GetVersion,
 }
 
 impl FlagsRequest {
-    const ALL: [FlagsRequest; 4] =
-        [FlagsRequest::Get, FlagsRequest::Set, FlagsRequest::GetExtended, FlagsRequest::SetExtended];
+    const ALL: [FlagsRequest; 5] = [
+        FlagsRequest::Get,
+        FlagsRequest::Set,
+        FlagsRequest::GetExtended,
+        FlagsRequest::SetExtended,
+        FlagsRequest::GetVersion,
+    ];
 
     /// That of an ioctl(2); `None` if it is none of these.
     pub fn of(number: u32) -> Option<FlagsRequest> {
@@ -129,13 +136,14 @@ impl FlagsRequest {
             FlagsRequest::Set => 1 << 30 | long | 0x6602,
             FlagsRequest::GetExtended => 2 << 30 | extended | 0x581f,
             FlagsRequest::SetExtended => 1 << 30 | extended | 0x5820,
+            FlagsRequest::GetVersion => 2 << 30 | long | 0x7601,
         }
     }
 
     /// Bytes that go in or out.
     pub fn size(self) -> usize {
         match self {
-            FlagsRequest::Get | FlagsRequest::Set => std::mem::size_of::<libc::c_int>(),
+            FlagsRequest::Get | FlagsRequest::Set | FlagsRequest::GetVersion => std::mem::size_of::<libc::c_int>(),
             FlagsRequest::GetExtended | FlagsRequest::SetExtended => FSXATTR,
         }
     }

@@ -302,8 +302,9 @@ impl Filesystem for Adapter {
         hand_on!(self, request, Release, handle.0, reply, |overlay, asked| overlay.release(asked, handle.0, reply));
     }
 
-    fn opendir(&self, request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        hand_on!(self, request, Opendir, node.0, reply, |overlay, asked| overlay.opendir(asked, node.0, reply));
+    fn opendir(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        hand_on!(self, request, Opendir, node.0, reply, |overlay, asked| overlay
+            .opendir(asked, node.0, flags.0, reply));
     }
 
     fn readdir(&self, request: &Request, node: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {

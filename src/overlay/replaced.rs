@@ -1,7 +1,8 @@
-//! Files that were renamed over while the kernel knew them. Somebody may be about to open one: he has looked its name up, and on a
-//! local filesystem he gets that file, whatever has the name by now. The kernel repeats such an open only once (do_filp_open of its
-//! fs/namei.c), which a name that is replaced again and again defeats. So a descriptor of each is kept until the kernel
-//! forgets it, which it does at once if nobody wants it.
+//! Files that lost their last name while the kernel knew them, by an unlink or because something was renamed over them. Somebody
+//! may be about to open one: he has looked its name up, and on a local filesystem he gets that file, whatever has the name by
+//! now. The kernel repeats such an open only once (do_filp_open of its fs/namei.c), which a name that is replaced again and
+//! again defeats. Or he has a descriptor by O_PATH, of which we are not told. So a descriptor of each is kept until the
+//! kernel forgets it, which it does at once if nobody wants it.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -48,9 +49,9 @@ impl Replaced {
 }
 
 impl Overlay {
-    /// To be called before something is renamed to `to`: opens what is there, where a descriptor outlives its name and nothing
-    /// else keeps the file.
-    pub(super) fn about_to_replace(
+    /// To be called before `to` is removed or something is renamed to it: opens what is there, where a descriptor outlives its
+    /// name and nothing else keeps the file.
+    pub(super) fn about_to_lose(
         &self,
         context: &Context<'_>,
         tree: &dyn Tree,
@@ -69,8 +70,8 @@ impl Overlay {
         Some((held, Kept { generation: context.generation.number(), file: file.into() }))
     }
 
-    /// To be called after the rename.
-    pub(super) fn has_replaced(&self, (held, kept): (Held<'_>, Kept)) {
+    /// To be called when it has lost the name.
+    pub(super) fn has_lost(&self, (held, kept): (Held<'_>, Kept)) {
         let node = held.node;
         drop(self.replaced.keep(node, kept));
         // The kernel may have forgotten it meanwhile.
@@ -91,7 +92,7 @@ impl Overlay {
         }
     }
 
-    /// A file that was renamed over. ENOENT if it is none.
+    /// A file that has lost its last name. ENOENT if it is none.
     pub(super) fn replaced_file(&self, context: &Context<'_>, node: u64) -> OpResult<Arc<dyn File>> {
         let kept = self.replaced.0.lock().peek(&node).cloned();
         let kept = kept.filter(|kept| kept.generation == context.generation.number()).ok_or(Errno::ENOENT)?;

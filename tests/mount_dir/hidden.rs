@@ -3,8 +3,8 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -156,6 +156,19 @@ fn hidden_names_are_no_links() {
     assert_eq!(file.metadata().unwrap().nlink(), 0);
 }
 
+/// An sshfs says of every file that it has one name.
+#[test]
+fn a_link_that_goes_leaves_the_other_name_as_it_was() {
+    let rig = Rig::new(SSHFS);
+    open(&rig, "f").write_all(b"kept").unwrap();
+    for _ in 0..3 {
+        std::fs::hard_link(rig.hot("f"), rig.hot("g")).unwrap();
+        assert_eq!(std::fs::metadata(rig.hot("f")).unwrap().nlink(), 2);
+        std::fs::remove_file(rig.hot("g")).unwrap();
+        assert_eq!(std::fs::metadata(rig.hot("f")).unwrap().nlink(), 1);
+    }
+}
+
 #[test]
 fn a_file_without_a_name_is_opened_again_by_its_descriptor() {
     for traits in [LOCAL, SSHFS] {
@@ -197,13 +210,31 @@ fn a_name_that_is_replaced_again_and_again_can_always_be_opened() {
         }
     });
     // Nothing is kept that the kernel has forgotten.
-    let deleted = || {
-        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        all.filter_map(|entry| std::fs::read_link(entry.path()).ok())
-            .filter(|path| path.to_string_lossy().contains(rig.cold("target").to_str().unwrap()))
-            .count()
-    };
-    until(|| deleted() == 0);
+    until(|| deleted(&rig.cold("target")) == 0);
+}
+
+/// Descriptors of this process, which serves the mount, on files that had that name.
+fn deleted(path: &Path) -> usize {
+    let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    all.filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter(|found| found.to_string_lossy().contains(path.to_str().unwrap()))
+        .count()
+}
+
+/// The kernel tells nobody of a descriptor by O_PATH.
+#[test]
+fn a_file_that_lost_its_name_is_shown_by_a_descriptor_of_its_path() {
+    let rig = Rig::new(LOCAL);
+    std::fs::write(rig.hot("f"), "kept").unwrap();
+    let path = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(rig.hot("f")).unwrap();
+    let again = PathBuf::from(format!("/proc/self/fd/{}", path.as_raw_fd()));
+    std::fs::remove_file(rig.hot("f")).unwrap();
+    std::fs::set_permissions(&again, std::fs::Permissions::from_mode(0o604)).unwrap();
+    let found = path.metadata().unwrap();
+    assert_eq!((found.nlink(), found.len(), found.mode() & 0o7777), (0, 4, 0o604));
+    assert_eq!(std::fs::read(&again).unwrap(), b"kept");
+    drop(path);
+    until(|| deleted(&rig.cold("f")) == 0);
 }
 
 #[test]

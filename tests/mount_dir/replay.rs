@@ -28,6 +28,26 @@ fn bytes(seed: usize, length: usize) -> Vec<u8> {
     (0..length).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
+/// cp -p and rsync set times while the file is open; its close comes later.
+#[test]
+fn a_time_and_a_mode_that_were_set_after_a_write_survive_a_replay() {
+    for traits in [LOCAL, SSHFS] {
+        let rig = Rig::new(traits);
+        let mut file = open(&rig, "f");
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        file.write_all(&bytes(1, 100_000)).unwrap();
+        file.set_modified(time).unwrap();
+        file.set_permissions(Permissions::from_mode(0o4755)).unwrap();
+        rig.outage();
+        rig.repair();
+        for path in [rig.hot("f"), rig.cold("f")] {
+            let found = std::fs::metadata(path).unwrap();
+            assert_eq!((found.modified().unwrap(), found.mode() & 0o7777), (time, 0o4755));
+        }
+        assert_eq!(file.metadata().unwrap().len(), 100_000);
+    }
+}
+
 #[test]
 fn writes_beyond_four_gib_survive_a_replay() {
     for traits in [LOCAL, SSHFS] {

@@ -506,6 +506,7 @@ def changed_times():
         "create in it": ("d", lambda: fill("d/n")), "open in it": ("d", lambda: opened("d/old", os.O_CREAT | os.O_RDWR)), "mkdir in it": ("d", lambda: os.mkdir("d/n")), "symlink in it": ("d", lambda: os.symlink("x", "d/n")), "mkfifo in it": ("d", lambda: os.mkfifo("d/n")),
         "link in it": ("d", lambda: os.link("f", "d/n")), "unlink in it": ("d", lambda: os.unlink("d/old")), "rmdir in it": ("d", lambda: os.rmdir("d/sub")), "rename in it": ("d", lambda: os.rename("d/old", "d/n")), "rename out of it": ("d", lambda: os.rename("d/old", "n")),
         "rename into it": ("d", lambda: os.rename("f", "d/n")), "list": ("d", lambda: os.listdir("d")), "mmap": ("f", lambda: maps("f")), "copy": ("f", lambda: copies("f")), "failed create": ("d", lambda: result_of(lambda: opened("d/old", os.O_CREAT | os.O_EXCL))),
+        "read without atime": ("f", lambda: unnoticed("f")), "list without atime": ("d", lambda: unnoticed("d")), "map and read": ("f", lambda: looks("f")), "copy from": ("prog", lambda: copies("f")), "send from": ("prog", lambda: sends("prog")), "opened and closed": ("f", lambda: opened("f", os.O_RDONLY)), "read past the end": ("f", lambda: reads_past("f")), "read of an empty one": ("empty", lambda: content("empty")), "list twice": ("d", lambda: (os.listdir("d"), os.listdir("d"))), "stat": ("f", lambda: os.stat("f")), "through a link": ("l", lambda: result_of(lambda: os.stat("l"))), "walk through it": ("d", lambda: os.stat("d/old")), "get xattr": ("f", lambda: result_of(lambda: os.getxattr("f", "user.a"))),
         "failed rmdir": ("d", lambda: result_of(lambda: os.rmdir("d"))), "exec": ("prog", lambda: subprocess.run(["./prog"])), "readlink": ("l", lambda: os.readlink("l")),
     }
 
@@ -526,6 +527,25 @@ def changed_times():
             memory[0:1] = b"z"
             memory.flush()
 
+    def unnoticed(path):
+        fd = os.open(path, os.O_RDONLY | os.O_NOATIME)
+        os.listdir(fd) if path == "d" else os.read(fd, 9)
+        os.close(fd)
+
+    def looks(path):
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 4, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+            return memory[0:1]
+
+    def sends(path):
+        reader, writer = os.pipe()
+        with open(path, "rb") as file:
+            os.splice(file.fileno(), writer, 4, 0)
+        os.close(reader), os.close(writer)
+
+    def reads_past(path):
+        with open(path, "rb") as file:
+            os.pread(file.fileno(), 4, 100)
+
     def copies(path):
         with open(path, "r+b") as file, open("prog", "rb") as source:
             os.copy_file_range(source.fileno(), file.fileno(), 4)
@@ -536,11 +556,22 @@ def changed_times():
         before = os.lstat(path)
         time.sleep(0.012)
         outcome = result_of(call)
-        if name == "rename into it":
-            pass
         after = os.lstat(path)
-        differ = [t for t in ("mtime", "ctime") if getattr(before, f"st_{t}_ns") != getattr(after, f"st_{t}_ns")]
+        differ = [t for t in ("atime", "mtime", "ctime") if getattr(before, f"st_{t}_ns") != getattr(after, f"st_{t}_ns")]
         say(name, f"{differ} {outcome if outcome.startswith('E') else ''}")
+        cleared()
+
+
+def read_times():
+    """By relatime an access counts if nothing was read since the last change, or for a day (mount(8))."""
+    now = time.time()
+    for name, (atime, mtime) in {"both long ago": (LONG_AGO, LONG_AGO), "read after the change": (now - 60, LONG_AGO), "read a day ago": (now - 90_000, LONG_AGO), "changed after the read": (now - 60, now - 30), "read in the future": (now + 9999, LONG_AGO)}.items():
+        fill("f"), os.makedirs("d/sub"), os.symlink("f", "l")
+        for path, call in (("f", lambda: content("f")), ("d", lambda: os.listdir("d")), ("l", lambda: os.readlink("l"))):
+            os.utime(path, (atime, mtime), follow_symlinks=False)
+            before = os.lstat(path)
+            say(f"{name}, {path}", lambda: (call(), os.lstat(path).st_atime_ns != before.st_atime_ns)[1])
+            say(f"{name}, {path}, again", lambda: (lambda first: (time.sleep(0.012), call(), os.lstat(path).st_atime_ns != first)[2])(os.lstat(path).st_atime_ns))
         cleared()
 
 
@@ -1169,7 +1200,515 @@ def concurrent():
     say("counted under a lock", lambda: (workers(4, counted), content("counter")))
 
 
-GROUPS = (lengths, bytes_in_names, slashes, kinds_one, renames, creation_modes, permissions, sticky, set_id_bits, chmods, times, changed_times, data, nameless, locks, xattrs, access_lists, directories, links, special, maps, notices, concurrent)
+# ---- what Linux has beside POSIX -----------------------------------------------------------------------------------------
+
+PATH_ALONE, EMPTY_PATH, HERE, MIB = os.O_PATH, 0x1000, -100, 1 << 20
+
+
+def with_fd(path, flags, call):
+    fd = os.open(path, flags)
+    try:
+        return call(fd)
+    finally:
+        os.close(fd)
+
+
+def ioctl(fd, number, data):
+    """What the kernel writes back."""
+    buffer = bytearray(data)
+    fcntl.ioctl(fd, number, buffer)
+    return bytes(buffer)
+
+
+def linux_sync():
+    fill("f", b"0123456789")
+    for name, flags in {"read": os.O_RDONLY, "write": os.O_WRONLY, "path": PATH_ALONE}.items():
+        for call, do in {
+            "syncfs": lambda fd: checked(libc.syncfs(fd)), "sync_file_range": lambda fd: checked(libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(4), 2)),
+            "readahead": lambda fd: checked(libc.readahead(fd, ctypes.c_long(0), 10)), "fadvise": lambda fd: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED),
+            "fsync": os.fsync, "fdatasync": os.fdatasync, "flock": lambda fd: fcntl.flock(fd, fcntl.LOCK_SH), "write hint": lambda fd: fcntl.fcntl(fd, 1036, struct.pack("Q", 2)) and None,
+            "O_ASYNC": lambda fd: (fcntl.fcntl(fd, fcntl.F_SETFL, os.O_ASYNC), oct(fcntl.fcntl(fd, fcntl.F_GETFL) & 0o20000)), "seals": lambda fd: fcntl.fcntl(fd, 1033, 1), "owner of signals": lambda fd: fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid()),
+        }.items():
+            say(f"{call} of one open to {name}", lambda: with_fd("f", flags, do))
+    say("sync_file_range, wrong flags", lambda: with_fd("f", os.O_RDWR, lambda fd: checked(libc.sync_file_range(fd, ctypes.c_long(0), ctypes.c_long(0), 64))))
+    say("sync_file_range before 0", lambda: with_fd("f", os.O_RDWR, lambda fd: checked(libc.sync_file_range(fd, ctypes.c_long(-1), ctypes.c_long(0), 2))))
+    for name, how in {"syncfs": libc.syncfs, "fsync": libc.fsync, "fdatasync": libc.fdatasync}.items():
+        say(f"{name} of a directory", lambda: with_fd(".", os.O_RDONLY, lambda fd: checked(how(fd))))
+    say("readahead of a directory", lambda: with_fd(".", os.O_RDONLY, lambda fd: checked(libc.readahead(fd, ctypes.c_long(0), 10))))
+    say("fadvise of a directory", lambda: with_fd(".", os.O_RDONLY, lambda fd: os.posix_fadvise(fd, 0, 0, 0)))
+    say("dropped pages are read again", lambda: with_fd("f", os.O_RDWR, lambda fd: (os.pwrite(fd, b"new", 0), os.fsync(fd), os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED), os.pread(fd, 3, 0))))
+
+
+def linux_ranges():
+    fill("f", bytes(range(256)) * 64), fill("g", bytes(range(256)) * 64)
+    with open("f", "r+b") as one, open("g", "r+b") as other:
+        a, b = one.fileno(), other.fileno()
+        say("FICLONE", lambda: fcntl.ioctl(b, 0x40049409, a))
+        say("FICLONERANGE", lambda: ioctl(b, 0x4020940D, struct.pack("qQQQ", a, 0, 4096, 0)) and None)
+        say("FIDEDUPERANGE", lambda: struct.unpack_from("i", ioctl(a, 0xC0189436, struct.pack("QQHHI", 0, 4096, 1, 0, 0) + struct.pack("qQQiI", b, 0, 0, 0, 0)), 24 + 24)[0] < 0)
+        say("FIEMAP", lambda: struct.unpack_from("I", ioctl(a, 0xC020660B, struct.pack("QQIIII", 0, 1 << 40, 1, 0, 8, 0) + bytes(56 * 8)), 20)[0] > 0)
+        say("FIBMAP", lambda: struct.unpack("i", ioctl(a, 1, bytes(4)))[0] >= 0)
+        say("FIBMAP by a user", lambda: as_user(lambda: ioctl(a, 1, bytes(4))))
+        say("FS_IOC_GETVERSION", lambda: len(ioctl(a, 0x80087601, bytes(8))))
+        say("FS_IOC_FSGETXATTR", lambda: struct.unpack_from("I", ioctl(a, 0x801C581F, bytes(28)))[0] & 0x3FFFFFFF)
+        say("FS_IOC_SETFLAGS, nodump", lambda: (ioctl(a, 0x40086602, struct.pack("l", 0x40)), struct.unpack("i", ioctl(a, 0x80086601, bytes(8))[:4])[0] & 0x40)[1])
+        say("FS_IOC_SETFLAGS, unknown", lambda: ioctl(a, 0x40086602, struct.pack("l", 0x40000000)) and None)
+        say("FS_IOC_SETFLAGS by another", lambda: as_user(lambda: with_fd("f", os.O_RDONLY, lambda fd: ioctl(fd, 0x40086602, struct.pack("l", 0x40))) and None))
+        say("FIOQSIZE", lambda: struct.unpack("q", ioctl(a, 0x5460, bytes(8)))[0])
+        say("FIOCLEX", lambda: fcntl.ioctl(a, 0x5451))
+        say("FIONBIO", lambda: ioctl(a, 0x5421, struct.pack("i", 1)) and oct(fcntl.fcntl(a, fcntl.F_GETFL) & os.O_NONBLOCK))
+        say("FIFREEZE by a user", lambda: as_user(lambda: ioctl(a, 0xC0045877, bytes(4))))
+        say("immutable", lambda: (ioctl(a, 0x40086602, struct.pack("l", 0x10)), result_of(lambda: opened("f", os.O_WRONLY)), result_of(lambda: os.unlink("f")), result_of(lambda: os.chmod("f", 0o600)), result_of(lambda: os.link("f", "ff")), result_of(lambda: os.rename("f", "ff")))[1:])
+        say("immutable no longer", lambda: (ioctl(a, 0x40086602, struct.pack("l", 0)), os.chmod("f", 0o644))[1:])
+        say("append only", lambda: (ioctl(a, 0x40086602, struct.pack("l", 0x20)), result_of(lambda: opened("f", os.O_WRONLY)), result_of(lambda: os.truncate("f", 0)), result_of(lambda: os.unlink("f")))[1:])
+        say("append only no longer", lambda: ioctl(a, 0x40086602, struct.pack("l", 0)) and None)
+
+
+def linux_copies():
+    def pattern(size):
+        return b"".join(struct.pack("I", number) for number in range(size // 4))
+
+    fill("big", pattern(3 * MIB)), fill("dst", b"")
+    with open("big", "r+b", 0) as source, open("dst", "r+b", 0) as target:
+        one, two = source.fileno(), target.fileno()
+
+        def all_of(call, left):
+            done = 0
+            while left - done > 0:
+                more = call(done, left - done)
+                if not more:
+                    break
+                done += more
+            return done
+
+        say("copy_file_range of 3 MiB", lambda: (all_of(lambda at, left: os.copy_file_range(one, two, left, at, at), 3 * MIB), hash_of("dst") == hash_of("big")))
+        say("copy_file_range at once", lambda: os.copy_file_range(one, two, 3 * MIB, 0, 0))
+        say("copy_file_range by offsets of the files", lambda: (os.lseek(one, 5, 0), os.lseek(two, 0, 0), os.copy_file_range(one, two, 100), os.lseek(one, 0, 1), os.lseek(two, 0, 1), content("dst")[:100] == content("big")[5:105])[2:])
+        say("copy_file_range, unknown flags", lambda: checked(libc.copy_file_range(one, None, two, None, 10, 1)))
+        say("copy_file_range to one that appends", lambda: with_fd("dst", os.O_WRONLY | os.O_APPEND, lambda fd: os.copy_file_range(one, fd, 10, 0)))
+        say("copy_file_range from a directory", lambda: with_fd(".", os.O_RDONLY, lambda fd: os.copy_file_range(fd, two, 10, 0, 0)))
+        say("copy_file_range from a pipe", lambda: os.copy_file_range(os.pipe()[0], two, 10))
+        say("copy_file_range to another user's", lambda: as_user(lambda: with_fd("big", os.O_RDONLY, lambda fd: os.copy_file_range(fd, two, 10, 0, 0))))
+        os.ftruncate(two, 0)
+        os.pwrite(one, b"fresh", 0)
+        say("copy_file_range of what was just written", lambda: (os.copy_file_range(one, two, 5, 0, 0), content("dst")))
+        say("sendfile of 3 MiB", lambda: (os.ftruncate(two, 0), os.lseek(two, 0, 0), all_of(lambda at, left: os.sendfile(two, one, at, left), 3 * MIB), hash_of("dst") == hash_of("big"))[2:])
+        say("sendfile to one that appends", lambda: with_fd("dst", os.O_WRONLY | os.O_APPEND, lambda fd: os.sendfile(fd, one, 0, 10)))
+        left, right = socket.socketpair()
+        say("sendfile to a socket", lambda: (os.sendfile(left.fileno(), one, 0, 5000), len(right.recv(9999))))
+        reader, writer = os.pipe()
+        say("splice from a file", lambda: (os.splice(one, writer, 4096, 4), os.read(reader, 9999) == content("big")[4:4100]))
+        again, into = os.pipe()
+        say("tee", lambda: (os.write(writer, b"teeth"), checked(libc.tee(reader, into, 5, 0)), os.read(again, 9), os.splice(reader, two, 5, None, 7), content("dst")[7:12]))
+        buffer = ctypes.create_string_buffer(b"from memory", 11)
+        vector = struct.pack("PN", ctypes.addressof(buffer), 11)
+        say("vmsplice", lambda: (checked(libc.vmsplice(writer, vector, 1, 0)), os.splice(reader, two, 11, None, 0), content("dst")[:11]))
+        say("splice to one that appends", lambda: with_fd("dst", os.O_WRONLY | os.O_APPEND, lambda fd: (os.write(writer, b"x"), os.splice(reader, fd, 1))))
+        say("splice past the end", lambda: os.splice(one, writer, 100, 1 << 40))
+        os.set_blocking(reader, False)
+        result_of(lambda: os.read(reader, 9999))
+        say("splice of what was just written", lambda: (os.pwrite(one, b"NEW", 8), os.splice(one, writer, 3, 8), os.read(reader, 9)))
+    gone("big")
+
+
+def linux_handles():
+    fill("f", b"by handle"), os.mkdir("d"), fill("d/g"), os.symlink("f", "l")
+
+    def handle_of(path, flags=0):
+        buffer = ctypes.create_string_buffer(struct.pack("Ii", 120, 0) + bytes(120))
+        checked(libc.name_to_handle_at(HERE, os.fsencode(path), buffer, ctypes.byref(ctypes.c_int()), flags))
+        return buffer
+
+    def by_handle(buffer, flags):
+        return with_fd(".", os.O_RDONLY, lambda mount: checked(libc.open_by_handle_at(mount, buffer, flags)))
+
+    for path, flags in (("f", os.O_RDWR), ("d", os.O_RDONLY | os.O_DIRECTORY), ("l", PATH_ALONE), (".", os.O_RDONLY)):
+        say(f"open_by_handle_at of {path}", lambda: os.path.samestat(os.fstat(by_handle(handle_of(path), flags)), os.lstat(path)))
+    say("read", lambda: os.read(by_handle(handle_of("f"), os.O_RDONLY), 99))
+    say("as a user", lambda: as_user(lambda: by_handle(handle_of("f"), os.O_RDONLY) and None))
+    say("too small", lambda: checked(libc.name_to_handle_at(HERE, b"f", struct.pack("Ii", 0, 0), ctypes.byref(ctypes.c_int()), 0)))
+    say("of nothing", lambda: handle_of("nothing") and None)
+    say("wrong flags", lambda: handle_of("f", 0x8000) and None)
+    say("same for two names", lambda: (os.link("f", "second"), handle_of("f").raw == handle_of("second").raw)[1])
+    kept = handle_of("f")
+    say("after a rename", lambda: (os.rename("f", "h"), os.read(by_handle(kept, os.O_RDONLY), 99))[1])
+    gone("h"), gone("second")
+    say("after the unlink", lambda: by_handle(kept, os.O_RDONLY) and None)
+    say("nonsense", lambda: by_handle(ctypes.create_string_buffer(struct.pack("Ii", 8, 1) + bytes(8)), os.O_RDONLY) and None)
+
+
+def linux_events():
+    fill("f"), os.mkdir("d")
+    for name, flags in {"read": os.O_RDONLY, "write": os.O_WRONLY}.items():
+        for kind, lease in {"read": fcntl.F_RDLCK, "write": fcntl.F_WRLCK, "none": fcntl.F_UNLCK}.items():
+            say(f"{kind} lease of one open to {name}", lambda: with_fd("f", flags, lambda fd: (fcntl.fcntl(fd, 1024, lease), fcntl.fcntl(fd, 1025))))
+    say("lease by another user", lambda: as_user(lambda: with_fd("f", os.O_RDONLY, lambda fd: fcntl.fcntl(fd, 1024, fcntl.F_RDLCK))))
+    say("lease of a directory", lambda: with_fd("d", os.O_RDONLY, lambda fd: fcntl.fcntl(fd, 1024, fcntl.F_RDLCK)))
+
+    def signalled(number, arm, cause):
+        """Whether that arrives."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        fd = arm()
+        result_of(cause)
+        got = signal.sigtimedwait({number}, 0.2) is not None
+        os.close(fd)
+        return got
+
+    def lease():
+        fd = os.open("f", os.O_RDONLY)
+        fcntl.fcntl(fd, 1024, fcntl.F_RDLCK)
+        return fd
+
+    def notify(what):
+        def do():
+            fd = os.open("d", os.O_RDONLY)
+            fcntl.fcntl(fd, 1026, what)
+            return fd
+        return do
+
+    say("a lease is broken", lambda: as_user(lambda: signalled(signal.SIGIO, lease, lambda: opened("f", os.O_WRONLY | os.O_NONBLOCK)), 0, 0))
+    for name, what, cause in (("create", 4, lambda: fill("d/n")), ("modify", 2, lambda: fill("d/n", b"x")), ("attributes", 32, lambda: os.chmod("d/n", 0o600)), ("rename", 16, lambda: os.rename("d/n", "d/m")), ("delete", 8, lambda: os.unlink("d/m")), ("access", 1, lambda: (fill("d/a"), content("d/a")))):
+        say(f"F_NOTIFY, {name}", lambda: as_user(lambda: signalled(signal.SIGIO, notify(what), cause), 0, 0))
+    say("F_NOTIFY of a file", lambda: with_fd("f", os.O_RDONLY, lambda fd: fcntl.fcntl(fd, 1026, 4)))
+
+    def fanotify(init, flags, mask, path, cause):
+        group = checked(libc.fanotify_init(init | 2, os.O_RDONLY))
+        try:
+            checked(libc.fanotify_mark(group, 1 | flags, ctypes.c_ulonglong(mask), HERE, os.fsencode(path)))
+            cause()
+            data, masks = os.read(group, 8192), []
+            while data:
+                length, _, _, _, mask, fd, _ = struct.unpack_from("IBBHQii", data)
+                masks.append(hex(mask))
+                if fd >= 0:
+                    os.close(fd)
+                data = data[length:]
+            return masks
+        finally:
+            os.close(group)
+
+    say("fanotify of a file", lambda: fanotify(0, 0, 0x20 | 0x2 | 0x8, "f", lambda: fill("f")))
+    say("fanotify of what is in a directory", lambda: fanotify(0, 0, 0x08000020, "d", lambda: content("d/a")))
+    for name, init in (("by handle", 0x200), ("by handle and name", 0xE00)):
+        say(f"fanotify {name}, of a file", lambda: fanotify(init, 0, 0x2 | 0x4, "f", lambda: fill("f")))
+        say(f"fanotify {name}, of a directory", lambda: fanotify(init, 0, 0x100 | 0x200, "d", lambda: (fill("d/x"), os.unlink("d/x"))))
+    say("fanotify by a user", lambda: as_user(lambda: fanotify(0x200, 0, 0x20, "f", lambda: content("f"))))
+    say("fanotify that permits", lambda: permitted())
+
+    fd = libc.inotify_init1(os.O_NONBLOCK)
+
+    def events():
+        found, data = [], b""
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            pass
+        while data:
+            _, mask, _, length = struct.unpack_from("iIII", data)
+            found.append(f"{mask:x}")
+            data = data[16 + length:]
+        return found
+
+    def watched(path, mask, *calls):
+        number = checked(libc.inotify_add_watch(fd, os.fsencode(path), mask))
+        for call in calls:
+            call()
+        found = events()
+        libc.inotify_rm_watch(fd, number)
+        events()
+        return found
+
+    fill("w"), os.mkdir("v")
+    say("inotify of a file", lambda: watched("w", 0xFFF, lambda: fill("w"), lambda: content("w"), lambda: os.link("w", "w2"), lambda: os.unlink("w2"), lambda: os.rename("w", "x"), lambda: os.unlink("x")))
+    fill("w")
+    say("inotify, once", lambda: watched("w", 0x80000020, lambda: content("w"), lambda: content("w")))
+    say("inotify, directories only", lambda: watched("w", 0x01000FFF))
+    say("inotify of a link", lambda: (os.symlink("w", "wl"), watched("wl", 0x02000FFF, lambda: os.unlink("wl")))[1])
+    say("inotify of a directory that goes", lambda: watched("v", 0xFFF, lambda: os.rmdir("v")))
+    fill("w")
+    say("inotify, mapped", lambda: watched("w", 0xFFF, lambda: mapped_write("w")))
+    say("inotify, of two names", lambda: (os.link("w", "w3"), watched("w3", 0xFFF, lambda: fill("w", b"y")))[1])
+    say("inotify, allocated, copied, cut", lambda: watched("w", 0x2, lambda: os.truncate("w", 2), lambda: with_fd("w", os.O_RDWR, lambda file: result_of(lambda: fallocate(file, 0, 0, 4096))), lambda: with_fd("w", os.O_RDWR, lambda file: with_fd("f", os.O_RDONLY, lambda source: os.copy_file_range(source, file, 2, 0, 0)))))
+    os.close(fd)
+
+
+def mapped_write(path):
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4) as memory:
+        memory[0:1] = b"m"
+        memory.flush()
+
+
+def permitted():
+    """An opening that a listener has to allow, and does not."""
+    group = checked(libc.fanotify_init(0x4, os.O_RDONLY))
+    checked(libc.fanotify_mark(group, 1, ctypes.c_ulonglong(0x10000), HERE, b"f"))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if result_of(lambda: content("f")) == "EPERM" else 1)
+    _, _, _, _, _, fd, _ = struct.unpack_from("IBBHQii", os.read(group, 4096))
+    os.write(group, struct.pack("iI", fd, 2))
+    os.close(fd)
+    refused = os.waitpid(child, 0)[1] == 0
+    os.close(group)
+    return refused
+
+
+def linux_statx():
+    fill("f", b"12345"), os.symlink("f", "l"), os.mkdir("d")
+
+    def statx(path, flags, mask, fd=HERE):
+        buffer = ctypes.create_string_buffer(256)
+        checked(libc.statx(fd, os.fsencode(path), flags, mask, buffer))
+        return buffer.raw
+
+    for path in ("f", "l", "d", "nothing"):
+        for name, flags in {"follow": 0, "no follow": 0x100, "no automount": 0x800, "force": 0x2000, "cached": 0x4000}.items():
+            def fields():
+                found = statx(path, flags, 0x7FF)
+                kept, size = struct.unpack_from("I", found)[0] & 0x7FF, struct.unpack_from("Q", found, 40)[0]
+                return hex(kept), size if path != "d" else "", oct(struct.unpack_from("H", found, 28)[0]), struct.unpack_from("I", found, 16)[0]
+            say(f"{path}, {name}", fields)
+    say("of a descriptor", lambda: with_fd("f", os.O_RDONLY, lambda fd: struct.unpack_from("Q", statx("", EMPTY_PATH, 0x7FF, fd), 40)[0]))
+    say("wrong flags", lambda: statx("f", 0x6000, 0x7FF) and None)
+    say("reserved mask", lambda: statx("f", 0, 0x80000000) and None)
+    say("attributes", lambda: hex(struct.unpack_from("Q", statx("f", 0, 0x7FF), 8)[0]))
+    say("immutable", lambda: (with_fd("f", os.O_RDONLY, lambda fd: ioctl(fd, 0x40086602, struct.pack("l", 0x10))), hex(struct.unpack_from("Q", statx("f", 0, 0x7FF), 8)[0]), with_fd("f", os.O_RDONLY, lambda fd: ioctl(fd, 0x40086602, struct.pack("l", 0))))[1])
+    say("root of a mount", lambda: hex(struct.unpack_from("Q", statx("f", 0, 0x7FF), 8)[0] & 0x2000))
+    say("number of the mount", lambda: struct.unpack_from("I", statx("f", 0, 0x17FF))[0] & 0x1000)
+    say("alignment of O_DIRECT", lambda: struct.unpack_from("I", statx("f", 0, 0x27FF))[0] & 0x2000)
+    say("device as by stat", lambda: os.makedev(*struct.unpack_from("II", statx("f", 0, 0x7FF), 136)) == os.stat("f").st_dev)
+
+
+def openat2(path, flags=os.O_RDONLY, resolve=0, bits=0, fd=HERE, size=24, more=b""):
+    return checked(libc.syscall(437, fd, os.fsencode(path), struct.pack("QQQ", flags, bits, resolve) + more, size))
+
+
+def linux_openat2():
+    os.makedirs("d/e")
+    fill("d/f"), fill("f")
+    for name, aim in {"d/up": "../f", "d/abs": "/etc/passwd", "d/side": "f", "d/root": "/f", "d/loop": "loop", "d/magic": "/proc/self/exe", "d/dir": "e"}.items():
+        os.symlink(aim, name)
+    base = os.open("d", PATH_ALONE)
+    flags = {"none": 0, "no xdev": 1, "no magic links": 2, "no links": 4, "beneath": 8, "in root": 16, "beneath, no links": 12, "in root, no links": 20, "beneath and in root": 24, "unknown": 64}
+    for (name, resolve), path in itertools.product(flags.items(), ("f", "e/..", "../f", "/f", "up", "abs", "side", "root", "loop", "magic", "dir", "dir/../f", "e/../../f", "nothing", "f/", "f/x", ".", "..")):
+        say(f"{path}, {name}", lambda: os.close(openat2(path, PATH_ALONE, resolve, fd=base)))
+    for name, resolve in flags.items():
+        say(f"create, {name}", lambda: (os.close(openat2("new", os.O_CREAT | os.O_RDWR, resolve, 0o640, base)), mode("d/new"), os.unlink("d/new"))[1])
+        say(f"create by a link, {name}", lambda: (os.symlink("made", "d/tomade"), os.close(openat2("tomade", os.O_CREAT | os.O_RDWR, resolve, 0o600, base)), kind("d/made"))[2])
+        gone("d/made"), gone("d/tomade")
+    say("cached", lambda: (os.stat("d/f"), os.close(openat2("f", os.O_RDONLY, 32, fd=base)))[1])
+    say("cached, create", lambda: os.close(openat2("n", os.O_RDWR | os.O_CREAT, 32, 0o600, base)))
+    say("bits without O_CREAT", lambda: openat2("f", os.O_RDONLY, 0, 0o600, base))
+    say("bits that are not", lambda: openat2("n2", os.O_RDWR | os.O_CREAT, 0, 0o10600, base))
+    say("unknown flags", lambda: openat2("f", 1 << 40, 0, 0, base))
+    say("larger, of zeros", lambda: os.close(openat2("f", os.O_RDONLY, 0, 0, base, 32, bytes(8))))
+    say("larger", lambda: openat2("f", os.O_RDONLY, 0, 0, base, 32, b"12345678"))
+    say("smaller", lambda: openat2("f", os.O_RDONLY, 0, 0, base, 16))
+    os.close(base)
+
+
+def linux_at():
+    fill("f"), os.mkdir("d"), os.symlink("f", "l"), os.symlink("nowhere", "dangling")
+    directory = os.open("d", os.O_RDONLY)
+    for name, bits in {"regular": stat.S_IFREG | 0o640, "no kind": 0o600, "fifo": stat.S_IFIFO | 0o600, "socket": stat.S_IFSOCK | 0o600, "character": stat.S_IFCHR | 0o600, "block": stat.S_IFBLK | 0o600, "directory": stat.S_IFDIR | 0o700, "link": stat.S_IFLNK | 0o777}.items():
+        say(f"mknodat, {name}", lambda: (checked(libc.mknodat(directory, b"n", bits, ctypes.c_ulong(os.makedev(1, 3)))), stat.filemode(os.lstat("d/n").st_mode), os.lstat("d/n").st_rdev)[1:])
+        gone("d/n")
+    say("whiteout by rename", lambda: (fill("w"), renameat2("w", "w2", 4), stat.filemode(os.lstat("w").st_mode), os.lstat("w").st_rdev)[2:])
+    for name, flags in {"none": 0, "noreplace": 1, "exchange": 2, "both": 3, "unknown": 16}.items():
+        for other in ("nothing", "file", "directory"):
+            fill("a", b"A")
+            make(other, "b")
+            say(f"renameat2 with a directory's descriptor, {name}, to {other}", lambda: (checked(libc.renameat2(HERE, b"a", directory, b"../b", flags)), kind("a"), kind("b"))[1:])
+            gone("a"), gone("b")
+    for path, flags in itertools.product(("f", "l", "dangling", "d"), (0, 0x400, EMPTY_PATH, 0x100)):
+        say(f"linkat of {path}, flags {flags:x}", lambda: (checked(libc.linkat(HERE, path.encode(), HERE, b"new", flags)), kind("new"))[1])
+        gone("new")
+    say("linkat of an empty path", lambda: with_fd("f", PATH_ALONE, lambda fd: (checked(libc.linkat(fd, b"", HERE, b"new", EMPTY_PATH)), os.stat("new").st_nlink)[1]))
+    gone("new")
+    say("linkat of an empty path by a user", lambda: as_user(lambda: with_fd("f", PATH_ALONE, lambda fd: checked(libc.linkat(fd, b"", HERE, b"new", EMPTY_PATH)))))
+    say("linkat of a descriptor's link", lambda: with_fd("f", PATH_ALONE, lambda fd: (checked(libc.linkat(HERE, f"/proc/self/fd/{fd}".encode(), HERE, b"new", 0x400)), os.stat("new").st_nlink)[1]))
+    gone("new")
+    os.chmod("f", 0o640)
+    for path, flags, bits in itertools.product(("f", "l", "dangling", "nothing"), (0, 0x100, 0x200, 0x300, 0x8000), (0, 4, 7, 8)):
+        say(f"faccessat2 of {path}, flags {flags:x}, for {bits}", lambda: checked(libc.syscall(439, HERE, path.encode(), bits, flags)))
+        say(f"faccessat2 of {path}, flags {flags:x}, for {bits}, by a user", lambda: as_user(lambda: checked(libc.syscall(439, HERE, path.encode(), bits, flags))))
+    say("faccessat2 of a descriptor", lambda: with_fd("f", PATH_ALONE, lambda fd: checked(libc.syscall(439, fd, b"", 4, EMPTY_PATH))))
+
+    def effective(flags):
+        os.setgroups(())
+        os.setresgid(0, USER, 0)
+        os.setresuid(0, USER, 0)
+        return checked(libc.syscall(439, HERE, b"f", 2, flags))
+
+    for flags in (0, 0x200):
+        say(f"access of an effective user, flags {flags:x}", lambda: as_user(lambda: effective(flags), 0, 0))
+    for path, flags in itertools.product(("f", "l", "dangling", "d"), (0, 0x100, EMPTY_PATH, 0x8000)):
+        say(f"fchmodat2 of {path}, flags {flags:x}", lambda: (checked(libc.syscall(452, HERE, path.encode(), 0o604, flags)), mode("f"))[1])
+        os.chmod("f", 0o640)
+    say("fchmodat2 of a descriptor", lambda: with_fd("f", PATH_ALONE, lambda fd: (checked(libc.syscall(452, fd, b"", 0o601, EMPTY_PATH)), mode("f"))[1]))
+    for path, flags in itertools.product(("f", "l", "dangling"), (0, 0x100)):
+        say(f"fchownat of {path}, flags {flags:x}", lambda: (checked(libc.fchownat(HERE, path.encode(), 5, 6, flags)), os.lstat(path).st_uid, os.stat("f").st_uid)[1:])
+    say("fchownat of a descriptor", lambda: with_fd("f", PATH_ALONE, lambda fd: (checked(libc.fchownat(fd, b"", 7, 7, EMPTY_PATH)), os.stat("f").st_uid)[1]))
+    for (one, atime), (other, mtime) in itertools.product({"now": (0, NOW), "omit": (0, OMIT), "a time": (9, 5)}.items(), repeat=2):
+        def moved():
+            os.utime("f", (LONG_AGO, LONG_AGO))
+            with_fd("f", os.O_RDONLY, lambda fd: checked(libc.futimens(fd, struct.pack("qqqq", *atime, *mtime))))
+            found = os.stat("f")
+            return [value if value < 1_500_000_000_000_000_000 else "now" for value in (found.st_atime_ns, found.st_mtime_ns)]
+        say(f"futimens, {one} and {other}", moved)
+    say("utimensat, omit twice, of nothing", lambda: set_times("nothing", (0, OMIT), (0, OMIT)))
+    say("utimensat, omit twice, keeps ctime", lambda: (lambda before: (time.sleep(0.012), set_times("f", (0, OMIT), (0, OMIT)), os.stat("f").st_ctime_ns == before)[2])(os.stat("f").st_ctime_ns))
+    say("utimensat of a descriptor", lambda: with_fd("f", PATH_ALONE, lambda fd: (checked(libc.utimensat(fd, b"", struct.pack("qqqq", 3, 4, 5, 6), EMPTY_PATH)), os.stat("f").st_mtime_ns)[1]))
+    say("unlinkat, remove a file as a directory", lambda: checked(libc.unlinkat(HERE, b"f", 0x200)))
+    say("unlinkat, unknown flags", lambda: checked(libc.unlinkat(HERE, b"f", 0x8000)))
+    say("close_range", lambda: as_user(lambda: [os.open("f", os.O_RDONLY) and None for _ in range(4)] and (checked(libc.syscall(436, directory + 1, 1 << 20, 4)), checked(libc.syscall(436, directory, directory, 0)), result_of(lambda: os.fstat(directory)))[1:], 0, 0))
+    for size in (1, 20, 24, 32, 48, 64, 280, 4096):
+        def listed():
+            for number in range(40):
+                opened(f"d/{'n' * (number * 6 + 1)}", os.O_CREAT | os.O_RDWR)
+            fd, buffer, count, rounds = os.open("d", os.O_RDONLY), ctypes.create_string_buffer(size), 0, 0
+            try:
+                while True:
+                    got = checked(libc.syscall(217, fd, buffer, size))
+                    if not got:
+                        return count
+                    at = 0
+                    while at < got:
+                        count, at = count + 1, at + struct.unpack_from("H", buffer, at + 16)[0]
+            finally:
+                os.close(fd)
+        say(f"getdents, buffers of {size} bytes", listed if size in (1, 20, 280, 4096) else lambda: result_of(listed) in ("EINVAL", "42"))
+    os.close(directory)
+
+
+def linux_path_descriptors():
+    os.makedirs("d/e")
+    fill("d/f", b"inside"), fill("f", b"data"), os.symlink("f", "l"), os.link("f", "second")
+    file, directory, link = os.open("f", PATH_ALONE), os.open("d", PATH_ALONE), os.open("l", PATH_ALONE | os.O_NOFOLLOW)
+    again = lambda fd: f"/proc/self/fd/{fd}"
+    for name, call in {
+        "fstat": lambda: (os.fstat(file).st_size, os.fstat(file).st_nlink), "read": lambda: os.read(file, 1), "write": lambda: os.write(file, b"x"), "ftruncate": lambda: os.ftruncate(file, 1),
+        "fchmod": lambda: os.fchmod(file, 0o600), "fchown": lambda: os.fchown(file, 1, 1), "fsync": lambda: os.fsync(file), "flags": lambda: oct(fcntl.fcntl(file, fcntl.F_GETFL)), "fstatvfs": lambda: os.fstatvfs(file).f_namemax,
+        "getxattr": lambda: os.getxattr(file, "user.a"), "mmap": lambda: mmap.mmap(file, 4), "lseek": lambda: os.lseek(file, 0, 0), "ioctl": lambda: fcntl.ioctl(file, 0x80086601, bytes(8)) and None, "dup": lambda: os.close(os.dup(file)),
+        "opened again": lambda: with_fd(again(file), os.O_RDWR, lambda fd: os.pwrite(fd, b"D", 0)), "chmod": lambda: (os.chmod(again(file), 0o640), mode("f"))[1], "xattr": lambda: (os.setxattr(again(file), "user.a", b"1"), os.getxattr("f", "user.a"))[1],
+        "utime": lambda: (os.utime(again(file), (1, 2)), os.stat("f").st_mtime)[1], "truncate": lambda: (os.truncate(again(file), 3), os.stat("f").st_size)[1], "exec": lambda: subprocess.run([again(file)], pass_fds=[file]).returncode,
+        "fchdir": lambda: (os.fchdir(directory), os.listdir("."), os.chdir(".."))[1], "fchdir to a file": lambda: os.fchdir(file), "openat below": lambda: os.read(os.open("f", os.O_RDONLY, dir_fd=directory), 9),
+        "listed": lambda: os.listdir(directory), "listed again": lambda: os.listdir(again(directory)), "mkdirat": lambda: os.mkdir("m", dir_fd=directory), "renameat": lambda: os.rename("m", "n", src_dir_fd=directory, dst_dir_fd=directory), "symlinkat": lambda: os.symlink("x", "s", dir_fd=directory),
+        "unlinkat": lambda: os.unlink("s", dir_fd=directory), "rmdirat": lambda: os.rmdir("n", dir_fd=directory), "openat below a file": lambda: os.open("x", os.O_RDONLY, dir_fd=file), ".. of it": lambda: os.path.samestat(os.stat("..", dir_fd=directory), os.stat(".")),
+        "a link, readlinkat": lambda: os.readlink("", dir_fd=link), "a link, fstat": lambda: stat.filemode(os.fstat(link).st_mode), "a link, fchownat": lambda: checked(libc.fchownat(link, b"", 3, 3, EMPTY_PATH)), "a link, linkat": lambda: (checked(libc.linkat(link, b"", HERE, b"l2", EMPTY_PATH)), os.readlink("l2"))[1],
+    }.items():
+        say(name, call)
+    os.rename("f", "g")
+    say("after a rename", lambda: (os.fstat(file).st_nlink, os.readlink(again(file)).endswith("/g")))
+    os.unlink("g")
+    say("after one name went", lambda: (os.fstat(file).st_nlink, content(again(file))))
+    os.unlink("second")
+    say("after all names went", lambda: os.fstat(file).st_nlink)
+    say("after all names went, opened again", lambda: content(again(file)))
+    say("after all names went, linked", lambda: checked(libc.linkat(file, b"", HERE, b"third", EMPTY_PATH)))
+    say("after all names went, chmod", lambda: (os.chmod(again(file), 0o604), oct(os.fstat(file).st_mode))[1])
+    os.rename("d", "moved")
+    say("a directory that was renamed", lambda: os.read(os.open("f", os.O_RDONLY, dir_fd=directory), 9))
+    os.mkdir("deep")
+    os.chdir("deep")
+    os.rmdir("../deep")
+    for name, call in {"getcwd": os.getcwd, "create": lambda: fill("x"), "stat": lambda: os.stat(".").st_nlink, "..": lambda: os.path.exists(".."), "list": lambda: os.listdir("."), "mkdir": lambda: os.mkdir("x"), "chmod": lambda: os.chmod(".", 0o700), "access": lambda: os.access(".", os.W_OK)}.items():
+        say(f"in a directory that is gone, {name}", call)
+    os.chdir("..")
+
+
+def linux_memory():
+    fill("f", b"m" * 16384)
+    with open("f", "r+b") as file:
+        fd = file.fileno()
+        libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+
+        def placed(address):
+            if address == ctypes.c_void_p(-1).value:
+                checked(-1)
+            return ctypes.c_void_p(address)
+
+        def mapped(length, protection, flags, offset=0):
+            return placed(libc.mmap(None, ctypes.c_size_t(length), protection, flags, fd, ctypes.c_long(offset)))
+
+        both = mmap.PROT_READ | mmap.PROT_WRITE
+        say("populated", lambda: ctypes.string_at(mapped(8192, both, mmap.MAP_SHARED | 0x8000), 3))
+        say("synchronous", lambda: mapped(4096, both, 0x3 | 0x80000) and None)
+        say("validated", lambda: ctypes.string_at(mapped(4096, both, 0x3), 1))
+        say("of an unaligned offset", lambda: mapped(4096, both, mmap.MAP_SHARED, 100) and None)
+        place = mapped(16384, both, mmap.MAP_SHARED)
+        for name, advice in {"normal": 0, "random": 1, "sequential": 2, "willneed": 3, "dontneed": 4, "free": 8, "dontfork": 10, "hugepage": 14, "dontdump": 16, "cold": 20, "pageout": 21, "populate to read": 22, "populate to write": 23}.items():
+            say(f"madvise {name}", lambda: checked(libc.madvise(place, ctypes.c_size_t(8192), advice)))
+        say("madvise remove", lambda: (checked(libc.madvise(place, ctypes.c_size_t(4096), 9)), os.pread(fd, 2, 0), os.pread(fd, 2, 4096), ctypes.string_at(place, 2)))
+        for name, flags in {"async": 1, "invalidate": 2, "sync": 4, "async and sync": 5, "unknown": 8}.items():
+            say(f"msync {name}", lambda: checked(libc.msync(place, ctypes.c_size_t(16384), flags)))
+        say("mlock", lambda: checked(libc.mlock(place, ctypes.c_size_t(8192))))
+        say("mincore", lambda: checked(libc.mincore(place, ctypes.c_size_t(8192), ctypes.create_string_buffer(4))))
+        say("mremap", lambda: ctypes.string_at(placed(libc.mremap(mapped(8192, both, mmap.MAP_SHARED), ctypes.c_size_t(8192), ctypes.c_size_t(16384), 1)), 2))
+        say("read into a map of itself", lambda: (lambda at: checked(libc.pread(fd, at, ctypes.c_size_t(100), ctypes.c_long(8192))))(mapped(4096, both, mmap.MAP_SHARED)))
+        say("written from a map of itself", lambda: (lambda at: checked(libc.pwrite(fd, at, ctypes.c_size_t(4096), ctypes.c_long(4096))))(mapped(16384, both, mmap.MAP_SHARED)))
+        say("content by then", lambda: hash_of("f"))
+        say("executed", lambda: mapped(4096, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_PRIVATE) and None)
+
+
+class Ring:
+    """One call at a time (io_uring(7))."""
+
+    def __init__(self):
+        parameters = bytearray(120)
+        self.fd = checked(libc.syscall(425, 4, (ctypes.c_char * 120).from_buffer(parameters)))
+        numbers = struct.unpack_from("10I", parameters, 40) + struct.unpack_from("10I", parameters, 80)
+        (_, self.sq_tail, self.sq_mask, _, _, _, self.sq_array), (self.cq_head, _, self.cq_mask, _, _, self.cqes) = numbers[:7], numbers[10:16]
+        self.sq = mmap.mmap(self.fd, self.sq_array + 4 * 4, mmap.MAP_SHARED, offset=0)
+        self.cq = mmap.mmap(self.fd, self.cqes + 16 * 8, mmap.MAP_SHARED, offset=0x8000000)
+        self.sqes = mmap.mmap(self.fd, 64 * 4, mmap.MAP_SHARED, offset=0x10000000)
+
+    def do(self, operation, fd=-1, offset=0, address=0, length=0, flags=0):
+        tail = struct.unpack_from("I", self.sq, self.sq_tail)[0]
+        index = tail & struct.unpack_from("I", self.sq, self.sq_mask)[0]
+        struct.pack_into("BBHiQQIIQ", self.sqes, 64 * index, operation, 0, 0, fd, offset, address, length, flags, 7)
+        struct.pack_into("3Q", self.sqes, 64 * index + 40, 0, 0, 0)
+        struct.pack_into("I", self.sq, self.sq_array + 4 * index, index)
+        struct.pack_into("I", self.sq, self.sq_tail, tail + 1)
+        checked(libc.syscall(426, self.fd, 1, 1, 1, None, 8))
+        head = struct.unpack_from("I", self.cq, self.cq_head)[0]
+        result = struct.unpack_from("i", self.cq, self.cqes + 16 * (head & struct.unpack_from("I", self.cq, self.cq_mask)[0]) + 8)[0]
+        struct.pack_into("I", self.cq, self.cq_head, head + 1)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+
+
+def linux_ring():
+    try:
+        ring = Ring()
+    except OSError as error:
+        say("there is none", lambda: error.errno)
+        return
+    here = HERE & 0xFFFFFFFF
+    buffer = ctypes.create_string_buffer(b"by the ring", 4096)
+    address = ctypes.addressof(buffer)
+    name = lambda text: ctypes.create_string_buffer(os.fsencode(text))
+    one, two, three = name("f"), name("g"), name("d")
+    place = ctypes.addressof
+    fill("f", b"")
+    fd = os.open("f", os.O_RDWR)
+    extended = ctypes.create_string_buffer(256)
+    for words, call in {
+        "write": lambda: ring.do(23, fd, 0, address, 11), "read": lambda: (ring.do(22, fd, 3, address + 100, 99), buffer[100:108]), "fsync": lambda: ring.do(3, fd), "datasync": lambda: ring.do(3, fd, flags=1),
+        "allocate": lambda: (ring.do(17, fd, 0, 8192, 0), os.fstat(fd).st_size), "sync_file_range": lambda: ring.do(8, fd, 0, 0, 4096, 2), "advise": lambda: ring.do(24, fd, 0, 0, 10, 3),
+        "rename": lambda: (ring.do(35, HERE, place(two), place(one), here), sorted(os.listdir("."))), "mkdir": lambda: (ring.do(37, HERE, 0, place(three), 0o750), mode("d")), "statx": lambda: (ring.do(21, HERE, place(extended), place(two), 0x7FF), struct.unpack_from("Q", extended, 40)[0]),
+        "open": lambda: os.read(ring.do(18, HERE, 0, place(two), 0, os.O_RDONLY), 11), "open exclusively": lambda: ring.do(18, HERE, 0, place(two), 0o600, os.O_RDWR | os.O_CREAT | os.O_EXCL), "link": lambda: (ring.do(39, HERE, place(one), place(two), here), os.stat("f").st_nlink), "unlink": lambda: (ring.do(36, HERE, 0, place(two)), sorted(os.listdir("."))), "rmdir": lambda: ring.do(36, HERE, 0, place(three), 0, 0x200),
+        "symlink": lambda: (ring.do(38, HERE, place(three), place(two)), os.readlink("d")), "unlink of nothing": lambda: ring.do(36, HERE, 0, place(two)), "poll": lambda: ring.do(6, fd, flags=5), "close": lambda: ring.do(19, os.dup(fd)),
+    }.items():
+        say(words, call)
+    os.close(fd)
+
+
+LINUX = (linux_sync, linux_ranges, linux_copies, linux_handles, linux_events, linux_statx, linux_openat2, linux_at, linux_path_descriptors, linux_memory, linux_ring)
+
+
+GROUPS = (lengths, bytes_in_names, slashes, kinds_one, renames, creation_modes, permissions, sticky, set_id_bits, chmods, times, changed_times, read_times, data, nameless, locks, xattrs, access_lists, directories, links, special, maps, notices, concurrent, *LINUX)
 
 os.chdir(sys.argv[1])
 os.umask(0o022)

@@ -16,7 +16,7 @@ use crate::site::{Site, Target};
 /// Whose tests run without root: nobody's, of every Debian.
 const NOBODY: &str = "65534";
 /// Longer than a program takes that is not stuck.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 
 /// A suite of tests.
 pub struct Suite {

@@ -81,6 +81,14 @@ impl Overlay {
         let size = || Ok(self.stat_on_backing(context, inode.node, None)?.size);
         self.attempt(context, inode, Attempt::SetSize(0), size)?;
         let file = open()?;
+        // sshfs goes on showing the size that it remembers if another file is written meanwhile (cache_add_attr in its
+        // cache.c): a truncation makes it forget that. A descriptor that only reads cannot do it.
+        if file.stat()?.size != 0 {
+            match file.set_size(0) {
+                Err(Errno::EINVAL | Errno::EBADF) => {}
+                result => result?,
+            }
+        }
         if inode.is_clean() && !inode.is_shared() {
             // Nobody was promised anything that would have to be sent again.
             inode.with_log(&self.budget, |log| log.found_committed(0));

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, RwLock};
 
 use super::names::reply_node;
-use crate::backing::{Attr, DirEntry, FileKind, OpResult};
+use crate::backing::{Attr, DirEntry, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 use crate::handover::{Item, Notes, Picture, item};
 use crate::overlay::Overlay;
@@ -43,6 +43,8 @@ const ENTRY: u64 = 16;
 type Listing = Arc<Vec<DirEntry>>;
 
 struct OpenDirectory {
+    /// Reading it leaves no time of access (O_NOATIME). A successor does not know it.
+    quiet: bool,
     listing: Mutex<Option<Listing>>,
     noted: Share,
 }
@@ -94,13 +96,13 @@ impl Directories {
         Directories { open: RwLock::default(), noted: Arc::default(), notes }
     }
 
-    fn insert(&self, node: u64, by: u64) -> u64 {
+    fn insert(&self, node: u64, quiet: bool, by: u64) -> u64 {
         let mut open = self.open.write();
         open.1 += 1;
         let handle = open.1;
         self.notes.note(&Item::DirOpened { handle, node, by });
-        let directory = OpenDirectory { listing: Mutex::default(), noted: Share::none(&self.noted) };
-        open.0.insert(handle, Arc::new(directory));
+        let (listing, noted) = (Mutex::default(), Share::none(&self.noted));
+        open.0.insert(handle, Arc::new(OpenDirectory { quiet, listing, noted }));
         handle
     }
 
@@ -154,7 +156,7 @@ impl Directories {
             let listing: Option<Listing> = found.is_whole.then(|| Arc::new(found.listing.iter().map(entry).collect()));
             let noted = Share::none(&self.noted);
             noted.take(listing.as_ref().map_or(0, bytes_of), u64::MAX);
-            open.0.insert(handle, Arc::new(OpenDirectory { listing: Mutex::new(listing), noted }));
+            open.0.insert(handle, Arc::new(OpenDirectory { quiet: false, listing: Mutex::new(listing), noted }));
         }
     }
 
@@ -172,9 +174,11 @@ impl Overlay {
     /// FUSE_OPENDIR. The names are read with the first readdir: many open a directory for fsync(2) only. The root is
     /// always there, and df(1) opens what it is asked about before it asks; but in an old outage the error comes here,
     /// for the sake of programs that take a failing readdir(3) for an empty directory.
-    pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, reply: ReplyOpen) {
+    pub fn opendir(self: &Arc<Self>, asked: Asked, node: u64, flags: i32, reply: ReplyOpen) {
+        let quiet = flags & libc::O_NOATIME != 0;
         if node == ROOT && !self.gate.fails_fast() {
-            return reply.opened(fuser::FileHandle(self.directories.insert(node, asked.unique)), FopenFlags::empty());
+            return reply
+                .opened(fuser::FileHandle(self.directories.insert(node, quiet, asked.unique)), FopenFlags::empty());
         }
         let by = asked.unique;
         self.submit(
@@ -186,14 +190,17 @@ impl Overlay {
                 result => result,
             },
             move |overlay, result| match result {
-                Ok(_) => reply.opened(fuser::FileHandle(overlay.directories.insert(node, by)), FopenFlags::empty()),
+                Ok(_) => {
+                    reply.opened(fuser::FileHandle(overlay.directories.insert(node, quiet, by)), FopenFlags::empty())
+                }
                 Err(error) => reply.error(node_errno(error)),
             },
         );
     }
 
-    fn list(&self, context: &Context<'_>, node: u64) -> OpResult<Listing> {
-        let mut entries = self.on_path(context, node, |tree, path| tree.read_dir(path))?;
+    fn list(&self, context: &Context<'_>, node: u64, quiet: bool) -> OpResult<Listing> {
+        let read = |tree: &dyn Tree, path: &Path| if quiet { tree.read_dir_quietly(path) } else { tree.read_dir(path) };
+        let mut entries = self.on_path(context, node, read)?;
         entries.retain(|entry| !self.hides(&entry.name));
         Ok(Arc::new(entries))
     }
@@ -204,7 +211,7 @@ impl Overlay {
         if let Some(listing) = directory.listing.lock().as_ref().filter(|_| offset > 0) {
             return Ok(Arc::clone(listing));
         }
-        let listing = self.list(context, node)?;
+        let listing = self.list(context, node, directory.quiet)?;
         self.directories.list(handle, &directory, &listing);
         Ok(listing)
     }

@@ -24,16 +24,14 @@ impl Overlay {
         if !matches!(result, Err(Errno::ENOENT)) {
             return result;
         }
-        let nameless = match self.files.of_node(node).into_iter().next() {
-            Some(file) => {
-                Nameless::of(&**self.descriptor(&**context.generation, &file)?)?.map(|file| by_descriptor(&file))
-            }
-            None => match self.replaced_file(context, node) {
-                Ok(file) => Nameless::of(&*file)?.map(|file| by_descriptor(&file)),
-                Err(_) => None,
-            },
-        };
-        nameless.unwrap_or(result)
+        if let Some(file) = self.files.of_node(node).into_iter().next() {
+            let descriptor = self.descriptor(&**context.generation, &file)?;
+            return Nameless::of(&**descriptor)?.map_or(result, |file| by_descriptor(&file));
+        }
+        match self.replaced_file(context, node) {
+            Ok(kept) => Nameless::of(&*kept)?.map_or(result, |file| by_descriptor(&file)),
+            Err(_) => result,
+        }
     }
 
     /// Opens a file without a path, by any descriptor that is open on it. ENOENT if there is none.

@@ -154,26 +154,31 @@ impl Overlay {
             return reply.error(fuser::Errno::ENOENT);
         }
         // Chosen once: when the call is run again in doubt, it must find what it did before.
-        let (name, hidden) = (name.to_owned(), self.hidden_name());
+        let (place, hidden): (Name, _) = ((parent, name.to_owned()), self.hidden_name());
         let chosen = hidden.clone();
         self.submit(
             asked,
             Op::Unlink,
             Class::Meta,
             move |overlay, context| {
-                overlay.let_close(context, parent, &name);
-                overlay.show_name(context, parent, &name)?;
-                if overlay.hide_if_open(context, parent, &name, &hidden)? {
+                let name = &place.1;
+                overlay.let_close(context, parent, name);
+                overlay.show_name(context, parent, name)?;
+                if overlay.hide_if_open(context, parent, name, &hidden)? {
                     return Ok(());
                 }
-                overlay.keep_open(context, parent, &name)?;
-                let last = overlay.on_name(context, parent, &name, |tree, path| {
-                    let last = overlay.last_look(tree, (parent, &name), path);
+                overlay.keep_open(context, parent, name)?;
+                let (last, lost) = overlay.on_name(context, parent, name, |tree, path| {
+                    let last = overlay.last_look(tree, (parent, name), path);
+                    let lost = overlay.about_to_lose(context, tree, &place, path);
                     settle::removal(overlay.not_busy(tree.unlink(path)), context.in_doubt)?;
-                    Ok(last)
+                    Ok((last, lost))
                 })?;
-                overlay.nodes.removed(parent, &name);
+                overlay.nodes.removed(parent, name);
                 overlay.keep_last(last);
+                if let Some(lost) = lost {
+                    overlay.has_lost(lost);
+                }
                 Ok(())
             },
             move |overlay, result| {
@@ -234,11 +239,11 @@ impl Overlay {
                 overlay.show_name(context, to.0, &to.1)?;
                 overlay.keep_open(context, to.0, &to.1)?;
                 let result = overlay.retried(context, &[from.0, to.0], places, |tree, (old, new)| {
-                    let replaced = (flags == 0).then(|| overlay.about_to_replace(context, tree, &to, new)).flatten();
+                    let replaced = (flags == 0).then(|| overlay.about_to_lose(context, tree, &to, new)).flatten();
                     let place = (&to, new.as_path());
                     overlay.rename_on_backing(tree, context.in_doubt, (&from, old), place, flags, &hidden)?;
                     if let Some(replaced) = replaced {
-                        overlay.has_replaced(replaced);
+                        overlay.has_lost(replaced);
                     }
                     Ok(())
                 });
