@@ -11,6 +11,9 @@ use super::rig::Pair;
 /// sshfs remembers for longer than the test takes; above it nothing is remembered, so that each look is one.
 const REMEMBERING: &str = "dcache_timeout=600,attr_timeout=602s,entry_timeout=602s";
 
+/// What becomes of a name; the second is another one beside it.
+type Way = fn(&Path, &Path);
+
 /// The same file by all of its names, and all that is known of it.
 fn one_file(names: &[&Path], links: u64, content: &str, what: &str) {
     let found: Vec<_> = names.iter().map(|name| name.metadata().unwrap()).collect();
@@ -103,7 +106,7 @@ fn links_made_here_are_one_file_over_sshfs() {
 #[test]
 fn a_link_is_known_when_the_name_that_was_written_by_has_gone() {
     let pair = Pair::new(REMEMBERING);
-    let ways: [(&str, fn(&Path, &Path)); 4] = [
+    let ways: [(&str, Way); 4] = [
         ("unlinked", |a, _| std::fs::remove_file(a).unwrap()),
         ("renamed", |a, away| std::fs::rename(a, away.with_file_name("c")).unwrap()),
         ("renamed over", |a, away| {

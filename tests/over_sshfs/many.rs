@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::rig::Pair;
 
-const FILES: usize = 3_000;
+const FILES: usize = 5_000;
 
 #[test]
 fn thousands_of_files_over_sshfs_are_reopened_at_their_offsets() {
