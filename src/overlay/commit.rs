@@ -161,6 +161,18 @@ impl Overlay {
         }
     }
 
+    /// As [`Overlay::prepare`], for whoever reads. True if the backing, which is well, goes on refusing what the file's writers are
+    /// told of by fsync and close: to him it is as the backing has it.
+    pub(super) fn is_refused(&self, context: &Context<'_>, inode: &Arc<Inode>, order: &Order<'_>) -> OpResult<bool> {
+        if inode.refusal().is_some() {
+            return Ok(true);
+        }
+        match self.prepare(context, inode, order) {
+            Err(error) if inode.was_refused() && is_refused(&**context.generation, error) => Ok(true),
+            result => result.map(|()| false),
+        }
+    }
+
     /// Waits for room in the log. What frees room is started here if nobody has.
     fn make_room(self: &Arc<Self>, context: &Context<'_>, inode: &Inode, bytes: u64) -> OpResult<()> {
         while !self.budget.wait(bytes) {

@@ -394,6 +394,11 @@ impl Inode {
         state.refused_at.filter(|at| at.elapsed() < RETRY).map(|_| state.error)
     }
 
+    /// A live backing has refused a commit, and none has succeeded since.
+    pub fn was_refused(&self) -> bool {
+        self.state.lock().refused_at.is_some()
+    }
+
     /// Number of failed commits so far, and why the last failed (the model is errseq_t of the kernel, lib/errseq.c).
     pub fn errors(&self) -> (u64, Errno) {
         let state = self.state.lock();

@@ -137,6 +137,32 @@ fn a_commit_that_failed_is_told_to_every_writer_once_and_tried_again() {
 }
 
 #[test]
+fn what_the_server_refuses_keeps_nobody_from_reading() {
+    for refusal in [Errno::EDQUOT, Errno::EIO] {
+        // The kernel has what was written for as long as it likes, so that is not read.
+        let rig = Rig::new(SSHFS);
+        std::fs::write(rig.cold("f"), vec![b'a'; 100_000]).unwrap();
+        let file = open(&rig, "f");
+        file.write_at(b"refused", 0).unwrap();
+        rig.control().inject(Fault::new(What::Errno(refusal)).on(&[Call::Write, Call::Sync]));
+        assert_eq!(errno(file.sync_all()), Some(refusal as i32));
+        let mut data = [0; 1000];
+        for pause in [Duration::ZERO, Duration::from_millis(1200)] {
+            // Beyond that moment it is offered again.
+            std::thread::sleep(pause);
+            let reader = std::fs::File::open(rig.hot("f")).unwrap();
+            reader.read_exact_at(&mut data, 60_000).unwrap();
+            assert_eq!(data, [b'a'; 1000]);
+            assert_eq!(reader.read_at(&mut data, 99_500).unwrap(), 500, "{refusal}: it ends where it ends");
+            assert_eq!(reader.read_at(&mut data, 100_000).unwrap(), 0);
+        }
+        rig.control().clear_faults();
+        until(|| file.sync_all().is_ok());
+        assert_eq!(&std::fs::read(rig.cold("f")).unwrap()[..8], b"refuseda");
+    }
+}
+
+#[test]
 fn one_failed_fsync_of_the_server_is_made_good_by_sending_everything_again() {
     let rig = Rig::new(SSHFS);
     let file = open(&rig, "f");

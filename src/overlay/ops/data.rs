@@ -198,17 +198,19 @@ impl Overlay {
     /// A read that ends before the file does is an error of the server, which must not look like its end.
     fn read_whole(&self, context: &Context<'_>, file: &OpenFile, offset: u64, data: &mut [u8]) -> OpResult<usize> {
         let generation = &**context.generation;
+        let mut refused = false;
         if file.inode.has_unsent(generation.number()) {
             let order = file.inode.order(context)?;
-            self.prepare(context, &file.inode, &order)?;
+            refused = self.is_refused(context, &file.inode, &order)?;
         }
         let descriptor = self.descriptor(generation, file)?;
-        let expected = file.inode.unstable_size();
+        let unstable_size = || if refused { None } else { file.inode.unstable_size() };
+        let expected = unstable_size();
         let mut length = descriptor.read_at(data, offset)?;
         if length < data.len() {
             let size = match expected {
                 // Somebody may have cut it since.
-                Some(size) => size.min(file.inode.unstable_size().unwrap_or(size)),
+                Some(size) => size.min(unstable_size().unwrap_or(size)),
                 None => descriptor.stat()?.size,
             };
             let wanted = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(data.len());
@@ -217,7 +219,7 @@ impl Overlay {
             }
             if length < wanted {
                 // What was known of the size may be old: sshfs remembers attributes for a while.
-                let size = match file.inode.unstable_size() {
+                let size = match unstable_size() {
                     Some(size) => size,
                     None => self.reopen(generation, file.node, libc::O_RDONLY)?.stat()?.size,
                 };
