@@ -53,11 +53,7 @@ fn an_append_goes_behind_what_others_have_written() {
         ours.write_all(&long).unwrap();
         drop(ours);
         let found = std::fs::read(rig.cold("f")).unwrap();
-<<<<<<< HEAD
-        assert_eq!((found.len(), &found[17..21], found[21..] == *long), (21 + long.len(), &b"MORE"[..], true));
-=======
         assert_eq!((found.len(), &found[17..21], found[21..] == long), (21 + long.len(), &b"MORE"[..], true));
->>>>>>> h5
     }
 }
 
