@@ -431,6 +431,8 @@ impl Overlay {
             // Somebody else has compared meanwhile, and has changed it since.
             Err(Refusal::Lost(_)) if inode.is_verified(number) => Ok(()),
             Err(refusal) => Err(refusal),
+            // Somebody else has found that it is another one, and an empty log fits any.
+            Ok(()) if inode.is_lost() => Err(LOST_FILE.into()),
             Ok(()) => {
                 inode.verified(number);
                 Ok(())
