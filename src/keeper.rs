@@ -31,6 +31,9 @@ pub mod threads;
 
 /// Name of the FUSE device among what is held: while it is, a daemon that died can have a successor.
 pub const DEVICE: &str = "device";
+/// How the names begin of what is held of files that have lost theirs. It comes and goes with each temporary file, so the
+/// service manager is not asked to hold it too.
+pub const NAMELESS: &str = "nameless-";
 /// The name of something that is held once for each overlay, by the overlay's number.
 pub fn slotted(name: &str, slot: u32) -> String {
     if slot == 0 { name.into() } else { format!("{name}.{slot}") }

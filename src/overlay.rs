@@ -9,6 +9,7 @@ mod commit;
 mod convert;
 pub mod files;
 mod gather;
+mod heirlooms;
 pub(crate) mod hidden_journal;
 mod inodes;
 mod lasting;
@@ -50,6 +51,8 @@ use asked::Asked;
 use files::Files;
 pub use files::RestoreReport;
 use gather::Gather;
+use heirlooms::Heirlooms;
+pub use heirlooms::Trustee;
 use hidden_journal::HiddenJournal;
 use inodes::Inodes;
 use nodes::{Name, Nodes};
@@ -139,6 +142,7 @@ pub struct Overlay {
     resending: Resending,
     replaced: Replaced,
     removed: Removed,
+    heirlooms: Heirlooms,
     recount: Mutex<Option<Recount>>,
     unsynced: Unsynced,
     /// Hidden names that a predecessor died over giving to open files, until that is settled.
@@ -188,6 +192,7 @@ impl Overlay {
             resending: Resending::default(),
             replaced: Replaced::default(),
             removed: Removed::default(),
+            heirlooms: Heirlooms::default(),
             recount: Mutex::default(),
             unsynced: Unsynced::default(),
             given: Mutex::default(),

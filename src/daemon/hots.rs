@@ -119,6 +119,7 @@ impl Hots {
         };
         let notes = will.notes();
         let overlay = Overlay::noting(gate, traits, at.clone(), log_size, rescue, notes.clone());
+        overlay.entrust(will.trustee());
         match &heritage {
             Heritage::None => {}
             Heritage::Whole(_, inherited) => overlay.resume(inherited),

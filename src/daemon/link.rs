@@ -155,6 +155,16 @@ impl Link {
         state.send(Message::Drop { name: name.into() }, None);
     }
 
+    /// Has all of these closed.
+    pub fn drop_held_if(&self, is: impl Fn(&str) -> bool) {
+        let Some(shared) = &self.0 else { return };
+        let names: Vec<String> = {
+            let state = shared.state.lock();
+            state.held.iter().map(|(name, _)| name).filter(|name| is(name)).map(str::to_owned).collect()
+        };
+        names.iter().for_each(|name| self.drop_held(name));
+    }
+
     /// Says what has to be aborted if no successor can go on, or if this daemon cannot be killed.
     pub fn mounted(&self, what: What, slot: u32, place: Option<Place>) {
         let Some(shared) = &self.0 else { return };

@@ -21,10 +21,10 @@ use crate::backing::{Generation, Record};
 use crate::config::{DaemonConfig, HotPath};
 use crate::handover::{Inherited, Item, Memory, Notes, Picture, Sizes, item};
 use crate::keeper::message::{What, Why};
-use crate::keeper::{DEVICE, monotonic_ms, slotted};
+use crate::keeper::{DEVICE, NAMELESS, monotonic_ms, slotted};
 use crate::moment;
 use crate::overlay::mount::Mount;
-use crate::overlay::{Device, Greeting};
+use crate::overlay::{Device, Greeting, Trustee};
 use crate::supervisor::{Event, Legacy, Predecessor};
 use crate::telemetry::{Kept, Last};
 
@@ -144,6 +144,37 @@ pub struct Bequest {
     pub claim: Option<OwnedFd>,
 }
 
+/// Has the keeper hold descriptors of files without a name.
+struct Entrusted {
+    succession: Arc<Succession>,
+    slot: u32,
+}
+
+impl Entrusted {
+    fn name(&self, node: u64) -> String {
+        slotted(&format!("{NAMELESS}{node:x}"), self.slot)
+    }
+}
+
+impl Trustee for Entrusted {
+    fn keep(&self, node: u64, descriptor: BorrowedFd<'_>) {
+        if let Err(error) = self.succession.link.hold(&self.name(node), descriptor) {
+            tracing::warn!(%error, "a file without a name ends with this daemon");
+        }
+    }
+
+    fn release(&self, node: u64) {
+        self.succession.link.drop_held(&self.name(node));
+    }
+}
+
+/// Node and overlay of what is held under that name, if it is of a file without one.
+fn nameless_of(name: &str) -> Option<(u64, u32)> {
+    let rest = name.strip_prefix(NAMELESS)?;
+    let (node, slot) = rest.split_once('.').unwrap_or((rest, "0"));
+    Some((u64::from_str_radix(node, 16).ok()?, slot.parse().ok()?))
+}
+
 impl Succession {
     /// Of a daemon that nobody keeps.
     pub fn none(config: &DaemonConfig) -> (Arc<Succession>, Vec<Bequest>) {
@@ -160,7 +191,8 @@ impl Succession {
 
     /// Takes what the keeper held. An error says why the mounts cannot be gone on with.
     pub fn begin(link: Link, start: Start, config: &DaemonConfig) -> io::Result<(Arc<Succession>, Vec<Bequest>)> {
-        let mut held = start.held;
+        let (mut nameless, mut held): (Vec<_>, Vec<_>) =
+            start.held.into_iter().partition(|(name, _)| name.starts_with(NAMELESS));
         let mut take = |name: &str, slot: u32| {
             let at = held.iter().position(|(held, _)| *held == slotted(name, slot))?;
             Some(held.swap_remove(at).1)
@@ -190,8 +222,11 @@ impl Succession {
             let (heritage, notes) = match mounted {
                 None => (Heritage::None, new_memory(&succession.link, hot.slot, config.log.size)),
                 Some((_, mounted, memory)) => match taken_over(memory) {
-                    Ok((notes, inherited)) => {
+                    Ok((notes, mut inherited)) => {
                         note_predecessor(&mut before, &inherited.picture);
+                        let is_its = |name: &str| nameless_of(name).filter(|(_, slot)| *slot == hot.slot);
+                        let its = nameless.extract_if(.., |(name, _)| is_its(name).is_some());
+                        inherited.nameless = its.filter_map(|(name, file)| Some((is_its(&name)?.0, file))).collect();
                         (Heritage::Whole(mounted, inherited), notes)
                     }
                     // The executable before this one can read it.
@@ -208,6 +243,8 @@ impl Succession {
             };
             all.push(Bequest { will: Will::new(&succession, hot.slot, notes), hot, heritage, claim });
         }
+        // Nobody knows what they belong to.
+        nameless.iter().for_each(|(name, _)| succession.link.drop_held(name));
         if let Some(live) = &mut before.live {
             live.root = root;
         }
@@ -357,7 +394,13 @@ impl Will {
                 link.drop_held(&slotted(name, self.slot));
             }
         }
+        link.drop_held_if(|name| nameless_of(name).is_some_and(|(_, slot)| slot == self.slot));
         link.mounted(What::Overlay, self.slot, None);
+    }
+
+    /// Who keeps what a successor needs of files without a name.
+    pub fn trustee(&self) -> Box<dyn Trustee> {
+        Box::new(Entrusted { succession: Arc::clone(&self.succession), slot: self.slot })
     }
 
     /// An outage has begun, at that time, or has ended: a successor must not take an old one for a new one.

@@ -47,6 +47,8 @@ pub struct Inherited {
     pub torn: Option<Torn>,
     /// Daemons that have served the mount before.
     pub successions: u64,
+    /// Descriptors of files without a name that were open, by node: not of the memory, whoever kept it adds them.
+    pub nameless: Vec<(u64, OwnedFd)>,
 }
 
 /// See the module. Everything may be called from any thread.
@@ -78,7 +80,8 @@ impl Memory {
         let successions = arena.word(at::SUCCESSIONS).fetch_add(1, Relaxed).saturating_add(1);
         let unrecorded = memory.slots.unrecorded().0;
         let (newest, requests) = (memory.slots.newest(), memory.slots.succeed());
-        Ok((memory, Inherited { picture, requests, newest, unrecorded, torn, successions }))
+        let nameless = Vec::new();
+        Ok((memory, Inherited { picture, requests, newest, unrecorded, torn, successions, nameless }))
     }
 
     fn with(arena: Arc<Arena>) -> Result<(Memory, Picture, Option<Torn>), HandoverError> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::NAMELESS;
 use super::abandon::Place;
 use super::executable::Executable;
 use super::machine::{Action, Death, Image, Input, Machine, Policy};
@@ -196,6 +197,7 @@ impl Keeper {
                     tracing::error!(name, "this cannot be held");
                 }
                 match self.store.get(&name) {
+                    _ if name.starts_with(NAMELESS) => {}
                     Some(descriptor) => self.manager.store(&name, descriptor),
                     None => self.manager.forget(&name),
                 }
@@ -203,7 +205,9 @@ impl Keeper {
             }
             (Message::Drop { name }, _) => {
                 self.store.drop_named(&name);
-                self.manager.forget(&name);
+                if !name.starts_with(NAMELESS) {
+                    self.manager.forget(&name);
+                }
                 inputs.push_back(Input::Resumable(self.store.is_resumable()));
             }
             (Message::Mounted { what: What::Overlay, slot, place: Some(place) }, _) => {

@@ -501,19 +501,24 @@ impl Overlay {
     }
 
     /// Opens a file that has lost its name, where it lives as long as somebody has it open, by a descriptor of it: of an
-    /// earlier generation, perhaps, of the same filesystem. There is none if the daemon has died meanwhile.
+    /// earlier generation, perhaps, of the same filesystem; or by what was left for a successor.
     pub(super) fn reopen_nameless(
         &self,
         generation: &dyn Generation,
         node: u64,
         flags: i32,
     ) -> OpResult<Box<dyn File>> {
-        let open = self.files.of_node(node).into_iter().filter_map(|file| file.any_descriptor()).next();
-        let by = open.filter(|_| self.traits.keeps_unlinked).ok_or(LOST_FILE)?;
-        generation
-            .tree()
-            .open_again(&**by, flags)
-            .map_err(|error| if error == Errno::ENOENT { LOST_FILE } else { error })
+        if !self.traits.keeps_unlinked {
+            return Err(LOST_FILE);
+        }
+        let open = self.files.of_node(node).into_iter().find_map(|file| file.any_descriptor());
+        let left = self.heirlooms.get(node);
+        let by: &dyn File = match (&open, &left) {
+            (Some(open), _) => &***open,
+            (None, Some(left)) => &**left,
+            (None, None) => return Err(LOST_FILE),
+        };
+        generation.tree().open_again(by, flags).map_err(|error| if error == Errno::ENOENT { LOST_FILE } else { error })
     }
 
     /// Opens the file of a node under its present name, as it is.

@@ -43,6 +43,7 @@ impl Overlay {
         }
         self.directories.resume(picture);
         self.nodes.resumed();
+        self.heirlooms.resume(inherited);
         *self.granted.lock() = grants(inherited);
     }
 

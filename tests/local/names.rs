@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::compare::{Log, agree, c, done};
 use super::rig::Local;
+use crate::lab::parts::Part;
 
 pub fn body(log: &mut Log) {
     errors(log);
@@ -232,6 +233,52 @@ fn an_unlinked_file_goes_on_through_a_repair_of_a_directory() {
     assert_eq!(actor.ask("get 0 7"), i64::from(b'e'));
     assert!(!local.cold("u").exists());
     drop(actor);
+    local.end();
+}
+
+#[test]
+fn a_file_without_a_name_goes_on_through_the_deaths_of_daemon_and_keeper_and_an_upgrade() {
+    let local = Local::new("");
+    let mut unlinked = super::rig::Actor::start();
+    assert_eq!(unlinked.ask(&format!("open {}", local.hot("u").display())), 0);
+    assert_eq!(unlinked.ask("put 0 0 kept"), 4);
+    std::fs::remove_file(local.hot("u")).unwrap();
+    let mut replaced = super::rig::Actor::start();
+    assert_eq!(replaced.ask(&format!("open {}", local.hot("r").display())), 0);
+    assert_eq!(replaced.ask("put 0 0 kept"), 4);
+    std::fs::write(local.hot("other"), "other").unwrap();
+    std::fs::rename(local.hot("other"), local.hot("r")).unwrap();
+    let held = |local: &Local| {
+        let keeper = local.lab.parts().able_keeper().expect("there is one");
+        let is = |to: &String| to.starts_with(local.cold("").to_str().unwrap()) && to.ends_with(" (deleted)");
+        crate::lab::process::descriptors(keeper).into_iter().filter(is).count()
+    };
+    assert_eq!(held(&local), 2, "the keeper has one of each");
+    let mut at = 4;
+    let mut goes_on = |words: &str| {
+        for actor in [&mut unlinked, &mut replaced] {
+            assert_eq!(actor.ask("get 0 0"), i64::from(b'k'), "{words}");
+            assert_eq!(actor.ask(&format!("put 0 {at} more")), 4, "{words}");
+            assert_eq!(actor.ask(&format!("get 0 {}", at + 3)), i64::from(b'e'), "{words}");
+        }
+        at += 4;
+    };
+    goes_on("at first");
+    local.succession();
+    goes_on("after the daemon's death");
+    local.outage();
+    local.succession();
+    goes_on("after a repair and another death");
+    local.lab.parts().kill(Part::Keeper).expect("there is one");
+    crate::lab::wait("another keeper has them", || local.lab.parts().able_keeper().is_some() && held(&local) == 2);
+    local.succession();
+    goes_on("after the deaths of both, one after the other");
+    let output = local.lab.steadfs(&["upgrade", local.lab.hot.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    goes_on("after an upgrade");
+    assert_eq!(std::fs::read_to_string(local.hot("r")).unwrap(), "other");
+    drop((unlinked, replaced));
+    crate::lab::wait("nothing is held any longer", || held(&local) == 0);
     local.end();
 }
 

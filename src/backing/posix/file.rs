@@ -22,6 +22,11 @@ impl PosixFile {
         PosixFile { fd, stop }
     }
 
+    /// Of no tree: one that somebody else had opened.
+    pub fn inherited(fd: OwnedFd) -> Self {
+        PosixFile { fd, stop: Stop::default() }
+    }
+
     /// Attributes of a file on FUSE that has no name any more. The kernel asks by handle where it wants to know the size
     /// (fuse_file_llseek of its fs/fuse/file.c), and remembers all that it is told. Nobody uses the position.
     fn stat_by_handle(&self) -> OpResult<Attr> {

@@ -336,6 +336,9 @@ impl Overlay {
                     overlay.doom_hidden(node);
                 }
                 overlay.let_go(&inode);
+                if last {
+                    overlay.heirlooms.release(node);
+                }
                 overlay.nodes.closed(node);
             },
         );

@@ -154,6 +154,7 @@ impl Overlay {
                 Err(error) => return Err(error),
             }
         }
+        self.leave(node);
         Ok(())
     }
 
