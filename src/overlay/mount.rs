@@ -50,10 +50,11 @@ impl Mount {
             guard::protect(&spot.name(), mountpoint);
         }
         let kind = format!("fuse.{}", config.subtype);
-        let before = devices(&kind, |_| true).map_err(system)?;
+        let before = mounted(&kind).map_err(system)?;
+        // By number and place: the kernel gives the number of a mount that goes meanwhile to this one.
         let new_at = |place: &Path| {
-            let found = devices(&kind, |entry| entry.mountpoint == place).map_err(system)?;
-            Ok(found.into_iter().rfind(|dev| !before.contains(dev)))
+            let mut found = mounted(&kind).map_err(system)?.into_iter();
+            Ok(found.rfind(|one| one.1 == place && !before.contains(one)).map(|(dev, _)| dev))
         };
         let source = config.fsname.as_deref().unwrap_or(label);
         // fusermount3 has checks of its own against the same.
@@ -208,9 +209,10 @@ fn system(error: io::Error) -> MountError {
     MountError::System(format!("/proc/self/mountinfo: {error}"))
 }
 
-fn devices(kind: &str, of: impl Fn(&mountinfo::Entry) -> bool) -> io::Result<Vec<(u32, u32)>> {
+/// Device number and place of every mount of that type, the last one mounted at the end.
+fn mounted(kind: &str) -> io::Result<Vec<((u32, u32), PathBuf)>> {
     let entries = mountinfo::entries()?.into_iter();
-    Ok(entries.filter(|entry| entry.fstype == kind && of(entry)).map(|entry| entry.dev).collect())
+    Ok(entries.filter(|entry| entry.fstype == kind).map(|entry| (entry.dev, entry.mountpoint)).collect())
 }
 
 /// MS_NOSYMFOLLOW of include/uapi/linux/mount.h.

@@ -84,6 +84,21 @@ fn a_strangers_mount_on_the_same_directory_is_left_alone() {
 }
 
 #[test]
+fn overlays_that_come_while_others_go_are_mounted() {
+    // The kernel gives the numbers of those that go to those that come.
+    let come_and_go = || {
+        for _ in 0..40 {
+            let place = tempfile::tempdir().unwrap();
+            let config = OverlayConfig { guard: false, ..OverlayConfig::default() };
+            let (device, mount) = Mount::attach(&config, "host:/dir", place.path()).expect("mounted");
+            drop(device);
+            mount.unmount(true).unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(come_and_go))));
+}
+
+#[test]
 fn bind_mounts_of_the_overlay_go_with_it() {
     let rig = Rig::new(LOCAL);
     std::fs::create_dir(rig.hot("d")).unwrap();
