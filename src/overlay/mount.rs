@@ -7,6 +7,7 @@ mod guard;
 mod helper;
 mod spot;
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ const LOOKS: usize = 20;
 #[derive(Debug)]
 pub struct Mount {
     dev: (u32, u32),
+    /// Number of the mount itself, if it was seen where it belongs.
+    id: Option<u64>,
     fstype: String,
     source: String,
     mountpoint: PathBuf,
@@ -54,7 +57,7 @@ impl Mount {
         // By number and place: the kernel gives the number of a mount that goes meanwhile to this one.
         let new_at = |place: &Path| {
             let mut found = mounted(&kind).map_err(system)?.into_iter();
-            Ok(found.rfind(|one| one.1 == place && !before.contains(one)).map(|(dev, _)| dev))
+            Ok(found.rfind(|one| one.mountpoint == place && !before.iter().any(|other| is_same(one, other))))
         };
         let source = config.fsname.as_deref().unwrap_or(label);
         // fusermount3 has checks of its own against the same.
@@ -63,20 +66,21 @@ impl Mount {
         } else {
             helper::mount(config, source, mountpoint)?
         };
-        let attached = |dev| Mount {
-            dev,
+        let attached = |entry: mountinfo::Entry| Mount {
+            dev: entry.dev,
+            id: Some(entry.id),
             fstype: kind.clone(),
             source: source.to_owned(),
             mountpoint: mountpoint.to_owned(),
             gone: AtomicBool::new(false),
         };
-        if let Some(dev) = new_at(mountpoint)? {
-            return Ok((device, attached(dev)));
+        if let Some(entry) = new_at(mountpoint)? {
+            return Ok((device, attached(entry)));
         }
         // On the right directory, but that has been renamed meanwhile.
-        if let Some(dev) = spot.place().ok().map(|place| new_at(&place)).transpose()?.flatten() {
+        if let Some(entry) = spot.place().ok().map(|place| new_at(&place)).transpose()?.flatten() {
             drop(device);
-            attached(dev).unmount(true).map_err(system)?;
+            attached(entry).unmount(true).map_err(system)?;
             return Err(spot::swapped(mountpoint));
         }
         Err(MountError::System(format!("{} was unmounted again at once", mountpoint.display())))
@@ -86,7 +90,12 @@ impl Mount {
     pub fn resumed(config: &OverlayConfig, label: &str, mountpoint: &Path, dev: (u32, u32)) -> Mount {
         let fstype = format!("fuse.{}", config.subtype);
         let source = config.fsname.as_deref().unwrap_or(label).to_owned();
-        Mount { dev, fstype, source, mountpoint: mountpoint.to_owned(), gone: AtomicBool::new(false) }
+        let mountpoint = mountpoint.to_owned();
+        let mut mount = Mount { dev, id: None, fstype, source, mountpoint, gone: AtomicBool::new(false) };
+        let found = mountinfo::entries().unwrap_or_default().into_iter();
+        mount.id =
+            found.filter(|entry| mount.is(entry) && entry.mountpoint == mount.mountpoint).map(|one| one.id).last();
+        mount
     }
 
     /// What a keeper has to know to end it.
@@ -123,6 +132,14 @@ impl Mount {
         entry.dev == self.dev && entry.fstype == *self.fstype && entry.source == *self.source
     }
 
+    /// Its mounts, bind mounts too, last mounted first. When the first of them has gone, the others may be somebody else's of the
+    /// same source, who has got the st_dev: then there are none.
+    fn ours<'a>(&self, entries: &'a [mountinfo::Entry]) -> Vec<&'a mountinfo::Entry> {
+        let all: Vec<_> = entries.iter().rev().filter(|entry| self.is(entry)).collect();
+        let is_there = self.id.is_none_or(|id| all.iter().any(|entry| entry.id == id));
+        if is_there { all } else { Vec::new() }
+    }
+
     /// Makes its flags those of `config`, `ro` included, while it is mounted. EBUSY if it is to be read-only and somebody writes.
     pub fn change(&self, config: &OverlayConfig) -> io::Result<()> {
         // By its path, so nothing of somebody else's may lie on it.
@@ -142,13 +159,11 @@ impl Mount {
             return Ok((Vec::new(), false));
         }
         let entries = mountinfo::entries()?;
-        let ours: Vec<_> = entries.iter().rev().filter(|entry| self.is(entry)).collect();
+        let ours = self.ours(&entries);
         if self.gone.fetch_or(ours.is_empty(), Relaxed) {
             return Ok((Vec::new(), false));
         }
-        let (reachable, covered): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| {
-            mountinfo::covering_in(&entries, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
-        });
+        let (reachable, covered): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| is_reachable(entry, &entries));
         Ok((reachable.into_iter().cloned().collect(), !covered.is_empty()))
     }
 
@@ -156,23 +171,35 @@ impl Mount {
     /// something else is mounted over it.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
         let flags = if lazy { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-        let mut left = true;
+        if self.gone.load(Relaxed) {
+            return Ok(());
+        }
+        let mut entries = mountinfo::entries()?;
+        // Those of the first look alone: who comes later may have got the numbers of one that has gone.
+        let mut left: HashSet<u64> = self.ours(&entries).iter().map(|entry| entry.id).collect();
         for _ in 0..LOOKS {
-            let (places, covered) = self.places()?;
-            left = covered || !places.is_empty();
-            if places.is_empty() {
+            let ours = |entry: &&mountinfo::Entry| self.is(entry) && left.contains(&entry.id);
+            let places: Vec<_> = entries.iter().rev().filter(ours).cloned().collect();
+            left = places.iter().map(|entry| entry.id).collect();
+            let reachable: Vec<_> = places.iter().filter(|entry| is_reachable(entry, &entries)).collect();
+            if reachable.is_empty() {
                 break;
             }
-            for entry in places {
-                match unmount::exactly(&entry, flags) {
+            for entry in reachable {
+                match unmount::exactly(entry, flags) {
+                    Ok(()) => _ = left.remove(&entry.id),
                     // It is gone, or it is elsewhere: the next look says which.
-                    Ok(()) | Err(Errno::EINVAL) => {}
-                    Err(Errno::EPERM) => helper::unmount(&entry.mountpoint, lazy)?,
+                    Err(Errno::EINVAL) => {}
+                    Err(Errno::EPERM) => {
+                        helper::unmount(&entry.mountpoint, lazy)?;
+                        left.remove(&entry.id);
+                    }
                     Err(errno) => return Err(errno.into()),
                 }
             }
+            entries = mountinfo::entries()?;
         }
-        if left {
+        if !left.is_empty() {
             return Err(Errno::EBUSY.into());
         }
         // The next mount of the same source may get the same st_dev within the millisecond.
@@ -209,10 +236,18 @@ fn system(error: io::Error) -> MountError {
     MountError::System(format!("/proc/self/mountinfo: {error}"))
 }
 
-/// Device number and place of every mount of that type, the last one mounted at the end.
-fn mounted(kind: &str) -> io::Result<Vec<((u32, u32), PathBuf)>> {
-    let entries = mountinfo::entries()?.into_iter();
-    Ok(entries.filter(|entry| entry.fstype == kind).map(|entry| (entry.dev, entry.mountpoint)).collect())
+/// Every mount of that type, the last one mounted at the end.
+fn mounted(kind: &str) -> io::Result<Vec<mountinfo::Entry>> {
+    Ok(mountinfo::entries()?.into_iter().filter(|entry| entry.fstype == kind).collect())
+}
+
+fn is_same(one: &mountinfo::Entry, other: &mountinfo::Entry) -> bool {
+    (one.id, one.dev, &one.mountpoint) == (other.id, other.dev, &other.mountpoint)
+}
+
+/// Nobody has mounted over it.
+fn is_reachable(entry: &mountinfo::Entry, entries: &[mountinfo::Entry]) -> bool {
+    mountinfo::covering_in(entries, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
 }
 
 /// MS_NOSYMFOLLOW of include/uapi/linux/mount.h.

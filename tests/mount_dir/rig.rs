@@ -205,6 +205,18 @@ impl Rig {
     }
 }
 
+/// Whoever has made a mount namespace meanwhile has a copy of the mount, which keeps the session going. Only of one that goes on
+/// has nobody else got the number of the connection.
+fn end_session(session: &JoinHandle<()>, mount: &Mount) {
+    let end = Instant::now() + Duration::from_secs(2);
+    while !session.is_finished() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    if !session.is_finished() {
+        mount.end_connection();
+    }
+}
+
 /// Names in a directory, sorted.
 pub fn names(path: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(path).expect("it can be listed");
@@ -238,9 +250,8 @@ impl Drop for Rig {
         }
         let _ = self.mount.unmount(true);
         self.mount.abort();
-        // Whoever has made a mount namespace meanwhile has a copy of the mount, which would keep the session going.
-        self.mount.end_connection();
         if let Some(session) = self.session.take() {
+            end_session(&session, &self.mount);
             let ended = session.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the session ended badly");
         }

@@ -185,7 +185,6 @@ impl Drop for World {
         self.stage = None;
         let _ = self.mount.unmount(true);
         self.mount.abort();
-        self.mount.end_connection();
         if let Some(session) = self.session.take() {
             let ended = session.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the session ended badly");
