@@ -67,6 +67,13 @@ impl Overlay {
         let _ = self.heirlooms.trustee.set(trustee);
     }
 
+    /// To be called when a file has been opened, or has lost a name.
+    pub(super) fn leave_if_nameless(&self, node: u64) {
+        if self.traits.keeps_unlinked && self.nodes.parent(node).is_none() {
+            self.leave(node);
+        }
+    }
+
     /// To be called before a file that is open loses a name, which may be its last.
     pub(super) fn leave(&self, node: u64) {
         let Some(trustee) = self.heirlooms.trustee.get() else { return };

@@ -1,6 +1,6 @@
-//! Directories that were removed while the kernel knew them: somebody may have one open, or be in it. On a local filesystem they
-//! have attributes all the same, which are kept here until the kernel forgets them. There is nothing in them to be listed,
-//! and the kernel lets nobody make anything there.
+//! Directories, fifos and the like that were removed while the kernel knew them: somebody may have one open, or be in it. On a
+//! local filesystem they have attributes all the same, which are kept here until the kernel forgets them. There is nothing in a
+//! directory to be listed, and the kernel lets nobody make anything there.
 
 use std::num::NonZeroUsize;
 use std::time::SystemTime;
@@ -25,7 +25,7 @@ impl Default for Removed {
 }
 
 impl Removed {
-    /// The attributes of a directory that was removed.
+    /// The attributes of what was removed.
     pub fn attr(&self, node: u64) -> Option<Attr> {
         self.0.lock().peek(&node).copied()
     }
@@ -48,7 +48,7 @@ impl Removed {
 }
 
 impl Overlay {
-    /// To be called when a directory with these attributes was removed.
+    /// To be called when something with these attributes was removed.
     pub(super) fn has_removed(&self, node: u64, attr: &Attr) {
         self.removed.0.lock().put(node, Attr { nlink: 0, size: 0, ctime: SystemTime::now(), ..*attr });
         // The kernel may have forgotten it meanwhile.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::Overlay;
 use super::asked::Asked;
 use super::nodes::{Held, Name};
-use crate::backing::{File, FileKind, OpResult, Tree};
+use crate::backing::{Attr, File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 
 /// More are not on their way to being opened at once.
@@ -26,6 +26,14 @@ const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 pub(super) struct Kept {
     generation: u64,
     file: Arc<dyn File>,
+}
+
+/// What is kept of what loses its last name.
+pub(super) enum Lost {
+    /// A regular file: a descriptor.
+    File(Kept),
+    /// A fifo, socket, device or link: its attributes.
+    Special(Attr),
 }
 
 /// By node. See the module.
@@ -57,22 +65,33 @@ impl Overlay {
         tree: &dyn Tree,
         to: &Name,
         path: &Path,
-    ) -> Option<(Held<'_>, Kept)> {
+    ) -> Option<(Held<'_>, Lost)> {
         let held = self.traits.keeps_unlinked.then(|| self.nodes.hold_named(to.0, &to.1)).flatten()?;
         let node = held.node;
-        if self.nodes.kind(node) != Some(FileKind::Regular) || self.nodes.names(node).len() > 1 {
+        let kind = self.nodes.kind(node)?;
+        if kind == FileKind::Directory || self.nodes.names(node).len() > 1 {
             return None;
+        }
+        if kind != FileKind::Regular {
+            // Opened, it is the kernel's matter and not ours: its attributes are all that we are asked for.
+            return Some((held, Lost::Special(tree.stat(path).ok()?)));
         }
         let file = tree.open(path, libc::O_RDONLY).ok()?;
         if !self.nodes.may_be(node, file.stat().ok()?.identity) {
             return None;
         }
-        Some((held, Kept { generation: context.generation.number(), file: file.into() }))
+        Some((held, Lost::File(Kept { generation: context.generation.number(), file: file.into() })))
     }
 
     /// To be called when it has lost the name.
-    pub(super) fn has_lost(&self, (held, kept): (Held<'_>, Kept)) {
+    pub(super) fn has_lost(&self, (held, lost): (Held<'_>, Lost)) {
         let node = held.node;
+        let kept = match lost {
+            Lost::File(kept) => kept,
+            Lost::Special(attr) => return self.has_removed(node, &attr),
+        };
+        // Somebody may have opened it meanwhile.
+        self.leave_if_nameless(node);
         drop(self.replaced.keep(node, kept));
         // The kernel may have forgotten it meanwhile.
         if !self.nodes.is_looked_up(node) {

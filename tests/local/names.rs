@@ -148,7 +148,26 @@ fn removed(log: &mut Log) {
     std::env::set_current_dir(home).unwrap();
 }
 
+/// What is no regular file and loses its name while somebody has it open.
+fn special(log: &mut Log) {
+    let (fifo, link) = (log.at("fifo"), log.at("link"));
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    symlink("nowhere", &link).unwrap();
+    let fifo_open = OpenOptions::new().read(true).write(true).open(&fifo).unwrap();
+    let path_only = libc::O_PATH | libc::O_NOFOLLOW;
+    let link_open = OpenOptions::new().read(true).custom_flags(path_only).open(&link).unwrap();
+    for (name, open, path) in [("fifo", &fifo_open, &fifo), ("link", &link_open, &link)] {
+        log.note(format!("{name} removed"), std::fs::remove_file(path));
+        let found = open.metadata().map(|found| (found.nlink(), found.mode(), found.uid()));
+        log.note(format!("{name} looked at"), found);
+    }
+    log.note("fifo chmod", fifo_open.set_permissions(PermissionsExt::from_mode(0o600)));
+    log.note("fifo mode", fifo_open.metadata().map(|found| found.mode()));
+    log.note("fifo written", (&fifo_open).write(b"x"));
+}
+
 fn unlinked(log: &mut Log) {
+    special(log);
     let path = log.at("u");
     let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all(b"content").unwrap();

@@ -106,6 +106,8 @@ impl Overlay {
             inode.is_made();
         }
         let handle = self.files.insert(OpenFile::new(inode, flags, generation, file), by);
+        // Opened while it lost its name, or after that.
+        self.leave_if_nameless(node);
         self.cool();
         handle
     }
