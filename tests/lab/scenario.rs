@@ -156,7 +156,13 @@ impl Outcome {
             assert_eq!(report.hanging, Vec::new(), "{name}: calls that hang");
         }
         let (call, sync) = (self.longest(|call| !call.syncs()), self.longest(Call::syncs));
-        assert!(call <= CALL, "{name}: a call took {call:.2} s");
+        let late: Vec<&Call> = self
+            .reports()
+            .into_iter()
+            .flat_map(|report| &report.calls)
+            .filter(|call| !call.syncs() && call.took > CALL)
+            .collect();
+        assert!(call <= CALL, "{name}: a call took {call:.2} s: {late:?}");
         assert!(sync <= SYNC, "{name}: an fsync or close took {sync:.2} s");
         let recovery = self.recovery().unwrap_or_else(|| panic!("{name}: nothing succeeded afterwards"));
         assert!(recovery <= patience * NOISE, "{name}: back only {recovery:.2} s after the fault was over");

@@ -241,8 +241,7 @@ fn what_was_done_by_a_generation_that_died_is_not_done_twice() {
 
 #[test]
 fn what_is_not_known_of_the_root_is_not_remembered_by_the_kernel() {
-    let rig = Rig::new(LOCAL);
-    rig.outage();
+    let rig = Rig::silent(LOCAL);
     let made_up = std::fs::metadata(rig.mountpoint()).unwrap();
     assert!(made_up.is_dir());
     std::fs::set_permissions(rig.cold(""), PermissionsExt::from_mode(0o751)).unwrap();

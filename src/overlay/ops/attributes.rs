@@ -16,6 +16,8 @@ use crate::overlay::nodes::ROOT;
 
 /// How long the root and statfs wait for a live answer before the last known one is given (promise P2).
 const ALWAYS_WITHIN: Duration = Duration::from_millis(250);
+/// How long the kernel may believe a last known answer.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// What a setattr is to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +107,7 @@ impl Overlay {
     /// The root always answers: a mountpoint whose stat fails is taken for none by scripts.
     fn getattr_root(self: &Arc<Self>, asked: Asked, reply: ReplyAttr) {
         if self.gate.in_outage() {
-            return reply.attr(&Duration::ZERO, &self.shown(ROOT, &self.known_root()));
+            return self.reply_known_root(reply);
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
         self.submit_on(
@@ -116,34 +118,20 @@ impl Overlay {
                 *worker.last_root.lock() = Some(attr);
                 Ok(attr)
             },
-            move |result| {
-                // What is not the backing's word is not to be remembered: permissions are checked by it.
-                let (attr, ttl) = match result {
-                    Ok(attr) => (attr, replier.appearance().attr_timeout),
-                    Err(_) => (replier.known_root(), Duration::ZERO),
-                };
-                reply.attr(&ttl, &replier.shown(ROOT, &attr));
+            move |result| match result {
+                Ok(attr) => reply.attr(&replier.appearance().attr_timeout, &replier.shown(ROOT, &attr)),
+                Err(_) => replier.reply_known_root(reply),
             },
         );
     }
 
-    fn known_root(&self) -> Attr {
-        let now = SystemTime::now();
-        self.last_root.lock().unwrap_or_else(|| Attr {
-            identity: (0, 0),
-            kind: FileKind::Directory,
-            perm: 0o755,
-            nlink: 2,
-            uid: nix::unistd::geteuid().as_raw(),
-            gid: nix::unistd::getegid().as_raw(),
-            rdev: 0,
-            size: 4096,
-            blocks: 8,
-            block_size: 4096,
-            atime: now,
-            mtime: now,
-            ctime: now,
-        })
+    /// What was never the backing's word is not to be remembered: permissions are checked by it. What was, for a moment, in which
+    /// not each step of each path waits for another answer.
+    fn reply_known_root(&self, reply: ReplyAttr) {
+        let known = *self.last_root.lock();
+        let ttl = known.map_or(Duration::ZERO, |_| REMEMBERED.min(self.appearance().attr_timeout));
+        let attr = known.unwrap_or_else(made_up_root);
+        reply.attr(&ttl, &self.shown(ROOT, &attr));
     }
 
     /// FUSE_STATFS: always answered, so that a `df` never hangs.
@@ -285,6 +273,26 @@ impl Overlay {
                 Err(error) => reply.error(node_errno(error)),
             },
         );
+    }
+}
+
+/// A root that nobody has seen yet.
+fn made_up_root() -> Attr {
+    let now = SystemTime::now();
+    Attr {
+        identity: (0, 0),
+        kind: FileKind::Directory,
+        perm: 0o755,
+        nlink: 2,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        rdev: 0,
+        size: 4096,
+        blocks: 8,
+        block_size: 4096,
+        atime: now,
+        mtime: now,
+        ctime: now,
     }
 }
 
