@@ -18,17 +18,26 @@ pub struct Place {
     dev: (u32, u32),
     fstype: Vec<u8>,
     source: Vec<u8>,
+    /// Number of the mount itself, where it is known. When that has gone, others that look the same are somebody else's of the same
+    /// source, who has got the device number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
 }
 
 impl Place {
     /// Type and source as in `/proc/self/mountinfo`.
     pub fn new(dev: (u32, u32), fstype: &OsStr, source: &OsStr) -> Place {
-        Place { dev, fstype: fstype.as_bytes().to_owned(), source: source.as_bytes().to_owned() }
+        Place { dev, fstype: fstype.as_bytes().to_owned(), source: source.as_bytes().to_owned(), id: None }
+    }
+
+    /// The same, with the number of the mount itself.
+    pub fn numbered(self, id: Option<u64>) -> Place {
+        Place { id, ..self }
     }
 
     /// What a mount table says of it.
     pub fn of(entry: &Entry) -> Place {
-        Place::new(entry.dev, &entry.fstype, &entry.source)
+        Place::new(entry.dev, &entry.fstype, &entry.source).numbered(Some(entry.id))
     }
 
     fn is(&self, entry: &Entry) -> bool {
@@ -39,7 +48,10 @@ impl Place {
     /// Its mounts that can be reached by path, last mounted first; and whether it is mounted at all.
     fn mounts(&self) -> io::Result<(Vec<Entry>, bool)> {
         let table = mountinfo::entries()?;
-        let ours: Vec<&Entry> = table.iter().rev().filter(|entry| self.is(entry)).collect();
+        let mut ours: Vec<&Entry> = table.iter().rev().filter(|entry| self.is(entry)).collect();
+        if self.id.is_some_and(|id| ours.iter().all(|entry| entry.id != id)) {
+            ours.clear();
+        }
         let reachable = |entry: &&&Entry| {
             mountinfo::covering_in(&table, &entry.mountpoint).is_some_and(|found| found.id == entry.id)
         };
@@ -90,6 +102,8 @@ mod tests {
     fn a_stranger_with_the_same_number_is_left_alone() {
         let entry = mountinfo::entries().expect("a table").into_iter().next().expect("a mount");
         assert!(Place::of(&entry).is(&entry));
+        let gone = Place::of(&entry).numbered(Some(u64::MAX));
+        assert_eq!(gone.mounts().expect("a table"), (Vec::new(), false), "whoever looks like it is somebody else");
         let other = Place::new(entry.dev, OsStr::new("fuse.steadfs"), OsStr::new("h:"));
         assert!(!other.is(&entry));
         other.abandon().expect("nothing is done");

@@ -100,7 +100,7 @@ impl Mount {
 
     /// What a keeper has to know to end it.
     pub fn place(&self) -> Place {
-        Place::new(self.dev, self.fstype.as_ref(), self.source.as_ref())
+        Place::new(self.dev, self.fstype.as_ref(), self.source.as_ref()).numbered(self.id)
     }
 
     /// To be called once the kernel has begun the session (which resets it): raises the read-ahead, where that is allowed.
