@@ -317,6 +317,9 @@ fn silent_ssh(lab: &Lab, flag: &str, options: &str) -> Command {
 
 fn assert_nothing_left(lab: &Lab) {
     wait("sshfs ends", || lab.clients("sshfs").is_empty() && lab.clients("steadfs").is_empty());
+    // The last of them clears up.
+    let parts = lab.parts();
+    wait("keeper and daemon end", || parts.keepers().is_empty() && parts.daemons().is_empty());
     assert_eq!(mount_of(&lab.hot), None);
     let left: Vec<_> = std::fs::read_dir(lab.path("run")).unwrap().flatten().map(|entry| entry.path()).collect();
     assert_eq!(left, Vec::<std::path::PathBuf>::new());
