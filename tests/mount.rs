@@ -23,8 +23,15 @@ fn daemon(lab: &Lab) -> i32 {
     i32::try_from(lab.status()["pid"].as_u64().expect("a daemon")).unwrap()
 }
 
+/// The last of keeper and daemon clears up.
+fn wait_for_the_end(lab: &Lab) {
+    let parts = lab.parts();
+    wait("keeper and daemon end", || parts.keepers().is_empty() && parts.daemons().is_empty());
+}
+
 fn assert_gone(lab: &Lab, pid: i32) {
     wait("the daemon ends", || !Path::new(&format!("/proc/{pid}")).exists());
+    wait_for_the_end(lab);
     assert_eq!(mount_of(&lab.hot), None);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(lab.path("").to_str().unwrap()), "{mounts}");
@@ -317,6 +324,7 @@ fn silent_ssh(lab: &Lab, flag: &str, options: &str) -> Command {
 
 fn assert_nothing_left(lab: &Lab) {
     wait("sshfs ends", || lab.clients("sshfs").is_empty() && lab.clients("steadfs").is_empty());
+    wait_for_the_end(lab);
     assert_eq!(mount_of(&lab.hot), None);
     let left: Vec<_> = std::fs::read_dir(lab.path("run")).unwrap().flatten().map(|entry| entry.path()).collect();
     assert_eq!(left, Vec::<std::path::PathBuf>::new());

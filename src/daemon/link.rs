@@ -439,10 +439,9 @@ impl Thread {
         let arguments: Vec<_> = self.arguments.iter().map(Into::into).collect();
         let mut state = self.shared.state.lock();
         // One that holds less than everything is worse than the next; and it has what fits the socket from its first moment.
-        let told = state.repeat(ours, &self.own);
+        state.repeat(ours, &self.own)?;
         // One that is on trial may not be able to keep anything.
         let executable = self.keeper.as_ref().or(state.previous.as_ref()).unwrap_or(&self.own);
-        told?;
         let child = process::command(executable, &arguments, &theirs).spawn()?;
         state.keeper = child.id();
         Ok(child)

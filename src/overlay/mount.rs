@@ -92,9 +92,8 @@ impl Mount {
         let source = config.fsname.as_deref().unwrap_or(label).to_owned();
         let mountpoint = mountpoint.to_owned();
         let mut mount = Mount { dev, id: None, fstype, source, mountpoint, gone: AtomicBool::new(false) };
-        let found = mountinfo::entries().unwrap_or_default().into_iter();
-        mount.id =
-            found.filter(|entry| mount.is(entry) && entry.mountpoint == mount.mountpoint).map(|one| one.id).last();
+        let mut found = mountinfo::entries().unwrap_or_default().into_iter();
+        mount.id = found.rfind(|one| mount.is(one) && one.mountpoint == mount.mountpoint).map(|one| one.id);
         mount
     }
 
@@ -178,14 +177,14 @@ impl Mount {
         // Those of the first look alone: who comes later may have got the numbers of one that has gone.
         let mut left: HashSet<u64> = self.ours(&entries).iter().map(|entry| entry.id).collect();
         for _ in 0..LOOKS {
-            let ours = |entry: &&mountinfo::Entry| self.is(entry) && left.contains(&entry.id);
-            let places: Vec<_> = entries.iter().rev().filter(ours).cloned().collect();
+            let mut places: Vec<_> =
+                entries.iter().rev().filter(|one| self.is(one) && left.contains(&one.id)).collect();
             left = places.iter().map(|entry| entry.id).collect();
-            let reachable: Vec<_> = places.iter().filter(|entry| is_reachable(entry, &entries)).collect();
-            if reachable.is_empty() {
+            places.retain(|entry| is_reachable(entry, &entries));
+            if places.is_empty() {
                 break;
             }
-            for entry in reachable {
+            for entry in places {
                 match unmount::exactly(entry, flags) {
                     Ok(()) => _ = left.remove(&entry.id),
                     // It is gone, or it is elsewhere: the next look says which.

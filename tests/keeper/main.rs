@@ -160,6 +160,7 @@ fn a_successor_goes_on_if_the_keeper_is_killed_as_soon_as_it_exists() {
         let keeper = keepers.last().copied().expect("one at least");
         signal(daemon, Signal::SIGKILL);
         let until = Instant::now() + Duration::from_secs(60);
+        // Without a pause: it is the first moment that counts.
         while !daemons_of(keeper).iter().any(|pid| *pid != daemon) {
             assert!(Instant::now() < until, "there is no successor; log:\n{}", rig.log());
         }

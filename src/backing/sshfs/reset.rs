@@ -7,9 +7,9 @@
 //! socket, so a copy of its descriptor is borrowed (pidfd_getfd(2)); a process that is stopped does not mind.
 //!
 //! The reset itself may be lost on the cut link, and then the server keeps the session, idle, for hours. So before the
-//! next one is started, and when it is there, [`Connections::knock`] sends a SYN from the old port: a server that still has the connection
-//! answers it with an acknowledgement that fits no socket here, which this kernel answers with a reset (RFC 9293,
-//! 3.5.1, half-open connections; RFC 5961, 4).
+//! next one is started, and when it is there, [`Connections::knock`] sends a SYN from the old port: a server that still
+//! has the connection answers it with an acknowledgement that fits no socket here, which this kernel answers with a
+//! reset (RFC 9293, 3.5.1, half-open connections; RFC 5961, 4).
 //!
 //! What the server's kernel has received is out of reach: a server that is frozen carries it out when it thaws.
 
