@@ -153,7 +153,7 @@ fn limits_hold_repairs_back_and_outlive_the_daemon() {
     let mut lab = mounted(options);
     for generation in 2..4 {
         lab.signal("sshfs", Signal::SIGKILL);
-        wait("the next generation serves", || lab.state() == "live" && lab.generation() == generation);
+        wait("the next generation serves", || lab.live() == Some(generation));
     }
     lab.signal("sshfs", Signal::SIGKILL);
     wait("the third is too many", || why(&lab).starts_with("held back by max_per_hour (2 within an hour)"));

@@ -180,6 +180,13 @@ impl Lab {
         self.status()["generation"].as_u64().unwrap_or(0)
     }
 
+    /// Number of the generation that is live, if one is. It comes from one answer: of two, the first may be of the time before an
+    /// outage and the second of the time after it.
+    pub fn live(&self) -> Option<u64> {
+        let status = self.status();
+        if status["state"] == "live" { status["generation"].as_u64() } else { None }
+    }
+
     /// The process that serves the mount and all that it started.
     pub fn family(&self) -> Vec<i32> {
         let daemon = self.daemon.as_ref().expect("mounted").id().cast_signed();

@@ -203,5 +203,5 @@ impl Outcome {
 
 /// Waits until a later generation than this one is live.
 pub fn wait_for_successor(lab: &Lab, generation: u64) {
-    wait("the next generation", || lab.generation() > generation && lab.state() == "live");
+    wait("the next generation", || lab.live().is_some_and(|number| number > generation));
 }
