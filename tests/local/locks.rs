@@ -93,7 +93,7 @@ fn locks_over_sshfs_are_held_through_its_death_and_that_of_the_daemon() {
     let repaired = || {
         let before = lab.generation();
         lab.signal("sshfs", Signal::SIGKILL);
-        wait("the next generation", || lab.generation() > before && lab.state() == "live");
+        wait("the next generation", || lab.live().is_some_and(|number| number > before));
     };
     let succeeded = || {
         let before = lab.serving();
