@@ -128,8 +128,8 @@ fn a_bundle_ends_in_time_though_daemon_keeper_and_sshfs_are_frozen_and_calls_han
     let keeper = parts.signal(Part::Keeper, Signal::SIGSTOP).expect("a keeper");
     let [daemon] = parts.daemons()[..] else { panic!("one daemon: {:?}", parts.daemons()) };
     let sshfs = lab.clients("sshfs");
-    process::signal(sshfs[0], Signal::SIGSTOP);
-    process::signal(daemon, Signal::SIGSTOP);
+    process::stop(sshfs[0]);
+    process::stop(daemon);
     let thaw = Thaw(vec![sshfs[0], daemon, keeper]);
     let mut stuck = std::process::Command::new("stat").arg("-f").arg(&lab.hot).spawn().expect("it runs");
 

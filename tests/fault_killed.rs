@@ -62,6 +62,8 @@ fn a_killed_steadfs_leaves_a_clean_store_once_it_is_started_again() {
     let again = lab.mount_command("-f", "");
     lab.serve(again);
     lab.wait_state("live");
+    // It is live before it is mounted, and what `serve` has found may be the dead mount, which is detached before that.
+    wait("it is mounted", || std::fs::read_to_string(lab.hot.join("done/state")).is_ok());
     wait("the store is clean", || hidden_below(&lab.store) == foreign);
     assert_eq!(std::fs::read_to_string(lab.hot.join("done/state")).unwrap(), "new");
     let mut text = [0; 4];

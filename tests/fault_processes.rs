@@ -70,11 +70,11 @@ fn a_caller_that_waits_for_a_frozen_sshfs_can_be_killed() {
     let begun = std::time::Instant::now();
     let pid = writer.pid();
     drop(writer);
-    lab::wait("the killed writer ends", || !lab::process::exists(pid) || lab::process::is_zombie(pid));
+    lab::wait("the killed writer ends", || lab::process::has_ended(pid));
     let took = begun.elapsed().as_secs_f64();
     println!("== a killed caller ends after {took:.3} s");
     assert!(took <= CALL, "a killed caller ended only after {took:.2} s");
-    lab.wait_state("live");
+    wait_for_successor(&lab, 1);
     lab.umount();
 }
 

@@ -191,8 +191,10 @@ fn a_disk_that_comes_back_read_only_keeps_the_log_until_it_can_be_written() {
     // The server restarts; its disk is read-only afterwards. Before that a mount with open files cannot become so.
     lab.net.cut();
     assert_eq!(hands.put(0, 300_000, 1000, 3), DONE);
+    // Without its parent it is nobody's session, and has its files open for another moment.
+    let servers = lab.sshd.servers();
     lab.sshd.kill_sessions();
-    wait("the server has let go of its disk", || lab.sshd.sessions() == 0);
+    wait("the server has let go of its disk", || servers.iter().all(|&pid| lab::process::has_ended(pid)));
     disk.remount("ro");
     lab.net.heal();
     wait_for_successor(&lab, 1);

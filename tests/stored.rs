@@ -153,7 +153,11 @@ impl Unit {
         main.kill().unwrap();
         main.wait().unwrap();
         kill(daemon, Signal::SIGKILL).unwrap();
-        wait("the daemon ends", || std::fs::read(format!("/proc/{daemon}/cmdline")).unwrap_or_default().is_empty());
+        // All threads of it: the last one closes its sockets.
+        let threads = || std::fs::read_dir(format!("/proc/{daemon}/task")).map_or(0, Iterator::count);
+        wait("the daemon ends", || {
+            threads() <= 1 && std::fs::read(format!("/proc/{daemon}/cmdline")).unwrap_or_default().is_empty()
+        });
     }
 
     /// Unmounts, with a manager that does what it is told meanwhile: `steadfs umount` waits until nobody has the lock.

@@ -58,7 +58,7 @@ fn fio_finds_every_checksum() {
 
 const SQLITE: &str = r#"
 import sqlite3, sys, time
-path, until = sys.argv[1], time.time() + 6
+path, until = sys.argv[1], time.time() + 10
 db = sqlite3.connect(path, timeout=20, isolation_level=None)
 db.execute("pragma journal_mode=delete"); db.execute("pragma synchronous=full")
 db.execute("create table t(id integer primary key, data blob, sum integer)")
@@ -111,7 +111,7 @@ export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
 git init -q repository
 cd repository
 git config gc.auto 0
-end=$(($(date +%s) + 7))
+end=$(($(date +%s) + 11))
 number=0
 while [ "$(date +%s)" -lt "$end" ]; do
     number=$((number + 1))

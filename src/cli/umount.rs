@@ -54,7 +54,12 @@ fn umount(args: &UmountArgs) -> Result<(), MountError> {
             // Unless it is ending already it is still starting; then nobody listens, or it does as it is told.
             let watching = Watching::of(&path);
             let _ = status::umount_request(&path, false);
-            wait_for_end(&path, &watching)
+            wait_for_end(&path, &watching)?;
+            // One that was killed meanwhile has cleaned nothing up.
+            match claim::holder(&path)? {
+                Holder::Left(claim) => clean_up_as(&path, claim).map(drop),
+                Holder::Nobody | Holder::Daemon => Ok(()),
+            }
         }
         (None, Holder::Nobody) if !worker::is_noted(&path) => Err(MountError::Mount(format!("{shown} is not mounted"))),
         (None, holder) => {

@@ -198,6 +198,8 @@ fn everybody_is_paused(machine: &Machine) {
 /// As often as each was started by then.
 fn everybody_goes_on(machine: &Machine, started: usize) {
     for name in ["plain", "dependent"] {
+        // It is active before it has done anything.
+        machine.wait(name, || starts(machine, name) >= started);
         assert_eq!((state(machine, name).as_str(), starts(machine, name)), ("active", started), "{name}");
     }
     for name in ["frozen", "group"] {

@@ -18,7 +18,10 @@ def stop(_signal, _frame):
 signal.signal(signal.SIGTERM, stop)
 with open(REPORT, "a", buffering=1) as report:
     looks, known = 0, {}
-    while not over:
+    # It has to have looked; who fails all the time ends all the same, and has told of it.
+    rounds = 0
+    while not over or (looks <= 3 and rounds < 50):
+        rounds += 1
         try:
             for source in sorted(os.listdir(JOBS)):
                 for job in sorted(os.listdir(os.path.join(JOBS, source))):

@@ -42,10 +42,12 @@ pub fn kill_both(daemon: i32) {
     signal(daemon, Signal::SIGKILL);
     keeper.iter().for_each(|&pid| signal(pid, Signal::SIGKILL));
     let both = [&[daemon][..], keeper.as_slice()].concat();
-    // Each thread of them: the last one closes what is open.
-    let has_ended =
-        |pid: i32| tasks(pid).iter().all(|task| state(task).is_none_or(|state| state == 'Z' || state == 'X'));
     super::wait("both have ended", || both.iter().all(|&pid| has_ended(pid)));
+}
+
+/// True when each thread of it has ended, waited for or not: the last one closes what is open.
+pub fn has_ended(pid: i32) -> bool {
+    tasks(pid).iter().all(|task| state(task).is_none_or(|state| state == 'Z' || state == 'X'))
 }
 
 /// Its children.

@@ -134,6 +134,8 @@ impl Sshd {
 
     /// Ends the listener and all sessions.
     pub fn stop(&mut self) {
+        // Whoever connects meanwhile would get a child that nobody knows of.
+        self.listener.iter().for_each(|listener| signal(listener.id().cast_signed(), Signal::SIGSTOP));
         self.family().into_iter().for_each(|pid| signal(pid, Signal::SIGKILL));
         if let Some(mut listener) = self.listener.take() {
             let _ = listener.kill();

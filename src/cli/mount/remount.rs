@@ -4,13 +4,14 @@
 //! user said: so an option that the mount has, or that fstab has, is no wish for a change. Any other is refused by its name.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 
 use super::super::{options, status};
 use crate::backing::mountinfo::{self, Entry};
 use crate::daemon::MountError;
-use crate::mountpoint::place;
+use crate::mountpoint::{claim, place};
 use crate::overlay::mount::flag;
 use crate::rundir;
 use crate::telemetry::control::{Reply, Request};
@@ -18,7 +19,9 @@ use crate::telemetry::control::{Reply, Request};
 /// Where libmount reads fstab(5), unless told otherwise.
 const FSTAB: &str = "/etc/fstab";
 /// A daemon answers this in any state.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two questions while nobody listens.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Whether these options ask for it.
 pub fn is_asked_for(options: &[String]) -> bool {
@@ -96,7 +99,17 @@ fn listed(fstab: &str, mountpoint: &Path) -> Vec<String> {
 fn may_be_writable(path: &Path) -> Result<(), MountError> {
     let shown = path.display();
     let request = Request::Writable { mountpoint: path.to_owned() };
-    match status::ask(&rundir::control_socket(path), &request, PATIENCE) {
+    let until = Instant::now() + PATIENCE;
+    let answer = loop {
+        match status::ask(&rundir::control_socket(path), &request, PATIENCE) {
+            // Between a daemon and its successor nobody listens.
+            Err(error) if status::is_absent(&error) && claim::is_alive(path) && Instant::now() < until => {
+                std::thread::sleep(AGAIN);
+            }
+            answer => break answer,
+        }
+    };
+    match answer {
         Ok(Reply::Failed { text }) => Err(MountError::Usage(format!("{shown} stays read-only: {text}"))),
         Ok(_) => Ok(()),
         Err(error) => Err(MountError::Mount(format!("{shown}: the daemon does not answer: {error}"))),
