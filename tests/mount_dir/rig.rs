@@ -41,7 +41,7 @@ pub struct Rig {
 }
 
 pub fn policy(deadline: Duration) -> CallPolicy {
-    CallPolicy { deadline, sync_deadline: deadline * 2, ..CallPolicy::default() }
+    CallPolicy { deadline, sync_deadline: deadline.max(Duration::from_secs(3)), ..CallPolicy::default() }
 }
 
 impl Rig {
