@@ -59,10 +59,13 @@ mod tests {
     fn it_runs_after_its_file_was_replaced() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("program");
-        std::fs::copy("/bin/true", &path).expect("copied");
+        // By another process: no other test's child may hold it open for writing when it is run.
+        let copy =
+            |from: &str, to: &Path| assert!(Command::new("cp").arg(from).arg(to).status().expect("cp").success());
+        copy("/bin/true", &path);
         let executable = Executable::open(&path).expect("opened");
         let other = dir.path().join("other");
-        std::fs::copy("/bin/false", &other).expect("copied");
+        copy("/bin/false", &other);
         std::fs::rename(&other, &path).expect("replaced");
         let run = |path: PathBuf| Command::new(path).status().expect("it runs").success();
         assert!(run(executable.path()));

@@ -130,6 +130,10 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(2));
         assert!(backing.control().wait_inside(MAX_THREADS, Duration::from_secs(5)), "each thread hangs in one");
         generation.abort();
+        let end = Instant::now() + Duration::from_secs(5);
+        while backing.control().calls(Call::Close) < 3 * MAX_THREADS as u64 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         assert!(backing.control().wait_inside(0, Duration::from_secs(5)), "the abort frees them all");
         assert_eq!(backing.control().calls(Call::Close), 3 * MAX_THREADS as u64);
     }

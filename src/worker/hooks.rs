@@ -192,7 +192,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let pid_file = directory.path().join("pid");
         let script = format!("echo before; sleep 1000 & echo $! > {}; wait", pid_file.display());
-        assert_eq!(run_for(&script, Duration::from_millis(500)), Ended::Timeout("before\n".into()));
+        assert_eq!(run_for(&script, Duration::from_secs(3)), Ended::Timeout("before\n".into()));
         let pid: i32 = std::fs::read_to_string(pid_file).expect("it ran").trim().parse().expect("a pid");
         let lives = || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"));
         for _ in 0..2000 {

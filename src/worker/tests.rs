@@ -53,6 +53,8 @@ impl Rig {
         let worker = Worker::start_with(&self.config, Path::new("/hot"), &watch, self.note()).expect("it starts");
         watch.publish(Event::OutageOverdue { since: SystemTime::UNIX_EPOCH, reason: "probe_late".into() });
         self.wait(|| worker.report().hooks.len() == 1);
+        // It is written down after that.
+        self.wait(|| Note::new(self.note()).read().is_some_and(|note| note.stage == pause::Stage::Paused));
         // Its thread hears nothing more and does nothing more.
         std::mem::forget(worker);
     }

@@ -12,7 +12,7 @@ use crate::rig::{LOCAL, PATIENCE, Rig, SSHFS, errno, until};
 
 const DEADLINE: Duration = Duration::from_millis(400);
 /// A test's own limit for what must be answered by a deadline, on a loaded machine.
-const SOON: Duration = Duration::from_secs(4);
+const SOON: Duration = Duration::from_secs(12);
 
 fn open(rig: &Rig, name: &str) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(rig.hot(name)).expect("opened")
@@ -175,7 +175,7 @@ fn a_restoration_that_gets_stuck_is_left_behind() {
     let hang = rig.control().inject(Fault::new(What::Hang).on(&[Call::Open]).path("7"));
     let generation = rig.start();
     let started = Instant::now();
-    let report = rig.overlay.restore(&generation, Duration::from_millis(300)).unwrap();
+    let report = rig.overlay.restore(&generation, Duration::from_secs(2)).unwrap();
     assert!(started.elapsed() < SOON);
     assert_eq!((report.reopened, report.left, report.failed.len()), (18, 2, 0));
     rig.gate.open(generation);

@@ -48,7 +48,7 @@ pub struct Rig {
 }
 
 pub fn policy(deadline: Duration) -> CallPolicy {
-    CallPolicy { deadline, sync_deadline: deadline * 2, ..CallPolicy::default() }
+    CallPolicy { deadline, sync_deadline: deadline.max(Duration::from_secs(3)), ..CallPolicy::default() }
 }
 
 impl Rig {

@@ -186,6 +186,14 @@ impl Drop for World {
         let _ = self.mount.unmount(true);
         self.mount.abort();
         if let Some(session) = self.session.take() {
+            // Whoever has made a mount namespace meanwhile has a copy of the mount, which keeps the session going.
+            let end = Instant::now() + Duration::from_secs(2);
+            while !session.is_finished() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if !session.is_finished() {
+                self.mount.end_connection();
+            }
             let ended = session.join();
             assert!(ended.is_ok() || std::thread::panicking(), "the session ended badly");
         }

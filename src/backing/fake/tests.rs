@@ -107,9 +107,14 @@ fn a_hang_ends_by_abort_and_nothing_was_done() {
 fn a_hang_after_was_done() {
     let (backing, control, generation) = fake();
     control.inject(Fault::new(What::HangAfter).on(&[Call::Mkdir]));
-    let made = meanwhile(&control, || generation.tree().mkdir(p("d"), 0o700), || generation.abort());
+    let abort = || {
+        while !backing.path().join("d").exists() {
+            std::thread::yield_now();
+        }
+        generation.abort();
+    };
+    let made = meanwhile(&control, || generation.tree().mkdir(p("d"), 0o700), abort);
     assert_eq!(made, Err(Errno::ECONNABORTED));
-    assert!(backing.path().join("d").exists());
 }
 
 #[test]
@@ -242,7 +247,9 @@ fn nothing_changes_the_directory_after_retire() {
         for _ in 0..4 {
             scope.spawn(|| while file.write_at(&written.fetch_add(1, Ordering::Relaxed).to_ne_bytes(), 0).is_ok() {});
         }
-        std::thread::sleep(Duration::from_millis(20));
+        while written.load(Ordering::Relaxed) < 100 {
+            std::thread::yield_now();
+        }
         generation.abort();
         assert_eq!(generation.retire(), Ok(()));
         std::fs::write(backing.path().join("f"), "newer").expect("write");

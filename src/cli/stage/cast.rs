@@ -317,8 +317,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cast = Cast::new(dir.path());
         let threads = cast.begin().unwrap();
-        sleep(Duration::from_millis(800));
-        assert!(cast.end(threads, Duration::from_secs(5)));
+        // A busy disk takes its time over the first fsync of each.
+        let promises = &cast.promises;
+        let all_begun = || {
+            let others = [&promises.log_lines, &promises.state, &promises.read_bytes];
+            promises.warc_records.iter().chain(others).all(|counter| counter.load(SeqCst) > 0)
+        };
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(800) || !all_begun() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "not everybody has begun");
+            sleep(Duration::from_millis(10));
+        }
+        assert!(cast.end(threads, Duration::from_secs(30)));
         let job = dir.path().join(JOB);
         for writer in WARC_ACTORS {
             let promised = cast.promises.warc_records[writer].load(SeqCst);

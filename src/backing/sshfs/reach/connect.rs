@@ -136,6 +136,15 @@ mod tests {
         (full, listener, address)
     }
 
+    /// An address where nobody listens, nor a child that another test is just starting.
+    fn refused() -> SocketAddr {
+        let address = listener().1;
+        while TcpStream::connect_timeout(&address, LIMIT).is_ok() {
+            std::thread::yield_now();
+        }
+        address
+    }
+
     #[test]
     fn a_server_that_answers_sees_one_connection() {
         let (listener, address) = listener();
@@ -150,7 +159,7 @@ mod tests {
         let (_full, _listener, silent) = silent();
         let (_open, second) = listener();
         assert_eq!(any(&[silent, second], LIMIT).expect("the second answers"), second);
-        let refused = listener().1;
+        let refused = refused();
         let began = Instant::now();
         assert_eq!(any(&[refused, second], LIMIT).expect("the second answers"), second);
         assert!(began.elapsed() < LIMIT / 2, "a refusal is not waited out");
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_last_words_of_several_are_waited_for() {
-        let refused = listener().1;
+        let refused = refused();
         let error = any(&[refused, refused], LIMIT).expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         let (_full, _listener, silent) = silent();

@@ -121,8 +121,6 @@ pub(crate) fn parse(config: &str) -> Said {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -140,8 +138,10 @@ mod tests {
     fn script(text: &str) -> (tempfile::TempDir, Vec<String>) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("ssh");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a program");
+        // By another process: no other test's child may hold it open for writing when it is run.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\" && chmod 755 \"$0\"";
+        let written = Command::new("sh").args(["-c", write]).arg(&path).arg(text).status();
+        assert!(written.expect("it ran").success());
         let ssh = [path.to_string_lossy().into_owned(), "-F".into(), "/f".into(), "--".into(), "box".into()].into();
         (directory, ssh)
     }
