@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use super::Overlay;
 use super::asked::Asked;
 use super::nodes::{Held, Name};
+use super::warm::Counted;
 use crate::backing::{Attr, File, FileKind, OpResult, Tree};
 use crate::gate::{Class, Context, Op};
 
@@ -26,6 +27,8 @@ const MOST: NonZeroUsize = NonZeroUsize::new(256).expect("more than none");
 pub(super) struct Kept {
     generation: u64,
     file: Arc<dyn File>,
+    /// It is one more descriptor, for which others make room.
+    _counted: Arc<Counted>,
 }
 
 /// What is kept of what loses its last name.
@@ -76,11 +79,13 @@ impl Overlay {
             // Opened, it is the kernel's matter and not ours: its attributes are all that we are asked for.
             return Some((held, Lost::Special(tree.stat(path).ok()?)));
         }
+        self.cool();
         let file = tree.open(path, libc::O_RDONLY).ok()?;
         if !self.nodes.may_be(node, file.stat().ok()?.identity) {
             return None;
         }
-        Some((held, Lost::File(Kept { generation: context.generation.number(), file: file.into() })))
+        let (generation, counted) = (context.generation.number(), Arc::new(Counted::new()));
+        Some((held, Lost::File(Kept { generation, file: file.into(), _counted: counted })))
     }
 
     /// To be called when it has lost the name.

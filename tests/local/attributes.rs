@@ -13,7 +13,9 @@ use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 
 use super::compare::{Log, agree, as_user, c, done};
+use super::full::Disk;
 use super::rig::{Local, forget_names};
+use crate::lab::Lab;
 
 const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
 const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
@@ -375,7 +377,11 @@ fn number_again(local: &Local, directory: &str, make: fn(&Path), remove: fn(&Pat
 
 #[test]
 fn a_number_that_is_given_again_is_that_of_one_file() {
-    let local = Local::new("");
+    // On a disk of its own: nobody else takes the numbers.
+    let mut lab = Lab::untimed();
+    let disk = Disk::new(&lab, 1024);
+    lab.store = disk.0.clone();
+    let local = Local::over(lab, "disk", "", |_| {});
     let make_file = |path: &Path| std::fs::write(path, path.file_name().unwrap().as_encoded_bytes()).unwrap();
     let (held_file, file) = number_again(&local, "f", make_file, |path| std::fs::remove_file(path).unwrap());
     let make_directory = |path: &Path| std::fs::create_dir(path).unwrap();
@@ -424,6 +430,7 @@ fn a_number_that_is_given_again_is_that_of_one_file() {
                 number(local.cold(directory.file_name().unwrap().to_str().unwrap())),
             )
     });
+    drop(disk);
     local.end();
 }
 

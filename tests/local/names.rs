@@ -272,7 +272,7 @@ fn a_file_without_a_name_goes_on_through_the_deaths_of_daemon_and_keeper_and_an_
         let is = |to: &String| to.starts_with(local.cold("").to_str().unwrap()) && to.ends_with(" (deleted)");
         crate::lab::process::descriptors(keeper).into_iter().filter(is).count()
     };
-    assert_eq!(held(&local), 2, "the keeper has one of each");
+    crate::lab::wait("the keeper has one of each", || held(&local) == 2);
     let mut at = 4;
     let mut goes_on = |words: &str| {
         for actor in [&mut unlinked, &mut replaced] {
