@@ -80,12 +80,16 @@ impl Overlay {
             return Some((held, Lost::Special(tree.stat(path).ok()?)));
         }
         self.cool();
-        let file = tree.open(path, libc::O_RDONLY).ok()?;
+        let file: Arc<dyn File> = match self.heirlooms.get(node) {
+            // One that is open has another descriptor already.
+            Some(left) => left,
+            None => tree.open(path, libc::O_RDONLY).ok()?.into(),
+        };
         if !self.nodes.may_be(node, file.stat().ok()?.identity) {
             return None;
         }
         let (generation, counted) = (context.generation.number(), Arc::new(Counted::new()));
-        Some((held, Lost::File(Kept { generation, file: file.into(), _counted: counted })))
+        Some((held, Lost::File(Kept { generation, file, _counted: counted })))
     }
 
     /// To be called when it has lost the name.

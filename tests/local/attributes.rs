@@ -357,7 +357,8 @@ fn inode_numbers_are_the_backings() {
     local.end();
 }
 
-/// A file and one that was made after it and got its number while the kernel remembers it: how the second one is called.
+/// A file and one that was made after it and got its number while the kernel remembers it: how the second one is called. The
+/// first one is removed on the store: what is removed here keeps its number for as long.
 fn number_again(local: &Local, directory: &str, make: fn(&Path), remove: fn(&Path)) -> (File, PathBuf) {
     for attempt in 0..50 {
         let (old, new) = (format!("{directory}-old{attempt}"), format!("{directory}-new{attempt}"));
@@ -366,7 +367,7 @@ fn number_again(local: &Local, directory: &str, make: fn(&Path), remove: fn(&Pat
         assert_eq!(wanted, number(local.cold(&old)));
         // Nothing of the backing is open for it.
         let held = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(local.hot(&old)).unwrap();
-        remove(&local.hot(&old));
+        remove(&local.cold(&old));
         make(&local.hot(&new));
         if number(local.cold(&new)) == wanted {
             return (held, local.hot(&new));
