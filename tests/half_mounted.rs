@@ -77,7 +77,10 @@ impl Rig {
     /// The same, and waits until it serves.
     fn serve(&mut self) {
         self.start();
-        wait("it is live", || self.status()["state"] == "live");
+        // It is live before it is mounted.
+        wait("it serves", || {
+            self.status()["state"] == "live" && mount_of(&self.path("hot")).is_some() && !self.is_dead("hot")
+        });
     }
 
     fn log(&self) -> String {
