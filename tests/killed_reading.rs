@@ -30,7 +30,7 @@ const TRIES: usize = 10;
 
 lab::also_runs_as!(relay_process: lab::relay::main);
 
-/// Two processors that may be used.
+/// Two processors that this thread may use.
 fn processors() -> (usize, usize) {
     let allowed = sched_getaffinity(Pid::from_raw(0)).unwrap();
     let mut all = (0..CpuSet::count()).filter(|&cpu| allowed.is_set(cpu).unwrap());
@@ -97,18 +97,19 @@ fn readers(daemon: i32) -> Vec<i32> {
 }
 
 /// Kills the daemon when it has got a write to read. How that write ended, or nothing if it may have been read before.
-fn kill_at_write(mount: &Relayed, mut file: File, bytes: Vec<u8>) -> Option<std::io::Result<()>> {
-    let (here, there) = processors();
+/// `there`: a processor that this thread does not use.
+fn kill_at_write(mount: &Relayed, there: usize, mut file: File, bytes: Vec<u8>) -> Option<std::io::Result<()>> {
     let daemon = i32::try_from(mount.status()["pid"].as_i64().unwrap()).unwrap();
     let readers = readers(daemon);
     readers.iter().for_each(|&thread| pin(thread, there));
     let hog = Hog::begin(there);
     let writer = std::thread::spawn(move || {
-        pin(0, here);
         file.write_all(&bytes)?;
         file.sync_all()
     });
-    wait("one has got it", || hog.over.load(SeqCst) || readers.iter().any(|&thread| process::is_runnable(daemon, thread)));
+    wait("one has got it", || {
+        hog.over.load(SeqCst) || readers.iter().any(|&thread| process::is_runnable(daemon, thread))
+    });
     process::signal(daemon, Signal::SIGKILL);
     let held = hog.end();
     let result = writer.join().unwrap();
@@ -122,7 +123,11 @@ fn kill_at_write(mount: &Relayed, mut file: File, bytes: Vec<u8>) -> Option<std:
 /// As sshfs is started: by a child of the daemon's, which shares its memory for a moment.
 fn another_generation(mount: &Relayed) {
     let before = mount.status()["generation"].as_u64();
-    mount.family().into_iter().filter(|&pid| process::name(pid) == "sshfs").for_each(|pid| process::signal(pid, Signal::SIGKILL));
+    mount
+        .family()
+        .into_iter()
+        .filter(|&pid| process::name(pid) == "sshfs")
+        .for_each(|pid| process::signal(pid, Signal::SIGKILL));
     wait("the next generation is live", || {
         let status = mount.status();
         status["state"] == "live" && status["generation"].as_u64() > before
@@ -133,7 +138,8 @@ fn another_generation(mount: &Relayed) {
 fn a_write_that_a_killed_daemon_was_about_to_read_is_done_by_its_successor() {
     let mut mount = Relayed::new("backoff_min=100ms,backoff_max=100ms");
     let fresh = mount.fresh();
-    pin(0, processors().0);
+    let (here, there) = processors();
+    pin(0, here);
     let (mut rounds, mut failed) = ([0, 0], Vec::new());
     for number in 0..TRIES * ROUNDS {
         if rounds == [ROUNDS; 2] {
@@ -148,7 +154,7 @@ fn a_write_that_a_killed_daemon_was_about_to_read_is_done_by_its_successor() {
             another_generation(&mount);
         }
         let bytes = vec![u8::try_from(number).unwrap(); WRITE];
-        let Some(result) = kill_at_write(&mount, file, bytes.clone()) else { continue };
+        let Some(result) = kill_at_write(&mount, there, file, bytes.clone()) else { continue };
         rounds[forked] += 1;
         match result {
             Ok(()) => {
