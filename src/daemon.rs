@@ -148,6 +148,7 @@ fn live(
     // Modes come from the callers, with their umask.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     limits::raise_descriptors();
+    crate::allocator::keep_what_is_freed();
     config.began_fresh = Some(config.fresh());
     let config = Arc::new(config);
     let started = SystemTime::now();

@@ -5,6 +5,7 @@
 //! [`supervisor`] owns generations and opens and closes the gate. The [`log`] keeps what is not committed yet. [`worker`], [`telemetry`],
 //! [`evidence`] and [`cli`] watch.
 
+pub mod allocator;
 pub mod backing;
 pub mod cli;
 pub mod config;

@@ -47,6 +47,7 @@ use crate::config::{HotPath, OverlayConfig};
 use crate::gate::{Class, Context, Gate, Op, Terms};
 use crate::handover::{Grant, Notes};
 use crate::log::Budget;
+pub(crate) use adapter::MAX_WRITE;
 use asked::Asked;
 use files::Files;
 pub use files::RestoreReport;

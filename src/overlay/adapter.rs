@@ -19,7 +19,7 @@ use super::ops::ownership::Asking;
 use crate::gate::Op;
 
 /// Largest write the kernel may send in one request. More would only make a slow link's queue longer.
-const MAX_WRITE: u32 = 128 << 10;
+pub const MAX_WRITE: u32 = 128 << 10;
 /// Requests of read-ahead and direct I/O that may be under way at once; the kernel's default of 12 starves readers.
 const MAX_BACKGROUND: u16 = 64;
 

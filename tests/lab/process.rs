@@ -75,6 +75,20 @@ fn tasks(pid: i32) -> Vec<String> {
     list.map(|task| task.path().display().to_string()).collect()
 }
 
+/// Its threads and their names.
+pub fn threads(pid: i32) -> Vec<(i32, String)> {
+    let all = tasks(pid).into_iter().filter_map(|task| {
+        let name = std::fs::read_to_string(format!("{task}/comm")).ok()?;
+        Some((task.rsplit_once('/')?.1.parse().ok()?, name.trim().to_owned()))
+    });
+    all.collect()
+}
+
+/// True for a thread that runs, or would if there were a processor for it.
+pub fn is_runnable(pid: i32, thread: i32) -> bool {
+    state(&format!("/proc/{pid}/task/{thread}")) == Some('R')
+}
+
 /// All processes whose command line contains a text, this one excepted. A zombie has no command line.
 pub fn mentioning(text: &str) -> Vec<i32> {
     let mut found = Vec::new();
