@@ -142,6 +142,8 @@ impl Pair {
             let output = run("umount", &[mount.to_str().unwrap()]);
             assert!(output.status.success(), "{output:?}");
         }
+        // Somebody's new mount namespace may have a copy of the mount: a plain sshfs would serve that.
+        process::signal(self.sshfs.id().cast_signed(), Signal::SIGTERM);
         wait("sshfs ends", || self.sshfs.try_wait().unwrap().is_some());
         wait("steadfs ends", || self.steadfs.try_wait().unwrap().is_some());
         let parts = Parts::of(self.directory());
