@@ -158,9 +158,11 @@ fn a_directory_of_a_million_entries_is_listed_whole_while_it_changes() {
     });
     lap("listed while it changed");
     drop(listing);
-    // How many names the kernel remembers is chance.
-    super::rig::forget_names();
-    crate::lab::wait("the memory is given back", || memory(&local, "VmRSS") < before + (cost / 2).max(32 << 20));
+    crate::lab::wait("the memory is given back", || {
+        // How many names the kernel remembers is chance, and it may keep some when it is told to forget all.
+        super::rig::forget_names();
+        memory(&local, "VmRSS") < before + (cost / 2).max(32 << 20)
+    });
     println!("        afterwards it has {} MiB more than before", memory(&local, "VmRSS").saturating_sub(before) >> 20);
     local.end();
     lap("removed");
