@@ -19,10 +19,12 @@ const CLOSING: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_millis(32);
 
 /// What a directory held that was not empty for the backing.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 enum Inside {
     /// Something that stays.
     Others,
+    /// What looks like a hidden file of another overlay, or was one of ours that has just been removed.
+    Foreign(PathBuf),
     /// Nothing at all: what was hidden there has gone meanwhile, with a last close.
     Nothing,
     /// Hidden files, which are gone now or may be in a moment.
@@ -56,16 +58,26 @@ impl Overlay {
     ) -> OpResult<()> {
         let until = Instant::now() + CLOSING;
         let mut pauses = [0, 0, 1, 2, 4, 8, 16].map(Duration::from_millis).into_iter();
-        let mut was_empty = false;
+        let mut was = None;
         loop {
             let result = go();
             // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
             let Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES) = result else { return result };
             let inside = self.clear_hidden(tree, parent, name, path)?;
-            if inside == Inside::Others || (was_empty && inside == Inside::Nothing) || Instant::now() > until {
+            // Hidden files go with last closes: what one look has seen may have gone since.
+            let stays = match &inside {
+                Inside::Others => true,
+                Inside::Hidden => false,
+                Inside::Nothing | Inside::Foreign(_) => was.as_ref() == Some(&inside),
+            };
+            if stays || Instant::now() > until {
+                if let Inside::Foreign(place) = inside {
+                    let (path, place) = (path.display(), place.display());
+                    self.tell(format!("{path} is not empty: {place} is a hidden file of another overlay"));
+                }
                 return result;
             }
-            was_empty = inside == Inside::Nothing;
+            was = Some(inside);
             std::thread::sleep(pauses.next().unwrap_or(LONGEST_PAUSE));
         }
     }
@@ -92,12 +104,7 @@ impl Overlay {
         }
         let ours = |name: &OsStr| is_left_by_libfuse(name) || self.hidden_journal.has(name);
         if let Some(foreign) = entries.iter().find(|entry| !ours(&entry.name)) {
-            self.tell(format!(
-                "{} is not empty: {} is a hidden file of another overlay",
-                path.display(),
-                path.join(&foreign.name).display()
-            ));
-            return Ok(Inside::Others);
+            return Ok(Inside::Foreign(path.join(&foreign.name)));
         }
         let directory = self.nodes.node(parent, name);
         for entry in &entries {
