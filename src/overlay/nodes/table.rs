@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
+use std::hash::Hash;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -21,6 +22,8 @@ pub(super) const OWN: u64 = 1 << 63;
 /// From there on they were made by a daemon that did not know what the kernel still holds of its predecessor's: nobody counts
 /// that far. Then no inode number is known to be free.
 pub(super) const BLIND: u64 = OWN + (1 << 48);
+/// No map is made shorter than for so many.
+const FEW: usize = 1024;
 /// Lives of a node id are told apart up to that; the kernel keeps an int.
 const LIVES: u32 = i32::MAX as u32;
 
@@ -317,5 +320,16 @@ impl Table {
                 self.by_identity.remove(&identity);
             }
         }
+        give_back(&mut self.nodes);
+        give_back(&mut self.by_name);
+        give_back(&mut self.by_identity);
+    }
+}
+
+/// A map keeps the room of its fullest time by itself. To move what is left costs less than it took to remove the rest.
+fn give_back<K: Eq + Hash, V>(map: &mut HashMap<K, V>) {
+    let left = map.len().max(FEW);
+    if map.capacity() > 8 * left {
+        map.shrink_to(2 * left);
     }
 }

@@ -441,3 +441,19 @@ fn a_path_is_as_long_as_it_is_and_a_file_has_as_many_names_as_it_has() {
     names.iter().for_each(|name| nodes.removed(ROOT, OsStr::new(name)));
     assert_eq!(path(&nodes, all[0]), Err(Errno::ENOENT));
 }
+
+#[test]
+fn the_room_of_many_nodes_is_given_back_when_they_are_forgotten() {
+    let nodes = Nodes::new(true, PathBuf::new(), Notes::nowhere());
+    let all: Vec<u64> = (0..50_000).map(|number| file(&nodes, ROOT, &format!("n{number}"), number + 10)).collect();
+    let room = || {
+        let table = nodes.table.lock();
+        [table.nodes.capacity(), table.by_name.capacity(), table.by_identity.capacity()]
+    };
+    assert!(room().iter().all(|&room| room >= 50_000));
+    for &node in &all[..49_000] {
+        nodes.forget(node, 1);
+    }
+    assert!(room().iter().all(|&room| room < 50_000 / 4), "{:?}", room());
+    assert_eq!(path(&nodes, all[49_500]), Ok("n49500".into()));
+}
