@@ -179,20 +179,7 @@ fn check_at_rest(lab: &Lab, before: Needs) {
     assert_eq!((parts.keepers().len(), parts.daemons().len()), (1, 1));
     assert_eq!((lab.clients("sshfs").len(), lab.clients("ssh").len()), (1, 1));
     // Nobody waits for the removal.
-    wait("no hidden name is left", || hidden_below(&lab.store).is_empty());
-}
-
-fn hidden_below(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(hidden_below(&path));
-        } else if path.file_name().unwrap().to_str().unwrap().starts_with(".steadfs-hidden") {
-            found.push(path);
-        }
-    }
-    found
+    wait("no hidden name is left", || lab::tree::named_below(&lab.store, ".steadfs-hidden").is_empty());
 }
 
 /// KiB of anonymous memory that a daemon may have more when it is at rest than before it did anything.

@@ -5,8 +5,9 @@ mod lab;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use lab::tree::named_below;
 use lab::{Lab, run_ok, wait};
 
 lab::also_runs_as!(agent_process: lab::agents::main);
@@ -22,20 +23,6 @@ fn unlinked(path: &Path) -> File {
     file
 }
 
-fn hidden_below(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(hidden_below(&path));
-        } else if entry.file_name().to_str().unwrap().contains("hidden") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
 #[test]
 fn a_killed_steadfs_leaves_a_clean_store_once_it_is_started_again() {
     let mut lab = Lab::new("");
@@ -46,7 +33,7 @@ fn a_killed_steadfs_leaves_a_clean_store_once_it_is_started_again() {
     mount.arg(lab.source()).arg(&other).args(["-o", &format!("guard=no,{}", lab.sshd.client_options())]);
     assert!(mount.status().unwrap().success());
     let theirs = unlinked(&other.join("theirs"));
-    let foreign = hidden_below(&lab.store);
+    let foreign = named_below(&lab.store, "hidden");
     assert_eq!(foreign.len(), 1);
 
     std::fs::create_dir_all(lab.hot.join("jobs/a")).unwrap();
@@ -54,23 +41,23 @@ fn a_killed_steadfs_leaves_a_clean_store_once_it_is_started_again() {
     std::fs::write(lab.hot.join("jobs/state.tmp"), "new").unwrap();
     std::fs::rename(lab.hot.join("jobs/state.tmp"), lab.hot.join("jobs/state")).unwrap();
     std::fs::rename(lab.hot.join("jobs"), lab.hot.join("done")).unwrap();
-    assert_eq!(hidden_below(&lab.store).len(), 4);
+    assert_eq!(named_below(&lab.store, "hidden").len(), 4);
     lab.kill_daemon();
     drop(files);
-    assert_eq!(hidden_below(&lab.store).len(), 4, "nobody was left to remove them");
+    assert_eq!(named_below(&lab.store, "hidden").len(), 4, "nobody was left to remove them");
 
     let again = lab.mount_command("-f", "");
     lab.serve(again);
     lab.wait_state("live");
     // It is live before it is mounted, and what `serve` has found may be the dead mount, which is detached before that.
     wait("it is mounted", || std::fs::read_to_string(lab.hot.join("done/state")).is_ok());
-    wait("the store is clean", || hidden_below(&lab.store) == foreign);
+    wait("the store is clean", || named_below(&lab.store, "hidden") == foreign);
     assert_eq!(std::fs::read_to_string(lab.hot.join("done/state")).unwrap(), "new");
     let mut text = [0; 4];
     theirs.read_exact_at(&mut text, 0).unwrap();
     assert_eq!(&text, b"kept");
     drop(theirs);
-    wait("its owner removes it", || hidden_below(&lab.store).is_empty());
+    wait("its owner removes it", || named_below(&lab.store, "hidden").is_empty());
     run_ok("umount", &[other.to_str().unwrap()]);
     lab.umount();
 }

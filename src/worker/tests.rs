@@ -232,7 +232,6 @@ fn a_worker_that_a_killed_daemon_left_paused_is_let_go_at_the_first_steady_momen
 fn a_successor_in_the_same_outage_tells_the_worker_nothing_twice() {
     let rig = rig();
     rig.killed_while_paused();
-    rig.wait(|| Note::new(rig.note()).read().is_some_and(|note| note.stage == pause::Stage::Paused));
     let worker = Worker::succeed_with(&rig.config, Path::new("/hot"), &rig.watch, rig.note()).expect("it starts");
     assert_eq!(worker.report().reason.as_deref(), Some("probe_late"));
     rig.overdue();
@@ -474,7 +473,6 @@ fn a_longer_steady_time_is_waited_for_and_hooks_follow_when_everybody_is_let_go(
 fn a_note_of_an_earlier_version_is_understood() {
     let rig = rig();
     rig.killed_while_paused();
-    rig.wait(|| Note::new(rig.note()).read().is_some_and(|note| note.stage == pause::Stage::Paused));
     let text = std::fs::read(rig.note()).expect("it is there");
     let mut note: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
     for newer in ["pair", "workers", "after"] {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::parts::Parts;
 use super::relay::Relay;
-use super::{PATIENCE, control, mount_of, process, sweep, wait};
+use super::{PATIENCE, control, mount_of, process, sweep, tree, wait};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(3);
@@ -131,7 +131,7 @@ impl Relayed {
             let calm = calm.iter().all(|field| status.pointer(field) == Some(&0.into())) && status["state"] == "live";
             let mut open = if calm { self.open_on_server() } else { Vec::new() };
             // What is removed after its last close is removed by nobody who waits.
-            open.extend(hidden_below(&self.store));
+            open.extend(tree::named_below(&self.store, ".steadfs-hidden-"));
             if calm && open.is_empty() {
                 return Ok(());
             }
@@ -198,17 +198,4 @@ impl Drop for Relayed {
             sweep::directory(directory.path());
         }
     }
-}
-
-/// Names under which files that were unlinked while open go on. What vanishes while it is looked at is none.
-fn hidden_below(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(b".steadfs-hidden-") {
-            found.push(entry.path());
-        } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(hidden_below(&entry.path()));
-        }
-    }
-    found
 }

@@ -18,6 +18,20 @@ pub fn of(root: &Path) -> Tree {
     tree
 }
 
+/// Files below a directory whose name has that in it, sorted. What vanishes while it is looked at is none.
+pub fn named_below(directory: &Path, part: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(named_below(&entry.path(), part));
+        } else if entry.file_name().to_string_lossy().contains(part) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
+
 fn add(root: &Path, directory: &Path, tree: &mut Tree) {
     for entry in std::fs::read_dir(root.join(directory)).unwrap().map(Result::unwrap) {
         let path = directory.join(entry.file_name());
