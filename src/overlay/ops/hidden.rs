@@ -60,6 +60,8 @@ impl Overlay {
         let mut pauses = [0, 0, 1, 2, 4, 8, 16].map(Duration::from_millis).into_iter();
         let mut was = None;
         loop {
+            // Before the attempt: a look takes as long as the removal that it waits behind, and what it finds is tried once more.
+            let is_last = Instant::now() > until;
             let result = go();
             // SFTP has no word for ENOTEMPTY: sshfs makes EPERM of the server's general failure.
             let Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::EPERM | Errno::EACCES) = result else { return result };
@@ -70,7 +72,7 @@ impl Overlay {
                 Inside::Hidden => false,
                 Inside::Nothing | Inside::Foreign(_) => was.as_ref() == Some(&inside),
             };
-            if stays || Instant::now() > until {
+            if stays || is_last {
                 if let Inside::Foreign(place) = inside {
                     let (path, place) = (path.display(), place.display());
                     self.tell(format!("{path} is not empty: {place} is a hidden file of another overlay"));
