@@ -23,7 +23,7 @@ use crate::gate::policy::raises_doubt;
 /// What statfs(2) gives before anybody has said how much there is: 1000 GiB and all of it free, as sshfs shows a server that does
 /// not say (sshfs_statfs in sshfs.c). Nothing can be divided by zero; and "full" would have programs delete what they need, or
 /// give up, where the write itself waits for the backing or says what is wrong.
-pub(super) const UNKNOWN_SPACE: StatFs = StatFs {
+const UNKNOWN_SPACE: StatFs = StatFs {
     blocks: (1000 << 30) / 4096,
     blocks_free: (1000 << 30) / 4096,
     blocks_available: (1000 << 30) / 4096,
@@ -192,12 +192,17 @@ impl Overlay {
         Err(Errno::ESTALE)
     }
 
+    /// Figures of space as they were last, or something that makes sense as long as nobody has said any.
+    pub(super) fn known_space(&self) -> StatFs {
+        self.last_statfs.lock().unwrap_or(UNKNOWN_SPACE)
+    }
+
     /// Where figures of space are the local filesystem's, asks it for them. May block as long as that does: for a thread that
     /// nobody waits for, now and then.
     pub fn look_at_local_space(&self) {
         let Some(local) = self.local_space.lock().clone() else { return };
         match local.figures() {
-            Ok(figures) => *self.last_statfs.lock() = figures,
+            Ok(figures) => *self.last_statfs.lock() = Some(figures),
             Err(error) => tracing::debug!(%error, "the local filesystem does not say how much space it has"),
         }
     }

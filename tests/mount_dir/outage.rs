@@ -250,6 +250,15 @@ fn what_is_not_known_of_the_root_is_not_remembered_by_the_kernel() {
 }
 
 #[test]
+fn figures_that_nobody_has_asked_for_are_known_in_an_outage() {
+    let rig = Rig::new(SSHFS);
+    assert!(rig.control().calls(Call::StatFs) > 0, "before there is one");
+    rig.outage();
+    let (there, shown) = (rig.cold(""), nix::sys::statvfs::statvfs(rig.mountpoint()).unwrap());
+    assert_eq!(shown.blocks(), nix::sys::statvfs::statvfs(&there).unwrap().blocks());
+}
+
+#[test]
 fn figures_before_the_first_answer_make_sense() {
     let rig = Rig::silent(SSHFS);
     let started = Instant::now();

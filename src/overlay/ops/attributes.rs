@@ -137,7 +137,7 @@ impl Overlay {
     /// FUSE_STATFS: always answered, so that a `df` never hangs.
     pub fn statfs(self: &Arc<Self>, asked: Asked, reply: ReplyStatfs) {
         if self.local_space.lock().is_some() || self.gate.in_outage() {
-            return reply_statfs(&self.last_statfs.lock(), reply);
+            return reply_statfs(&self.known_space(), reply);
         }
         let (worker, replier) = (Arc::clone(self), Arc::clone(self));
         self.submit_on(
@@ -145,16 +145,16 @@ impl Overlay {
             Terms { limit: Some(ALWAYS_WITHIN), ..Terms::of(Op::Statfs, Class::Meta) },
             move |context| {
                 let figures = context.generation.tree().stat_fs()?;
-                *worker.last_statfs.lock() = figures;
+                *worker.last_statfs.lock() = Some(figures);
                 Ok(figures)
             },
-            move |result| reply_statfs(&result.unwrap_or_else(|_| *replier.last_statfs.lock()), reply),
+            move |result| reply_statfs(&result.unwrap_or_else(|_| replier.known_space()), reply),
         );
     }
 
     /// After a repair, in the background: what is answered in an outage has to be known before there is one.
     pub(in crate::overlay) fn learn_what_is_always_answered(self: &Arc<Self>) {
-        let figures = self.local_space.lock().is_none() && self.last_statfs.lock().blocks == 0;
+        let figures = self.local_space.lock().is_none() && self.last_statfs.lock().is_none();
         if !figures && self.last_root.lock().is_some() {
             return;
         }
@@ -169,7 +169,7 @@ impl Overlay {
                     *overlay.last_root.lock() = Some(attr);
                 }
                 if let Some(found) = figures.then(|| tree.stat_fs().ok()).flatten() {
-                    *overlay.last_statfs.lock() = found;
+                    *overlay.last_statfs.lock() = Some(found);
                 }
                 Ok(())
             },

@@ -237,7 +237,9 @@ impl Overlay {
     pub fn write(self: &Arc<Self>, asked: Asked, handle: u64, mut place: Place, data: &[u8], reply: ReplyWrite) {
         let Ok(file) = self.files.get(handle) else { return reply.error(fuser::Errno::EIO) };
         let mut data = data.to_vec();
-        if let Some(written) = self.write_at_once(&file, place, &mut data) {
+        // One that a predecessor may have taken in has to be looked for first.
+        let at_once = if asked.again() { None } else { self.write_at_once(&file, place, &mut data) };
+        if let Some(written) = at_once {
             self.gate.stats().bytes_written.fetch_add(written as u64, Relaxed);
             reply.written(u32::try_from(written).unwrap_or(u32::MAX));
             return self.after_write(&file.inode);
